@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds and loads the codec that a checkpoint's ``model_type`` names."""
+
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedConfig
+
+from vllm.multistream.codecs.base import Codec
+from vllm.multistream.codecs.transformers_codecs import (
+    DacCodec,
+    EncodecCodec,
+    MimiCodec,
+    XcodecCodec,
+)
+
+
+class LoadableCodec(Protocol):
+    """What can be registered: a codec class that loads itself."""
+
+    def from_pretrained(
+        self,
+        name_or_path: str,
+        *,
+        num_codebooks: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+    ) -> Codec: ...
+
+
+_CODECS: dict[str, LoadableCodec] = {
+    "dac": DacCodec,
+    "encodec": EncodecCodec,
+    "mimi": MimiCodec,
+    "xcodec": XcodecCodec,
+}
+
+
+def register_codec(model_type: str, codec_class: LoadableCodec) -> None:
+    """Make ``load_codec`` use a class for checkpoints whose config.json has this ``model_type``.
+
+    Raises:
+        ValueError: another class is registered under the name.
+    """
+    registered = _CODECS.setdefault(model_type, codec_class)
+    if registered is not codec_class:
+        raise ValueError(f"model_type {model_type!r} is already registered, as {registered}")
+
+
+def registered_model_types() -> list[str]:
+    """The model types that ``load_codec`` accepts, sorted."""
+    return sorted(_CODECS)
+
+
+def load_codec(
+    name_or_path: str,
+    *,
+    num_codebooks: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+) -> Codec:
+    """Load a codec.
+
+    Args:
+        name_or_path: a folder with config.json and model.safetensors, or a hub id.
+        num_codebooks: how many codebooks to use, from the first on; default all.
+        device: where the codec runs.
+        dtype: of the weights and of the computation; decoded samples are float32 in any case.
+        revision: branch, tag or commit, of a hub id; default its main branch.
+
+    Raises:
+        ValueError: the codec cannot be found, is of an unknown kind or incomplete, or
+            ``num_codebooks`` is out of its range.
+    """
+    name_or_path = str(name_or_path)
+    not_found = f"codec {name_or_path!r} must be a folder with a config.json or a hub id"
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(name_or_path, revision=revision or "main")
+    except OSError as error:
+        raise ValueError(f"{not_found}: {error}") from error
+    if not config:
+        raise ValueError(not_found)
+    model_type = config.get("model_type")
+    if model_type not in _CODECS:
+        raise ValueError(
+            f"codec {name_or_path!r} has model_type {model_type!r}, "
+            f"must be one of {registered_model_types()}"
+        )
+    return _CODECS[model_type].from_pretrained(
+        name_or_path,
+        num_codebooks=num_codebooks,
+        device=device,
+        dtype=dtype,
+        revision=revision,
+    )

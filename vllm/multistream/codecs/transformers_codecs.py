@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DAC, EnCodec, Mimi and X-codec as implemented by the transformers library.
+
+Each class does what the library's feature extractor and model do with a single clip, so codes and
+samples equal the library's own. What differs from codec to codec is only stated here.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+import transformers
+
+from vllm.multistream.codecs.base import Codec
+
+# The convolutions of EnCodec and Mimi compute their padding in float32, which holds integers
+# exactly only up to here; beyond it the library's frame count goes wrong.
+MAX_SAMPLES_EXACT_PADDING = 2**24
+
+
+def _select_num_codebooks(requested: int | None, lowest: int, highest: int) -> int:
+    if requested is None:
+        return highest
+    is_integer = isinstance(requested, int) and not isinstance(requested, bool)
+    if not is_integer or not lowest <= requested <= highest:
+        raise ValueError(
+            f"num_codebooks must be an integer in [{lowest}, {highest}], got {requested!r}"
+        )
+    return requested
+
+
+def _smallest_sufficient_bandwidth(quantizer: Any, bandwidths: Any, num_codebooks: int) -> float:
+    """The cheapest of a model's bandwidths (kbit/s) that has at least so many codebooks.
+
+    Residual quantizers work in order, so surplus codebooks can be dropped afterwards.
+    """
+    return min(
+        bandwidth
+        for bandwidth in bandwidths
+        if quantizer.get_num_quantizers_for_bandwidth(bandwidth) >= num_codebooks
+    )
+
+
+class TransformersCodec(Codec):
+    """A codec whose computation is a model of the transformers library.
+
+    Attributes:
+        model: the transformers model, in eval mode, on ``device``.
+    """
+
+    model_class_name: str
+    """Name of the model's class in the transformers library."""
+
+    def __init__(self, model: Any, *, num_codebooks: int | None = None) -> None:
+        """Wrap a loaded model.
+
+        Args:
+            model: a model of the class ``model_class_name``; put into eval mode.
+            num_codebooks: how many of its codebooks to use, from the first on; default all.
+
+        Raises:
+            ValueError: ``num_codebooks`` out of range, or a model of a kind that does not fit the
+                interface (stereo, or codes that need side information).
+        """
+        self._check_model(model)
+        lowest, highest = self._num_codebooks_range(model)
+        super().__init__(
+            sample_rate=self._sample_rate(model.config),
+            samples_per_frame=self._samples_per_frame(model.config),
+            num_codebooks=_select_num_codebooks(num_codebooks, lowest, highest),
+            codebook_size=int(model.config.codebook_size),
+            device=model.device,
+        )
+        self.model = model.eval().requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str,
+        *,
+        num_codebooks: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        revision: str | None = None,
+    ) -> "TransformersCodec":
+        """Load from a folder or a hub id; see ``registry.load_codec``."""
+        model_class = getattr(transformers, cls.model_class_name)
+        model, loading = model_class.from_pretrained(
+            name_or_path,
+            revision=revision or "main",
+            dtype=dtype,
+            output_loading_info=True,
+        )
+        # The library fills weights that a checkpoint lacks with random numbers and only warns.
+        if missing := sorted(loading["missing_keys"]):
+            raise ValueError(
+                f"codec {name_or_path!r} lacks {len(missing)} weights of {cls.model_class_name}, "
+                f"the first is {missing[0]!r}"
+            )
+        return cls(model.to(device), num_codebooks=num_codebooks)
+
+    @staticmethod
+    def _check_model(model: Any) -> None:
+        """Refuse a model that cannot be driven through the interface."""
+        channels = getattr(model.config, "audio_channels", 1)
+        if channels != 1:
+            raise ValueError(f"codec: audio_channels must be 1, got {channels}")
+
+    @staticmethod
+    @abstractmethod
+    def _num_codebooks_range(model: Any) -> tuple[int, int]:
+        """Smallest and greatest number of codebooks that can be used."""
+
+    @staticmethod
+    def _sample_rate(config: Any) -> int:
+        return int(config.sampling_rate)
+
+    @staticmethod
+    def _samples_per_frame(config: Any) -> int:
+        return int(config.hop_length)
+
+    @abstractmethod
+    def _model_encode(self, samples: torch.Tensor) -> torch.Tensor:
+        """Encode ``[1, 1, num_samples]`` to ``[1, at least num_codebooks, num_frames]``."""
+
+    @abstractmethod
+    def _model_decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Decode ``[batch, num_codebooks, num_frames]`` to ``[batch, (1,) any length]``."""
+
+    def _encode(self, samples: torch.Tensor) -> torch.Tensor:
+        codes = self._model_encode(samples.to(self.model.dtype)[None, None])
+        return codes[0, : self.num_codebooks].T
+
+    def _decode(self, codes: torch.Tensor) -> torch.Tensor:
+        samples = self._model_decode(codes.transpose(1, 2).contiguous())
+        return samples.reshape(codes.shape[0], -1)
+
+    def _pad_to_whole_frames(self, samples: torch.Tensor) -> torch.Tensor:
+        """Append zeros up to a multiple of ``samples_per_frame``."""
+        return torch.nn.functional.pad(samples, (0, -samples.shape[-1] % self.samples_per_frame))
+
+
+class DacCodec(TransformersCodec):
+    """Descript Audio Codec.
+
+    Encoding pads the clip with zeros to whole frames, as its feature extractor does. With odd
+    strides the decoder returns fewer samples than its frames stand for (8 fewer with strides 2, 4,
+    5, 8); they are missing at the end, where zeros take their place.
+    """
+
+    model_class_name = "DacModel"
+
+    @staticmethod
+    def _num_codebooks_range(model: Any) -> tuple[int, int]:
+        return 1, int(model.config.n_codebooks)
+
+    def _model_encode(self, samples: torch.Tensor) -> torch.Tensor:
+        samples = self._pad_to_whole_frames(samples)
+        return self.model.encode(samples, n_quantizers=self.num_codebooks).audio_codes
+
+    def _model_decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.model.decode(audio_codes=codes).audio_values
+
+
+class EncodecCodec(TransformersCodec):
+    """EnCodec, the mono models (24 kHz, 32 kHz).
+
+    The encoder completes the last frame itself. The 48 kHz model does not fit: it is stereo and
+    sends a loudness per chunk next to the codes.
+    """
+
+    model_class_name = "EncodecModel"
+
+    @staticmethod
+    def _check_model(model: Any) -> None:
+        TransformersCodec._check_model(model)
+        for field, accepted in (("normalize", False), ("chunk_length_s", None)):
+            value = getattr(model.config, field)
+            if value != accepted:
+                raise ValueError(f"codec: {field} must be {accepted}, got {value}")
+
+    @staticmethod
+    def _num_codebooks_range(model: Any) -> tuple[int, int]:
+        return 1, int(model.config.num_quantizers)
+
+    def _model_encode(self, samples: torch.Tensor) -> torch.Tensor:
+        _check_exact_padding(samples.shape[-1])
+        bandwidth = _smallest_sufficient_bandwidth(
+            self.model.quantizer, self.model.config.target_bandwidths, self.num_codebooks
+        )
+        return self.model.encode(samples, bandwidth=bandwidth).audio_codes[0]
+
+    def _model_decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.model.decode(codes[None], [None]).audio_values
+
+
+class MimiCodec(TransformersCodec):
+    """Mimi. The encoder completes the last frame itself.
+
+    At least the semantic codebooks (the first one, in the published model) must be used.
+    """
+
+    model_class_name = "MimiModel"
+
+    @staticmethod
+    def _check_model(model: Any) -> None:
+        TransformersCodec._check_model(model)
+        if model.downsample is None:
+            raise ValueError(
+                "codec: frame_rate must be half of sampling_rate / product of upsampling_ratios, "
+                f"got {model.config.frame_rate}"
+            )
+
+    @staticmethod
+    def _num_codebooks_range(model: Any) -> tuple[int, int]:
+        return int(model.config.num_semantic_quantizers), int(model.config.num_quantizers)
+
+    @staticmethod
+    def _samples_per_frame(config: Any) -> int:
+        return int(config.frame_size)
+
+    def _model_encode(self, samples: torch.Tensor) -> torch.Tensor:
+        _check_exact_padding(samples.shape[-1])
+        return self.model.encode(
+            samples, num_quantizers=self.num_codebooks, use_streaming=False
+        ).audio_codes
+
+    def _model_decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.model.decode(codes).audio_values
+
+
+class XcodecCodec(TransformersCodec):
+    """X-codec: an acoustic (DAC) and a semantic (HuBERT) encoder that share one quantizer.
+
+    Encoding pads the clip with zeros to whole frames, as its feature extractor does.
+    """
+
+    model_class_name = "XcodecModel"
+
+    @staticmethod
+    def _num_codebooks_range(model: Any) -> tuple[int, int]:
+        return 1, int(model.config.num_quantizers)
+
+    @staticmethod
+    def _sample_rate(config: Any) -> int:
+        return int(config.sample_rate)
+
+    def _model_encode(self, samples: torch.Tensor) -> torch.Tensor:
+        bandwidth = _smallest_sufficient_bandwidth(
+            self.model.quantizer, self.model.config.target_bandwidths, self.num_codebooks
+        )
+        samples = self._pad_to_whole_frames(samples)
+        return self.model.encode(samples, bandwidth=bandwidth).audio_codes
+
+    def _model_decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return self.model.decode(codes).audio_values
+
+
+def _check_exact_padding(num_samples: int) -> None:
+    if num_samples > MAX_SAMPLES_EXACT_PADDING:
+        raise ValueError(
+            f"samples must be at most {MAX_SAMPLES_EXACT_PADDING} long, got {num_samples}"
+        )

@@ -1,0 +1,362 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stream layout of a model, as a value that is validated once when it is built.
+
+A layout says everything the engine must know about the tokens of a multi-stream model: how many
+streams there are and how far each is delayed, which ids each stream may emit, which ids are pads,
+which phases a request goes through and which tokens move it from one phase to the next. It is read
+from the `stream_layout` object of a checkpoint's config.json.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+END = "end"
+"""Name of the pseudo-phase in which a request is finished."""
+
+MAX_STREAMS = 64
+
+
+class LayoutError(ValueError):
+    """A stream layout that contradicts itself. The message names the field and the accepted range."""
+
+
+class PhaseKind(IntEnum):
+    """What a phase emits: ordinary text on stream 0, or codec frames on all streams."""
+
+    TEXT = 0
+    AUDIO = 1
+
+
+class DelayScope(IntEnum):
+    """Whether delays run through the whole sequence or start anew in every audio segment.
+
+    SEQUENCE: the delayed tail of an audio segment lies beside the tokens that follow it.
+    SEGMENT: stream 0 is padded after an audio segment until its last stream has caught up.
+    """
+
+    SEQUENCE = 0
+    SEGMENT = 1
+
+
+@dataclass(frozen=True)
+class Transition:
+    """What happens when stream 0 emits `token` in a phase.
+
+    The tokens of `forced` are emitted next, one per step, whatever the logits say; then the request
+    is in phase `to`, or finished if `to` is "end".
+    """
+
+    token: int
+    to: str
+    forced: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase of a request.
+
+    A prompt whose last begin token is in `begin_tokens` starts generation in this phase.
+    """
+
+    name: str
+    kind: PhaseKind
+    begin_tokens: tuple[int, ...] = ()
+    transitions: tuple[Transition, ...] = ()
+
+
+@dataclass(frozen=True)
+class StreamLayout:
+    """Streams, delays, vocabulary slices, special tokens and phases of a model.
+
+    Args:
+        delays: steps that each stream runs behind, at least 0, and 0 for stream 0; its length is the
+            number of streams.
+        vocabulary_size: number of ids the backbone embeds.
+        slices: per stream the half-open range [begin, end) of codec ids that it may emit.
+        pad_token_ids: per stream the id it carries where it has nothing to say.
+        phases: the phases, at least one; the first is where generation starts when the prompt holds
+            no begin token.
+        text_slice: half-open range of text ids, or None for a model without text.
+        codebook_streams: the streams whose ids are the codec's codes, in the codec's order; a code
+            is the id minus the begin of the stream's slice. Default: all streams.
+        delay_scope: see DelayScope.
+
+    Raises:
+        LayoutError: naming the field and the accepted range.
+    """
+
+    delays: tuple[int, ...]
+    vocabulary_size: int
+    slices: tuple[tuple[int, int], ...]
+    pad_token_ids: tuple[int, ...]
+    phases: tuple[Phase, ...]
+    text_slice: tuple[int, int] | None = None
+    codebook_streams: tuple[int, ...] = ()
+    delay_scope: DelayScope = DelayScope.SEQUENCE
+    _phase_by_name: dict[str, int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.codebook_streams:
+            object.__setattr__(self, "codebook_streams", tuple(range(len(self.delays))))
+        object.__setattr__(self, "_phase_by_name", {p.name: i for i, p in enumerate(self.phases)})
+        _validate(self)
+
+    @property
+    def num_streams(self) -> int:
+        """Number of streams K."""
+        return len(self.delays)
+
+    @property
+    def max_delay(self) -> int:
+        """Steps after which the last stream starts."""
+        return max(self.delays)
+
+    @property
+    def num_flush_steps(self) -> int:
+        """Most steps a request runs on after stream 0 ended, until the last stream has ended too."""
+        return self.max_delay if self.has_audio else 0
+
+    @property
+    def has_audio(self) -> bool:
+        """Whether any phase emits codec frames."""
+        return any(phase.kind is PhaseKind.AUDIO for phase in self.phases)
+
+    @property
+    def has_text(self) -> bool:
+        """Whether any phase emits text."""
+        return any(phase.kind is PhaseKind.TEXT for phase in self.phases)
+
+    @property
+    def text_can_follow_audio(self) -> bool:
+        """Whether a request may emit text after it emitted audio."""
+        reached = {
+            t.to for p in self.phases if p.kind is PhaseKind.AUDIO for t in p.transitions
+        }
+        frontier = list(reached)
+        while frontier:
+            name = frontier.pop()
+            if name == END:
+                continue
+            phase = self.phases[self.phase_index(name)]
+            if phase.kind is PhaseKind.TEXT:
+                return True
+            for transition in phase.transitions:
+                if transition.to not in reached:
+                    reached.add(transition.to)
+                    frontier.append(transition.to)
+        return False
+
+    def phase_index(self, name: str) -> int:
+        """Index of the phase called `name`; KeyError if there is none."""
+        return self._phase_by_name[name]
+
+    def is_text(self, token: int) -> bool:
+        """Whether `token` is a text id."""
+        return self.text_slice is not None and self.text_slice[0] <= token < self.text_slice[1]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "StreamLayout":
+        """Build a layout from the `stream_layout` object of a config.json.
+
+        `pad_token_ids` may be one id for all streams. Unknown keys are refused.
+        """
+        known = {
+            "delays", "vocabulary_size", "slices", "pad_token_ids", "phases", "text_slice",
+            "codebook_streams", "delay_scope",
+        }  # fmt: skip
+        _refuse_unknown("stream_layout", data, known)
+        for name in ("delays", "vocabulary_size", "slices", "pad_token_ids", "phases"):
+            if name not in data:
+                raise LayoutError(f"stream_layout.{name} is missing")
+        delays = _integers("stream_layout.delays", data["delays"])
+        pads = data["pad_token_ids"]
+        pads = [pads] * len(delays) if isinstance(pads, int) else pads
+        scope = str(data.get("delay_scope", "sequence")).upper()
+        if scope not in DelayScope.__members__:
+            raise LayoutError(
+                f"stream_layout.delay_scope must be 'sequence' or 'segment', not {scope.lower()!r}"
+            )
+        text_slice = data.get("text_slice")
+        return cls(
+            delays=delays,
+            vocabulary_size=_integer("stream_layout.vocabulary_size", data["vocabulary_size"]),
+            slices=tuple(
+                _range(f"stream_layout.slices[{k}]", pair) for k, pair in enumerate(data["slices"])
+            ),
+            pad_token_ids=_integers("stream_layout.pad_token_ids", pads),
+            phases=tuple(
+                _phase(f"stream_layout.phases[{i}]", p) for i, p in enumerate(data["phases"])
+            ),
+            text_slice=None if text_slice is None else _range("stream_layout.text_slice", text_slice),
+            codebook_streams=_integers(
+                "stream_layout.codebook_streams", data.get("codebook_streams", ())
+            ),
+            delay_scope=DelayScope[scope],
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The inverse of `from_dict`, made of plain JSON values."""
+        return {
+            "delays": list(self.delays),
+            "vocabulary_size": self.vocabulary_size,
+            "slices": [list(pair) for pair in self.slices],
+            "pad_token_ids": list(self.pad_token_ids),
+            "text_slice": None if self.text_slice is None else list(self.text_slice),
+            "codebook_streams": list(self.codebook_streams),
+            "delay_scope": self.delay_scope.name.lower(),
+            "phases": [
+                {
+                    "name": p.name,
+                    "kind": p.kind.name.lower(),
+                    "begin_tokens": list(p.begin_tokens),
+                    "transitions": [
+                        {"token": t.token, "to": t.to, "forced": list(t.forced)}
+                        for t in p.transitions
+                    ],
+                }
+                for p in self.phases
+            ],
+        }
+
+
+def _validate(layout: StreamLayout) -> None:
+    streams = layout.num_streams
+    if not 1 <= streams <= MAX_STREAMS:
+        raise LayoutError(f"delays must have 1 to {MAX_STREAMS} entries, one per stream, not {streams}")
+    for k, delay in enumerate(layout.delays):
+        if delay < 0:
+            raise LayoutError(f"delays[{k}] must be at least 0, not {delay}")
+    if layout.delays[0] != 0:
+        raise LayoutError(
+            f"delays[0] must be 0, not {layout.delays[0]}: stream 0 leads, the others follow its end"
+        )
+    if layout.vocabulary_size < 1:
+        raise LayoutError(f"vocabulary_size must be at least 1, not {layout.vocabulary_size}")
+    for name, values in (("slices", layout.slices), ("pad_token_ids", layout.pad_token_ids)):
+        if len(values) != streams:
+            raise LayoutError(f"{name} must have {streams} entries, one per stream, not {len(values)}")
+    for k, pair in enumerate(layout.slices):
+        _check_range(f"slices[{k}]", pair, layout.vocabulary_size)
+    for k, pad in enumerate(layout.pad_token_ids):
+        _check_token(f"pad_token_ids[{k}]", pad, layout.vocabulary_size)
+        begin, end = layout.slices[k]
+        if begin <= pad < end:
+            raise LayoutError(
+                f"pad_token_ids[{k}] must lie outside slices[{k}] = [{begin}, {end}), not {pad}"
+            )
+    if layout.text_slice is not None:
+        _check_range("text_slice", layout.text_slice, layout.vocabulary_size)
+        for k, (begin, end) in enumerate(layout.slices):
+            if begin < layout.text_slice[1] and layout.text_slice[0] < end:
+                raise LayoutError(f"text_slice must not overlap slices[{k}] = [{begin}, {end})")
+    if len(set(layout.codebook_streams)) != len(layout.codebook_streams):
+        raise LayoutError("codebook_streams must not repeat a stream")
+    for i, stream in enumerate(layout.codebook_streams):
+        if not 0 <= stream < streams:
+            raise LayoutError(f"codebook_streams[{i}] must be in [0, {streams}), not {stream}")
+    _validate_phases(layout)
+
+
+def _validate_phases(layout: StreamLayout) -> None:
+    if not layout.phases:
+        raise LayoutError("phases must have at least one entry")
+    names = [phase.name for phase in layout.phases]
+    if len(set(names)) != len(names):
+        raise LayoutError("phases must have different names")
+    begins: set[int] = set()
+    for i, phase in enumerate(layout.phases):
+        where = f"phases[{i}]"
+        if phase.name == END or not phase.name:
+            raise LayoutError(f"{where}.name must be neither empty nor {END!r}")
+        if phase.kind is PhaseKind.TEXT and layout.text_slice is None:
+            raise LayoutError(f"{where}.kind is text, so text_slice must be given")
+        for j, token in enumerate(phase.begin_tokens):
+            _check_token(f"{where}.begin_tokens[{j}]", token, layout.vocabulary_size)
+            if token in begins:
+                raise LayoutError(f"{where}.begin_tokens[{j}] = {token} begins another phase too")
+            begins.add(token)
+        seen: set[int] = set()
+        for j, transition in enumerate(phase.transitions):
+            spot = f"{where}.transitions[{j}]"
+            _check_token(f"{spot}.token", transition.token, layout.vocabulary_size)
+            if transition.token in seen:
+                raise LayoutError(f"{spot}.token = {transition.token} stands twice in {where}")
+            seen.add(transition.token)
+            own = layout.slices[0] if phase.kind is PhaseKind.AUDIO else layout.text_slice
+            if own is not None and own[0] <= transition.token < own[1]:
+                raise LayoutError(
+                    f"{spot}.token must lie outside the ids that {phase.name!r} emits, "
+                    f"[{own[0]}, {own[1]}), not {transition.token}"
+                )
+            if transition.to != END and transition.to not in names:
+                raise LayoutError(
+                    f"{spot}.to must be {END!r} or one of {names}, not {transition.to!r}"
+                )
+            for m, token in enumerate(transition.forced):
+                _check_token(f"{spot}.forced[{m}]", token, layout.vocabulary_size)
+
+
+def _check_token(name: str, token: int, vocabulary_size: int) -> None:
+    if not 0 <= token < vocabulary_size:
+        raise LayoutError(f"{name} must be in [0, {vocabulary_size}), not {token}")
+
+
+def _check_range(name: str, pair: tuple[int, int], vocabulary_size: int) -> None:
+    if not 0 <= pair[0] < pair[1] <= vocabulary_size:
+        raise LayoutError(
+            f"{name} must be [begin, end) with 0 <= begin < end <= {vocabulary_size}, "
+            f"not {list(pair)}"
+        )
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise LayoutError(f"{name} must be an integer, not {value!r}")
+    return value
+
+
+def _integers(name: str, values: Any) -> tuple[int, ...]:
+    if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
+        raise LayoutError(f"{name} must be a list of integers, not {values!r}")
+    return tuple(_integer(f"{name}[{i}]", value) for i, value in enumerate(values))
+
+
+def _range(name: str, value: Any) -> tuple[int, int]:
+    pair = _integers(name, value)
+    if len(pair) != 2:
+        raise LayoutError(f"{name} must be a pair [begin, end), not {value!r}")
+    return pair[0], pair[1]
+
+
+def _refuse_unknown(name: str, data: Any, known: set[str]) -> None:
+    if not isinstance(data, Mapping):
+        raise LayoutError(f"{name} must be an object, not {data!r}")
+    unknown = sorted(set(data) - known)
+    if unknown:
+        raise LayoutError(f"{name} has unknown keys {unknown}; known are {sorted(known)}")
+
+
+def _phase(name: str, data: Any) -> Phase:
+    _refuse_unknown(name, data, {"name", "kind", "begin_tokens", "transitions"})
+    kind = str(data.get("kind")).upper()
+    if kind not in PhaseKind.__members__:
+        raise LayoutError(f"{name}.kind must be 'text' or 'audio', not {data.get('kind')!r}")
+    transitions = []
+    for j, item in enumerate(data.get("transitions", ())):
+        spot = f"{name}.transitions[{j}]"
+        _refuse_unknown(spot, item, {"token", "to", "forced"})
+        transitions.append(
+            Transition(
+                token=_integer(f"{spot}.token", item.get("token")),
+                to=str(item.get("to")),
+                forced=_integers(f"{spot}.forced", item.get("forced", ())),
+            )
+        )
+    return Phase(
+        name=str(data.get("name", "")),
+        kind=PhaseKind[kind],
+        begin_tokens=_integers(f"{name}.begin_tokens", data.get("begin_tokens", ())),
+        transitions=tuple(transitions),
+    )

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the engine's parts tell each other about streams."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+
+class AudioOutput(msgspec.Struct, array_like=True, gc=False):  # type: ignore[call-arg]
+    """The audio of a finished request.
+
+    Attributes:
+        samples: [num_samples] float32 waveform in [-1, 1], mono.
+        sample_rate: samples per second, in Hz.
+        codes: [num_frames, num_codebooks] int32 codes that the waveform was decoded from.
+    """
+
+    samples: np.ndarray
+    sample_rate: int
+    codes: np.ndarray
+
+    @property
+    def seconds(self) -> float:
+        """Length of the waveform in seconds."""
+        return len(self.samples) / self.sample_rate
+
+
+class StreamInputs(msgspec.Struct, array_like=True, gc=False):  # type: ignore[call-arg]
+    """Front end to scheduler: what a request of a multi-stream model has besides its tokens.
+
+    Attributes:
+        auxiliary_ids: [num_steps, num_streams - 1] int32 ids of streams 1.. in the prompt; rows past
+            the prompt are its delayed tail, with -1 in cells that are free.
+        text_slice: half-open range of text ids, or None for a model without text.
+    """
+
+    auxiliary_ids: np.ndarray
+    text_slice: tuple[int, int] | None
+
+
+@dataclass
+class StreamUpdate:
+    """Scheduler to worker: the auxiliary streams of requests that (re)enter the worker's batch.
+
+    Attributes:
+        auxiliary_ids: per request id [num_steps, num_streams - 1] int32 ids of streams 1.. from
+            position 0 on. Rows past the request's tokens are the prompt's delayed tail, with -1 in
+            cells that are free.
+    """
+
+    auxiliary_ids: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+
+
+@dataclass
+class StreamOutput:
+    """Worker to scheduler: what one step emitted, in the rows of the step's batch.
+
+    Attributes:
+        tokens: [num_rows, num_streams] int32 ids.
+        finish: [num_rows] phases.Finish of each row after the step.
+        audio: per request id the audio of a request that ended in this step.
+        errors: per request id why it must fail.
+    """
+
+    tokens: NDArray[np.int32]
+    finish: NDArray[Any]
+    audio: dict[str, AudioOutput] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Phases as a small table, and the rule that moves requests through it.
+
+A phase of the layout becomes one state; every forced token and every flush (the steps in which the
+delayed streams catch up after stream 0 ended) becomes a state of its own. The rule is written once,
+for whole batches, in operations that numpy and torch share: the worker runs it on the device for
+every step, and `replay` runs it on the host to recover a request's state from its tokens.
+
+Positions are absolute indices into the request's steps (prompt included).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vllm.multistream.layout import END, PhaseKind, StreamLayout
+
+NO_TOKEN = -1
+"""Marks "no forced token" in tables and "free" cells in stream histories."""
+
+
+class StateKind(IntEnum):
+    """What a state does with the streams."""
+
+    TEXT = 0
+    AUDIO = 1
+    FORCED = 2
+    FLUSH = 3
+    DONE = 4
+
+
+class Finish(IntEnum):
+    """Why a request has ended, as the worker tells the scheduler."""
+
+    NOT_FINISHED = 0
+    STOP = 1
+    LENGTH = 2
+    ERROR = 3
+
+
+class PhaseTable:
+    """The states of a layout: `kind`, `next_state`, `forced_token`, `finish` as integer arrays.
+
+    Args:
+        layout: a validated stream layout.
+
+    Attributes:
+        token_class: [vocabulary_size] class of each id; 0 for ids that move no phase.
+        next_state: [num_states, num_classes] state after emitting a token of a class.
+        kind: [num_states] StateKind.
+        forced_token: [num_states] the only token that stream 0 may emit, or NO_TOKEN.
+        after_flush: [num_states] for flush states the state that follows.
+        at_limit: [num_states] state after the last token that max_tokens allows.
+        finish: [num_states] Finish.
+    """
+
+    def __init__(self, layout: StreamLayout) -> None:
+        self.layout = layout
+        self.max_delay = layout.max_delay
+        num_phases = len(layout.phases)
+        self.end_stop = num_phases
+        self.end_length = num_phases + 1
+        self.flush_length = num_phases + 2
+        kind = [
+            StateKind.AUDIO if phase.kind is PhaseKind.AUDIO else StateKind.TEXT
+            for phase in layout.phases
+        ] + [StateKind.DONE, StateKind.DONE, StateKind.FLUSH]
+        forced = [NO_TOKEN] * num_phases + [layout.pad_token_ids[0]] * 3
+        after = list(range(num_phases)) + [self.end_stop, self.end_length, self.end_length]
+
+        def add(state_kind: StateKind, token: int, following: int) -> int:
+            kind.append(state_kind)
+            forced.append(token)
+            after.append(following)
+            return len(kind) - 1
+
+        tokens = sorted({t.token for phase in layout.phases for t in phase.transitions})
+        class_of = {token: index + 1 for index, token in enumerate(tokens)}
+        moves: dict[tuple[int, int], int] = {}
+        for index, phase in enumerate(layout.phases):
+            for transition in phase.transitions:
+                target = (
+                    self.end_stop if transition.to == END else layout.phase_index(transition.to)
+                )
+                for token in reversed(transition.forced):
+                    target = add(StateKind.FORCED, token, target)
+                if phase.kind is PhaseKind.AUDIO:
+                    target = add(StateKind.FLUSH, layout.pad_token_ids[0], target)
+                moves[index, class_of[transition.token]] = target
+
+        states = len(kind)
+        self.token_class = np.zeros(layout.vocabulary_size, np.int64)
+        for token, token_class in class_of.items():
+            self.token_class[token] = token_class
+        self.next_state = np.empty((states, len(tokens) + 1), np.int64)
+        for state in range(states):
+            stays = kind[state] is not StateKind.FORCED
+            self.next_state[state] = state if stays else after[state]
+        for (state, token_class), target in moves.items():
+            self.next_state[state, token_class] = target
+        self.kind = np.array(kind, np.int64)
+        self.forced_token = np.array(forced, np.int64)
+        self.after_flush = np.array(after, np.int64)
+        self.at_limit = np.full(states, self.end_length, np.int64)
+        self.at_limit[self.kind == StateKind.AUDIO] = self.flush_length
+        self.finish = np.full(states, Finish.NOT_FINISHED, np.int64)
+        self.finish[self.end_stop] = Finish.STOP
+        self.finish[self.end_length] = Finish.LENGTH
+
+    @property
+    def num_states(self) -> int:
+        """Number of states."""
+        return len(self.kind)
+
+    @cached_property
+    def kinds_within_one_step(self) -> list[frozenset[StateKind]]:
+        """Per state the kinds it may have after at most one more token, its own included."""
+        reached: list[frozenset[StateKind]] = []
+        for state in range(self.num_states):
+            states = {state, *self.next_state[state].tolist(), int(self.at_limit[state])}
+            states |= {int(self.after_flush[s]) for s in states}
+            reached.append(frozenset(StateKind(int(self.kind[s])) for s in states))
+        return reached
+
+    def ends_request(self, phase_index: int, token: int) -> bool:
+        """Whether `token`, emitted in a phase, ends the request (perhaps after a flush)."""
+        state = int(self.next_state[phase_index, self.token_class[token]])
+        while self.kind[state] in (StateKind.FORCED, StateKind.FLUSH):
+            state = int(self.after_flush[state])
+        return state == self.end_stop
+
+    def on(self, device: torch.device) -> "DeviceTable":
+        """The table as tensors on a device."""
+
+        def move(array: NDArray[np.int64]) -> torch.Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return DeviceTable(
+            token_class=move(self.token_class),
+            next_state=move(self.next_state),
+            kind=move(self.kind),
+            forced_token=move(self.forced_token),
+            after_flush=move(self.after_flush),
+            at_limit=move(self.at_limit),
+            finish=move(self.finish),
+            end_length=self.end_length,
+            flush_length=self.flush_length,
+            max_delay=self.max_delay,
+            where=torch.where,
+        )
+
+    @cached_property
+    def on_host(self) -> "DeviceTable":
+        """The table as numpy arrays."""
+        return DeviceTable(
+            token_class=self.token_class,
+            next_state=self.next_state,
+            kind=self.kind,
+            forced_token=self.forced_token,
+            after_flush=self.after_flush,
+            at_limit=self.at_limit,
+            finish=self.finish,
+            end_length=self.end_length,
+            flush_length=self.flush_length,
+            max_delay=self.max_delay,
+            where=np.where,
+        )
+
+
+@dataclass(frozen=True)
+class DeviceTable:
+    """The arrays of a PhaseTable in one array library, and that library's `where`."""
+
+    token_class: Any
+    next_state: Any
+    kind: Any
+    forced_token: Any
+    after_flush: Any
+    at_limit: Any
+    finish: Any
+    end_length: int
+    flush_length: int
+    max_delay: int
+    where: Any
+
+
+@dataclass
+class Progress:
+    """Where requests stand: one entry per row, integer arrays or tensors of one length.
+
+    Attributes:
+        state: state of the phase table.
+        segment_start: position at which the current (or last) audio segment begins.
+        flush_end: position by which the current (or last) flush has emitted its last token.
+    """
+
+    state: Any
+    segment_start: Any
+    flush_end: Any
+
+
+def advance(
+    table: DeviceTable, progress: Progress, position: Any, token: Any, limit: Any
+) -> Progress:
+    """Progress after stream 0 emitted `token` at `position`.
+
+    Args:
+        table: the phase table, in the array library of the other arguments.
+        progress: [num_rows] each, before the token.
+        position: [num_rows] position of the token.
+        token: [num_rows] ids, at least 0.
+        limit: [num_rows] position at which stream 0 may emit no more (prompt plus max_tokens).
+
+    Returns:
+        The new progress; the arguments are not changed.
+    """
+    where, kind = table.where, table.kind
+    state = progress.state
+    flushing = kind[state] == StateKind.FLUSH
+    after = table.next_state[state, table.token_class[token]]
+    free = (kind[after] != StateKind.FLUSH) & (kind[after] != StateKind.DONE)
+    after = where((position + 1 >= limit) & ~flushing & free, table.at_limit[state], after)
+
+    starts_flush = (kind[after] == StateKind.FLUSH) & ~flushing
+    # A flush that the limit starts has no end token: stream 0 ends one position later.
+    end = where(after == table.flush_length, position + 1, position)
+    flush_end = where(starts_flush, end + table.max_delay, progress.flush_end)
+    flushed = (kind[after] == StateKind.FLUSH) & (position + 1 >= flush_end)
+    following = table.after_flush[after]
+    spent = (position + 1 >= limit) & (kind[following] != StateKind.DONE)
+    after = where(flushed, where(spent, table.end_length, following), after)
+
+    enters_audio = (kind[after] == StateKind.AUDIO) & (flushed | (kind[state] != StateKind.AUDIO))
+    segment_start = where(enters_audio, position + 1, progress.segment_start)
+    return Progress(after, segment_start, flush_end)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of audio in a request.
+
+    Attributes:
+        start: position of the step in which a stream without delay emits frame 0.
+        num_frames: whole frames in the segment.
+        first_generated: index of the first frame that was generated (frames before it are prompt).
+    """
+
+    start: int
+    num_frames: int
+    first_generated: int
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What the tokens of a request say: its progress, and its finished audio segments."""
+
+    state: int
+    segment_start: int
+    flush_end: int
+    segments: tuple[Segment, ...]
+
+
+def replay(
+    table: PhaseTable,
+    prompt: Sequence[int],
+    output: Sequence[int] | NDArray[np.int32],
+    limit: int,
+    until_done: bool = False,
+) -> Replay:
+    """Recover a request's progress from the tokens of stream 0.
+
+    Generation starts in the phase of the prompt's last begin token, whose segment starts right
+    after it, or in the first phase at the prompt's end if there is none.
+
+    Args:
+        table: the phase table.
+        prompt: ids of stream 0 in the prompt.
+        output: ids that stream 0 has emitted, flush pads included.
+        limit: position at which stream 0 may emit no more.
+        until_done: stop at the request's end and leave what comes after it unread.
+    """
+    state, segment_start = start_of_generation(table.layout, prompt)
+    host = table.on_host
+    flush_end = 0
+    segments: list[Segment] = []
+    class_of, next_state, kind = table.token_class, table.next_state, table.kind
+    ids = np.asarray(output).tolist()
+    for position, token in enumerate(ids, start=len(prompt)):
+        if until_done and kind[state] == StateKind.DONE:
+            break
+        if (
+            kind[state] == StateKind.AUDIO
+            and next_state[state, class_of[token]] == state
+            and position + 1 < limit
+        ):
+            continue
+        was = Progress(np.int64(state), np.int64(segment_start), np.int64(flush_end))
+        now = advance(host, was, np.int64(position), np.int64(token), np.int64(limit))
+        left_audio = kind[state] in (StateKind.AUDIO, StateKind.FLUSH)
+        moved = int(now.state) != state or int(now.segment_start) != segment_start
+        if left_audio and moved and kind[now.state] != StateKind.FLUSH:
+            frames = int(now.flush_end) - table.max_delay - segment_start
+            first = max(len(prompt) - segment_start, 0)
+            segments.append(Segment(segment_start, frames, min(first, frames)))
+        state, segment_start = int(now.state), int(now.segment_start)
+        flush_end = int(now.flush_end)
+    return Replay(state, segment_start, flush_end, tuple(segments))
+
+
+def start_of_generation(layout: StreamLayout, prompt: Sequence[int]) -> tuple[int, int]:
+    """State and segment start that a prompt leads to (see `replay`)."""
+    phase_of = {
+        token: index for index, phase in enumerate(layout.phases) for token in phase.begin_tokens
+    }
+    ids = np.asarray(prompt, np.int64)
+    found = np.flatnonzero(np.isin(ids, list(phase_of))) if phase_of else np.empty(0, np.int64)
+    if len(found) == 0:
+        return 0, len(ids)
+    last = int(found[-1])
+    return phase_of[int(ids[last])], last + 1

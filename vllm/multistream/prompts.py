@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a user's prompt to the ids of all streams.
+
+A task prompt of the model's config.json says where text and audio go. Audio is encoded by the model's
+codec into frames; text and special tokens are frames whose auxiliary streams are pads. All frames
+together are laid out by the delay pattern. What is delayed past the prompt's last step, its *tail*, is
+emitted beside the first generated tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vllm.inputs.engine import TokensInput, tokens_input
+from vllm.multistream.codecs.resample import resample
+from vllm.multistream.delay import interleave
+from vllm.multistream.layout import DelayScope, StreamLayout
+from vllm.multistream.phases import NO_TOKEN
+from vllm.multistream.spec import SpeechSpec, TaskPrompt, multistream_spec
+
+_OPTIONS = ("task", "auxiliary_token_ids")
+_CACHED_CLIPS = 64
+
+
+@dataclass(frozen=True)
+class StreamPrompt:
+    """A prompt in steps.
+
+    Attributes:
+        token_ids: [num_prompt_tokens] ids of stream 0.
+        auxiliary_ids: [num_prompt_tokens + max delay, num_streams - 1] int32 ids of the other
+            streams; rows past the prompt are its tail, with -1 in free cells.
+    """
+
+    token_ids: list[int]
+    auxiliary_ids: NDArray[np.int32]
+
+
+def lay_out(layout: StreamLayout, frames: NDArray[np.int32]) -> StreamPrompt:
+    """Lay a prompt's frames [num_frames, num_streams] out in steps."""
+    count = len(frames)
+    steps = interleave(frames, layout.delays, layout.pad_token_ids)
+    for stream, delay in enumerate(layout.delays):
+        steps[count + delay :, stream] = NO_TOKEN
+    return StreamPrompt(
+        frames[:, 0].tolist(), np.ascontiguousarray(steps[: count + layout.max_delay, 1:])
+    )
+
+
+def frames_of_tokens(layout: StreamLayout, token_ids: Sequence[int]) -> NDArray[np.int32]:
+    """Frames that carry ids of stream 0 and pads beside them."""
+    frames = np.empty((len(token_ids), layout.num_streams), np.int32)
+    frames[:] = layout.pad_token_ids
+    frames[:, 0] = token_ids
+    return frames
+
+
+def frames_of_codes(layout: StreamLayout, codes: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Frames of codec codes [num_frames, num_codebooks].
+
+    Raises:
+        ValueError: if the codec does not cover all streams, so that frames would lack ids.
+    """
+    missing = sorted(set(range(layout.num_streams)) - set(layout.codebook_streams))
+    if missing:
+        raise ValueError(f"audio: the model's codec gives no ids for streams {missing}")
+    frames = np.empty((len(codes), layout.num_streams), np.int32)
+    for column, stream in enumerate(layout.codebook_streams):
+        frames[:, stream] = codes[:, column] + layout.slices[stream][0]
+    return frames
+
+
+class PromptBuilder:
+    """Builds the prompts of one multi-stream model.
+
+    Args:
+        spec: the model's specification.
+    """
+
+    def __init__(self, spec: SpeechSpec) -> None:
+        self._spec = spec
+        self._codes: OrderedDict[bytes, NDArray[np.int32]] = OrderedDict()
+        self._lock = Lock()
+
+    def build(self, prompt: Mapping[str, Any]) -> TokensInput:
+        """Turn a tokenized prompt of vLLM into an engine input with all its streams.
+
+        Args:
+            prompt: `prompt_token_ids`, and if given `prompt` (the text that they were made from),
+                `multi_modal_data` with `audio`, `cache_salt`, and `mm_processor_kwargs` with `task`
+                (a task prompt's name) or `auxiliary_token_ids` (all streams given in steps).
+
+        Returns:
+            An engine input with the extra key `auxiliary_token_ids`.
+
+        Raises:
+            ValueError: naming the field and what is accepted.
+        """
+        options = prompt.get("mm_processor_kwargs") or {}
+        unknown = sorted(set(options) - set(_OPTIONS))
+        if unknown:
+            raise ValueError(f"mm_processor_kwargs must hold only {list(_OPTIONS)}, not {unknown}")
+        data = prompt.get("multi_modal_data") or {}
+        unknown = sorted(set(data) - {"audio"})
+        if unknown:
+            raise ValueError(f"multi_modal_data must hold only 'audio', not {unknown}")
+        audio = data.get("audio")
+        is_text = prompt.get("prompt") is not None
+        if "auxiliary_token_ids" in options:
+            if audio is not None or "task" in options:
+                raise ValueError("auxiliary_token_ids must come without audio and without task")
+            built = self._from_steps(prompt["prompt_token_ids"], options["auxiliary_token_ids"])
+        elif is_text or audio is not None or "task" in options:
+            built = self._from_task(prompt["prompt_token_ids"], audio, options.get("task"))
+        else:
+            built = lay_out(
+                self._spec.layout, self._checked_tokens(prompt["prompt_token_ids"])
+            )
+        engine_input = tokens_input(built.token_ids)
+        for key in ("prompt", "cache_salt"):
+            if prompt.get(key):
+                engine_input[key] = prompt[key]  # type: ignore[literal-required]
+        engine_input["auxiliary_token_ids"] = built.auxiliary_ids  # type: ignore[typeddict-unknown-key]
+        return engine_input
+
+    def _from_steps(self, token_ids: list[int], auxiliary: Any) -> StreamPrompt:
+        layout = self._spec.layout
+        ids = np.asarray(auxiliary)
+        lengths = range(len(token_ids), len(token_ids) + layout.max_delay + 1)
+        right_shape = ids.ndim == 2 and ids.shape[1] == layout.num_streams - 1
+        if not right_shape or len(ids) not in lengths or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(
+                f"auxiliary_token_ids must be integers of shape [n, {layout.num_streams - 1}] with "
+                f"n in [{lengths[0]}, {lengths[-1]}], not {ids.dtype} of shape {list(ids.shape)}"
+            )
+        for column, stream in enumerate(range(1, layout.num_streams)):
+            begin, end = layout.slices[stream]
+            values = ids[:, column]
+            known = ((values >= begin) & (values < end)) | (values == layout.pad_token_ids[stream])
+            if not known.all():
+                wrong = int(values[~known][0])
+                raise ValueError(
+                    f"auxiliary_token_ids of stream {stream} must be in [{begin}, {end}) or the "
+                    f"pad {layout.pad_token_ids[stream]}, not {wrong}"
+                )
+        self._checked_tokens(token_ids)
+        return StreamPrompt(list(token_ids), ids.astype(np.int32))
+
+    def _from_task(self, text_ids: list[int], audio: Any, name: Any) -> StreamPrompt:
+        layout = self._spec.layout
+        given = {"text"} if text_ids else set()
+        if audio is not None:
+            given.add("audio")
+        task = self._choose_task(given, name)
+        pieces: list[NDArray[np.int32]] = []
+        for part in task.parts:
+            if part == "text":
+                pieces.append(self._checked_tokens(text_ids))
+            elif part == "audio":
+                pieces.append(frames_of_codes(layout, self._encode(audio)))
+                if layout.delay_scope is DelayScope.SEGMENT:
+                    pieces.append(self._pads())
+            elif part == "flush":
+                pieces.append(self._pads())
+            else:
+                assert isinstance(part, int)
+                pieces.append(frames_of_tokens(layout, [part]))
+        return lay_out(layout, np.concatenate(pieces))
+
+    def _pads(self) -> NDArray[np.int32]:
+        layout = self._spec.layout
+        return frames_of_tokens(layout, [layout.pad_token_ids[0]] * layout.max_delay)
+
+    def _choose_task(self, given: set[str], name: Any) -> TaskPrompt:
+        tasks = {task.name: task for task in self._spec.tasks}
+        if name is not None:
+            if name not in tasks:
+                raise ValueError(f"task must be one of {sorted(tasks)}, not {name!r}")
+            task = tasks[name]
+            if task.needs != given:
+                raise ValueError(
+                    f"task {name!r} needs {sorted(task.needs)}, but the prompt gives {sorted(given)}"
+                )
+            return task
+        for task in self._spec.tasks:
+            if task.needs == given:
+                return task
+        if not tasks and given == {"text"}:
+            return TaskPrompt("", ("text",))
+        raise ValueError(
+            f"prompt gives {sorted(given)}, but the model's tasks need "
+            f"{ {task.name: sorted(task.needs) for task in self._spec.tasks} }"
+        )
+
+    def _checked_tokens(self, token_ids: list[int]) -> NDArray[np.int32]:
+        layout = self._spec.layout
+        ids = np.asarray(token_ids, np.int64)
+        wrong = ids[(ids < 0) | (ids >= layout.vocabulary_size)]
+        if len(wrong):
+            raise ValueError(
+                f"prompt_token_ids must be in [0, {layout.vocabulary_size}), not {int(wrong[0])}"
+            )
+        return frames_of_tokens(layout, ids.tolist())
+
+    def _encode(self, audio: Any) -> NDArray[np.int32]:
+        if not self._spec.has_codec:
+            raise ValueError("audio is not accepted: the model has no codec")
+        samples, rate = _one_clip(audio)
+        key = hashlib.sha256(f"{rate}:".encode() + samples.tobytes()).digest()
+        # The lock also keeps two threads from encoding the same voice prompt twice.
+        with self._lock:
+            if key in self._codes:
+                self._codes.move_to_end(key)
+                return self._codes[key]
+            codec = self._spec.load_codec("cpu")
+            if rate is None:
+                rate = codec.sample_rate
+            mono = resample(samples, rate, codec.sample_rate)
+            codes = codec.encode(torch.from_numpy(mono)).numpy()
+            self._codes[key] = codes
+            if len(self._codes) > _CACHED_CLIPS:
+                self._codes.popitem(last=False)
+            return codes
+
+
+def _one_clip(audio: Any) -> tuple[NDArray[np.float32], float | None]:
+    """Samples and rate (None: the codec's) of any form of audio that vLLM takes, but embeddings."""
+    rate: float | None = None
+    is_pair = isinstance(audio, tuple) and len(audio) == 2 and np.ndim(audio[1]) == 0
+    if isinstance(audio, list) and audio and not np.isscalar(audio[0]):
+        if len(audio) != 1:
+            raise ValueError(f"audio must be one clip, not {len(audio)}")
+        return _one_clip(audio[0])
+    if is_pair:
+        audio, rate = audio
+    if isinstance(audio, torch.Tensor):
+        audio = audio.detach().cpu().numpy()
+    samples = np.asarray(audio)
+    if samples.dtype.kind not in "fiu":
+        raise ValueError(f"audio must be samples or (samples, sample_rate), not {type(audio)}")
+    if samples.dtype.kind in "iu":
+        # Integer samples are PCM: full scale is the integer's range.
+        full_scale = float(-np.iinfo(samples.dtype).min or np.iinfo(samples.dtype).max)
+        samples = samples.astype(np.float32) / full_scale
+    if samples.size == 0:
+        raise ValueError("audio must have at least one sample")
+    return samples.astype(np.float32), rate
+
+
+def stream_prompt_builder(renderer: Any) -> PromptBuilder | None:
+    """The prompt builder of a renderer's model, made once; None for single-stream models."""
+    if not hasattr(renderer, "_stream_prompt_builder"):
+        spec = multistream_spec(renderer.model_config)
+        renderer._stream_prompt_builder = None if spec is None else PromptBuilder(spec)
+    return renderer._stream_prompt_builder

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scheduler's side of a multi-stream request: its auxiliary ids, and how it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm.multistream.messages import AudioOutput, StreamInputs, StreamOutput, StreamUpdate
+from vllm.multistream.phases import Finish
+
+if TYPE_CHECKING:
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.request import Request
+
+
+class RequestStreams:
+    """Auxiliary ids of one request, from its prompt on, and what the worker said of its end.
+
+    The scheduler owns them: they enter the hash of each block, and go to the worker again whenever
+    the request re-enters its batch, so nothing is lost by preemption.
+
+    Args:
+        prompt: [num_steps, num_streams - 1] int32; rows past the prompt are its delayed tail, in
+            which -1 marks free cells.
+        num_prompt_tokens: length of the prompt.
+    """
+
+    def __init__(self, prompt: NDArray[np.int32], num_prompt_tokens: int) -> None:
+        if prompt.ndim != 2 or len(prompt) < num_prompt_tokens:
+            raise ValueError(
+                f"auxiliary_token_ids must have shape [n, num_streams - 1] with n >= "
+                f"{num_prompt_tokens}, the prompt's length, not {list(prompt.shape)}"
+            )
+        self._ids = np.array(prompt, np.int32)
+        self._tail_end = len(prompt)
+        self._length = num_prompt_tokens
+        self.finish = Finish.NOT_FINISHED
+        self.error: str | None = None
+        self.audio: AudioOutput | None = None
+
+    def append(self, request_id: str, output: StreamOutput | None, row: int) -> None:
+        """Take in what a step emitted for this request, before its blocks are hashed."""
+        if output is None:
+            raise RuntimeError("the worker returned no streams for a multi-stream request")
+        if self._length == len(self._ids):
+            grown = np.empty((2 * len(self._ids) + 64, self._ids.shape[1]), np.int32)
+            grown[: self._length] = self._ids
+            self._ids = grown
+        self._ids[self._length] = output.tokens[row, 1:]
+        self._length += 1
+        self.finish = Finish(int(output.finish[row]))
+        self.audio = output.audio.get(request_id)
+        self.error = output.errors.get(request_id)
+
+    def ids(self) -> NDArray[np.int32]:
+        """[num_steps, num_streams - 1] ids known so far, the prompt's delayed tail included."""
+        return self._ids[: max(self._length, self._tail_end)].copy()
+
+    def block_key(self, start: int, end: int) -> bytes:
+        """The auxiliary ids of positions [start, end), as a part of that block's hash."""
+        if end > self._length:
+            raise RuntimeError(f"block [{start}, {end}) is hashed before its streams are known")
+        return self._ids[start:end].tobytes()
+
+
+def make_request_streams(
+    inputs: StreamInputs | None, prompt_token_ids: list[int] | None
+) -> RequestStreams | None:
+    """Streams of a new request, or None for a request of a single-stream model."""
+    if inputs is None:
+        return None
+    return RequestStreams(inputs.auxiliary_ids, len(prompt_token_ids or ()))
+
+
+def block_keys(request: Request, start: int, end: int) -> list[bytes]:
+    """What the auxiliary streams add to the hash of the block [start, end) of a request."""
+    return [] if request.streams is None else [request.streams.block_key(start, end)]
+
+
+def stop_of_streams(request: Request) -> bool:
+    """Whether a multi-stream request has ended, by the worker's word; sets its status if so."""
+    from vllm.v1.request import RequestStatus
+
+    streams = request.streams
+    assert streams is not None
+    if streams.finish is Finish.NOT_FINISHED:
+        return False
+    request.status = {
+        Finish.STOP: RequestStatus.FINISHED_STOPPED,
+        Finish.LENGTH: RequestStatus.FINISHED_LENGTH_CAPPED,
+        Finish.ERROR: RequestStatus.FINISHED_ERROR,
+    }[streams.finish]
+    if streams.error is not None:
+        request.stop_reason = streams.error
+    return True
+
+
+def make_stream_update(
+    scheduler_output: SchedulerOutput, requests: dict[str, Request]
+) -> StreamUpdate | None:
+    """Auxiliary ids of the requests that enter the worker's batch with this step."""
+    entering = [new.req_id for new in scheduler_output.scheduled_new_reqs]
+    entering += scheduler_output.scheduled_cached_reqs.all_token_ids
+    ids = {
+        request_id: streams.ids()
+        for request_id in entering
+        if (streams := requests[request_id].streams) is not None
+    }
+    return StreamUpdate(ids) if ids else None

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A multi-stream model's specification: everything in its config.json but the backbone.
+
+One object per model configuration, shared by the front end, the scheduler and the worker of a
+process.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vllm.multistream.layout import LayoutError, StreamLayout, _refuse_unknown
+from vllm.multistream.phases import PhaseTable
+
+if TYPE_CHECKING:
+    import torch
+
+    from vllm.config import ModelConfig
+    from vllm.multistream.codecs.base import Codec
+
+PROMPT_PARTS = ("text", "audio", "flush")
+"""What a task prompt may hold besides token ids; "flush" is max(delays) pads."""
+
+
+@dataclass(frozen=True)
+class TaskPrompt:
+    """How a request's inputs are laid into a prompt.
+
+    Attributes:
+        name: the task's name, as requests give it.
+        parts: token ids of stream 0, and names of PROMPT_PARTS.
+    """
+
+    name: str
+    parts: tuple[int | str, ...]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The inputs that the prompt holds: any of "text" and "audio"."""
+        return frozenset(part for part in self.parts if part in ("text", "audio"))
+
+
+@dataclass(frozen=True)
+class CodecSource:
+    """Where a model's codec is.
+
+    Attributes:
+        name_or_path: a hub id, or a folder (relative folders lie in the model's own folder).
+        revision: of a hub id.
+    """
+
+    name_or_path: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class SpeechSpec:
+    """Stream layout, embedding rule, heads, codec and task prompts of a model.
+
+    Attributes:
+        layout: the stream layout.
+        primary_skip_ids: ids that add nothing to the input embedding on stream 0.
+        auxiliary_skip_ids: ids that add nothing on the other streams.
+        has_head_offsets: whether the checkpoint holds a vector per stream that is added to the
+            hidden state before the shared head.
+        codec: where the codec is, or None for a model that has none.
+        tasks: the task prompts, in the order in which they are tried.
+        model_path: folder of the model, if it is one.
+    """
+
+    layout: StreamLayout
+    primary_skip_ids: tuple[int, ...] = ()
+    auxiliary_skip_ids: tuple[int, ...] = ()
+    has_head_offsets: bool = False
+    codec: CodecSource | None = None
+    tasks: tuple[TaskPrompt, ...] = ()
+    model_path: str = ""
+
+    @cached_property
+    def table(self) -> PhaseTable:
+        """The layout's phase table."""
+        return PhaseTable(self.layout)
+
+    @property
+    def has_codec(self) -> bool:
+        """Whether the model turns audio into tokens and back."""
+        return self.codec is not None
+
+    def load_codec(self, device: torch.device | str) -> Codec:
+        """The codec on a device, loaded once per process.
+
+        Raises:
+            ValueError: if the codec cannot be loaded or does not fit the layout.
+        """
+        if self.codec is None:
+            raise ValueError("codec: this model has none")
+        local = Path(self.model_path) / self.codec.name_or_path
+        codec = _load_codec(
+            str(local) if local.is_dir() else self.codec.name_or_path,
+            self.codec.revision,
+            len(self.layout.codebook_streams),
+            str(device),
+        )
+        for stream in self.layout.codebook_streams:
+            begin, end = self.layout.slices[stream]
+            if end - begin != codec.codebook_size:
+                raise ValueError(
+                    f"stream_layout.slices[{stream}] must hold the codec's "
+                    f"{codec.codebook_size} codes, not {end - begin}"
+                )
+        return codec
+
+    @classmethod
+    def from_config(cls, config: Any, model_path: str = "") -> SpeechSpec:
+        """Read the specification from a SpeechLMConfig.
+
+        Raises:
+            LayoutError: naming the field and the accepted range.
+        """
+        layout = StreamLayout.from_dict(config.stream_layout)
+        embedding = config.embedding or {}
+        _refuse_unknown("embedding", embedding, {"primary_skip_ids", "auxiliary_skip_ids"})
+        for name, ids in embedding.items():
+            for index, token in enumerate(ids):
+                if not isinstance(token, int) or not 0 <= token < layout.vocabulary_size:
+                    raise LayoutError(
+                        f"embedding.{name}[{index}] must be in [0, {layout.vocabulary_size}), "
+                        f"not {token!r}"
+                    )
+        codec = None
+        if config.codec is not None:
+            _refuse_unknown("codec", config.codec, {"name_or_path", "revision"})
+            codec = CodecSource(str(config.codec["name_or_path"]), config.codec.get("revision"))
+        return cls(
+            layout=layout,
+            primary_skip_ids=tuple(embedding.get("primary_skip_ids", ())),
+            auxiliary_skip_ids=tuple(embedding.get("auxiliary_skip_ids", ())),
+            has_head_offsets=bool(config.head_offsets),
+            codec=codec,
+            tasks=tuple(
+                _task(name, parts, layout) for name, parts in (config.tasks or {}).items()
+            ),
+            model_path=model_path,
+        )
+
+
+def _task(name: str, parts: Any, layout: StreamLayout) -> TaskPrompt:
+    for index, part in enumerate(parts):
+        is_token = isinstance(part, int) and 0 <= part < layout.vocabulary_size
+        if not is_token and part not in PROMPT_PARTS:
+            raise LayoutError(
+                f"tasks.{name}[{index}] must be a token in [0, {layout.vocabulary_size}) or one "
+                f"of {list(PROMPT_PARTS)}, not {part!r}"
+            )
+    if parts.count("text") > 1 or parts.count("audio") > 1:
+        raise LayoutError(f"tasks.{name} must hold 'text' and 'audio' at most once each")
+    if not layout.has_text and "text" in parts and layout.text_slice is None:
+        raise LayoutError(f"tasks.{name} holds 'text', so stream_layout.text_slice must be given")
+    return TaskPrompt(name, tuple(parts))
+
+
+@functools.lru_cache(maxsize=8)
+def _load_codec(place: str, revision: str | None, num_codebooks: int, device: str) -> Codec:
+    from vllm.multistream.codecs.registry import load_codec
+
+    return load_codec(place, num_codebooks=num_codebooks, device=device, revision=revision)
+
+
+# By identity: configurations can be compared but not hashed.
+_specs: dict[int, SpeechSpec] = {}
+
+
+def multistream_spec(model_config: ModelConfig | None) -> SpeechSpec | None:
+    """The specification of a multi-stream model; None for every other model."""
+    config = getattr(model_config, "hf_config", None)
+    if getattr(config, "model_type", None) != "speech_lm":
+        return None
+    assert model_config is not None
+    key = id(config)
+    if key not in _specs:
+        _specs[key] = SpeechSpec.from_config(config, str(model_config.model))
+        weakref.finalize(config, _specs.pop, key, None)
+    return _specs[key]

@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a V1 model runner does differently for a multi-stream model.
+
+`multistream_runner` derives from the runner class of the platform; a text-only model gets that class
+as it is. Everything that is not glue to the V1 runner lives in the modules beside this one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vllm.logger import init_logger
+from vllm.multistream.messages import StreamOutput
+from vllm.multistream.phases import Finish, replay
+from vllm.multistream.spec import multistream_spec
+from vllm.multistream.worker.acoustic import AcousticDecoder
+from vllm.multistream.worker.sampler import StepTokens, StreamSampler
+from vllm.multistream.worker.state import StreamState, stream_limit
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput, SamplerOutput
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+logger = init_logger(__name__)
+
+
+def multistream_runner(base: type, vllm_config: VllmConfig) -> type:
+    """The runner class for a model: `base` itself unless the model has several streams."""
+    if multistream_spec(vllm_config.model_config) is None:
+        return base
+    return type(f"MultiStream{base.__name__}", (_MultiStreamRunner, base), {})
+
+
+class _NoEvent:
+    """Stands for the event of a copy that never needs waiting for."""
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+
+class HostAsyncOutput(AsyncModelRunnerOutput):
+    """Asynchronous output on a device whose tensors the host reads directly (the CPU).
+
+    Takes the arguments of the V1 runner's own class for CUDA devices.
+    """
+
+    def __init__(
+        self,
+        model_runner_output: ModelRunnerOutput,
+        sampled_token_ids: torch.Tensor,
+        invalid_req_indices: list[int],
+        **_ignored: Any,
+    ) -> None:
+        self._output = model_runner_output
+        self._invalid = invalid_req_indices
+        self.sampled_token_ids_cpu = sampled_token_ids
+        self.async_copy_ready_event = _NoEvent()
+
+    def get_output(self) -> ModelRunnerOutput:
+        """The output with the step's tokens filled in."""
+        token_ids = self.sampled_token_ids_cpu.tolist()
+        for row in self._invalid:
+            token_ids[row].clear()
+        self._output.sampled_token_ids = token_ids
+        return self._output
+
+
+class _PendingStreams:
+    """A step's streams on their way to the host."""
+
+    def __init__(
+        self,
+        step: StepTokens,
+        request_ids: list[str],
+        slots: NDArray[np.int64],
+        kept: NDArray[np.bool_],
+        copy_stream: torch.cuda.Stream | None,
+    ) -> None:
+        self.request_ids = request_ids
+        self.slots = slots
+        self.kept = kept
+        self._step = step  # keeps the device tensors alive until they are copied
+        self._ready: torch.cuda.Event | None = None
+        parts = (step.tokens, step.finish, step.state)
+        if step.tokens.device.type == "cpu":
+            self._host = parts
+        elif copy_stream is None:
+            self._host = tuple(part.cpu() for part in parts)  # type: ignore[assignment]
+        else:
+            self._ready = torch.cuda.Event(blocking=True)
+            launched = torch.cuda.current_stream()
+            with torch.cuda.stream(copy_stream):
+                copy_stream.wait_stream(launched)
+                self._host = tuple(part.to("cpu", non_blocking=True) for part in parts)  # type: ignore[assignment]
+                self._ready.record()
+
+    def wait(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+        """Tokens, finish and state as numpy arrays, once they are on the host."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        tokens, finish, state = self._host
+        return tokens.numpy(), finish.numpy(), state.numpy()
+
+
+class _AsyncStreamsOutput(AsyncModelRunnerOutput):
+    """The V1 runner's asynchronous output, completed with the step's streams."""
+
+    def __init__(
+        self, inner: AsyncModelRunnerOutput, runner: _MultiStreamRunner, pending: _PendingStreams
+    ) -> None:
+        self._inner = inner
+        self._runner = runner
+        self._pending = pending
+
+    def get_output(self) -> ModelRunnerOutput:
+        """The completed output; waits for the copies."""
+        output = self._inner.get_output()
+        output.streams = self._runner.collect_streams(self._pending)
+        return output
+
+
+class _MultiStreamRunner:
+    """Mixed in before a V1 runner class; overrides the runner's own methods only."""
+
+    # The host may read device memory directly, so every row's state is known at once.
+    _host_is_device = False
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        this: Any = self
+        spec = multistream_spec(this.vllm_config.model_config)
+        assert spec is not None
+        this.model.prepare_streams()
+        self._spec = spec
+        self._host_is_device = this.device.type == "cpu"
+        if self._host_is_device:
+            this.async_output_class = HostAsyncOutput
+        self._streams = StreamState(
+            spec.layout, spec.table, this.max_num_reqs, this.max_model_len, this.device
+        )
+        self._stream_sampler = StreamSampler(spec.layout, spec.table, self._streams)
+        self._step: StepTokens | None = None
+        self._decoder: AcousticDecoder | None = None
+        if spec.has_codec and this.parallel_config.rank % this.parallel_config.tensor_parallel_size == 0:
+            self._decoder = AcousticDecoder(spec.load_codec(this.device), spec.layout)
+
+    def _get_or_create_async_output_copy_stream(self) -> Any:
+        if self._host_is_device:
+            return None
+        return super()._get_or_create_async_output_copy_stream()  # type: ignore[misc]
+
+    def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
+        corrections = super()._update_states(scheduler_output)  # type: ignore[misc]
+        this: Any = self
+        update = scheduler_output.streams
+        entering = {} if update is None else update.auxiliary_ids
+        rows = this.input_batch.req_ids
+        self._streams.release_except(set(rows) - entering.keys())
+        for request_id, auxiliary_ids in entering.items():
+            request = this.requests[request_id]
+            self._streams.admit(
+                request_id,
+                request.prompt_token_ids,
+                request.output_token_ids,
+                auxiliary_ids,
+                request.sampling_params,
+            )
+        if entering:
+            self._streams.forget_rows()
+        self._streams.set_rows(rows)
+        return corrections
+
+    def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
+        this: Any = self
+        count = int(this.query_start_loc.np[this.input_batch.num_reqs])
+        self._streams.gather_inputs(
+            this.req_indices.gpu[:count].long(),
+            this.positions[:count],
+            this.model.auxiliary_ids,
+        )
+        return super()._model_forward(*args, **kwargs)  # type: ignore[misc]
+
+    def _sample(self, logits: torch.Tensor, spec_decode_metadata: Any) -> SamplerOutput:
+        # The model's compute_logits hands its hidden states through: which rows of the head are
+        # multiplied depends on each row's phase.
+        this: Any = self
+        this.input_batch.update_async_output_token_ids()
+        rows = this.input_batch.num_reqs
+        self._step = self._stream_sampler.step(
+            this.model,
+            logits,
+            this.seq_lens[:rows].long(),
+            this.discard_request_mask.gpu[:rows],
+            states_are_current=self._host_is_device or not this.use_async_scheduling,
+        )
+        if self._host_is_device:
+            kept = ~this.discard_request_mask.np[:rows]
+            slots = self._streams.row_slots_host[kept]
+            self._streams.known_state[slots] = self._step.state.numpy()[kept]
+        return SamplerOutput(self._step.tokens[:, :1], logprobs_tensors=None)
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        this: Any = self
+        output = super().sample_tokens(grammar_output)  # type: ignore[misc]
+        step, self._step = self._step, None
+        if step is None:
+            return output
+        asynchronous = isinstance(output, AsyncModelRunnerOutput)
+        rows = len(step.tokens)
+        pending = _PendingStreams(
+            step,
+            this.input_batch.req_ids.copy(),
+            self._streams.row_slots_host,
+            ~this.discard_request_mask.np[:rows],
+            self._get_or_create_async_output_copy_stream() if asynchronous else None,
+        )
+        if asynchronous:
+            return _AsyncStreamsOutput(output, self, pending)
+        output.streams = self.collect_streams(pending)
+        return output
+
+    def collect_streams(self, pending: _PendingStreams) -> StreamOutput:
+        """A step's streams on the host, with the audio of the requests that ended in it."""
+        tokens, finish, state = pending.wait()
+        kept = pending.kept
+        if not self._host_is_device:
+            self._streams.known_state[pending.slots[kept]] = state[kept]
+        output = StreamOutput(tokens, np.where(kept, finish, Finish.NOT_FINISHED))
+        for row in np.flatnonzero(output.finish):
+            self._finish_row(output, int(row), pending)
+        return output
+
+    def _finish_row(self, output: StreamOutput, row: int, pending: _PendingStreams) -> None:
+        request_id = pending.request_ids[row]
+        if output.finish[row] == Finish.ERROR:
+            output.errors[request_id] = (
+                "a stream could not be sampled: its logits are NaN or infinite"
+            )
+            return
+        request = self.requests.get(request_id)  # type: ignore[attr-defined]
+        if request is None or self._decoder is None:
+            return
+        length = self._streams.max_model_len
+        tokens = self._streams.history[pending.slots[row], :length].cpu().numpy()
+        prompt = request.prompt_token_ids
+        limit = stream_limit(
+            self._spec.layout, len(prompt), request.sampling_params, length
+        )
+        ended = replay(
+            self._spec.table, prompt, tokens[len(prompt) :, 0], limit, until_done=True
+        )
+        if not ended.segments:
+            return
+        try:
+            output.audio[request_id] = self._decoder.decode(tokens, ended.segments)
+        except Exception as error:
+            logger.exception("The codec failed on request %s.", request_id)
+            output.finish[row] = Finish.ERROR
+            output.errors[request_id] = f"the codec failed: {error}"
+
+    @torch.inference_mode()
+    def _dummy_sampler_run(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        this: Any = self
+        hidden_states = torch.rand_like(hidden_states)
+        # The largest step has every row in both heads.
+        logits = [this.model.text_logits(hidden_states), this.model.audio_logits(hidden_states)]
+        return logits[0]

@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stream history, progress and sampling settings of the worker's requests, by slot.
+
+A request that is in the worker's batch has a slot: a row of device tensors that hold all it needs
+from step to step, so that a step is a handful of gathers whatever the number of requests. A request
+that leaves the batch (preempted, or not scheduled) gives its slot back; when it returns, the
+scheduler sends its streams again and its progress is recovered from its tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vllm.multistream.layout import StreamLayout
+from vllm.multistream.phases import PhaseTable, Progress, Replay, replay
+from vllm.multistream.sampling_fields import per_stream
+from vllm.sampling_params import SamplingParams
+
+NEVER = 2**31 - 1
+"""A position that no request reaches."""
+
+
+@dataclass
+class SlotSettings:
+    """Sampling settings of all slots; column 0 is for text phases, column 1 + k for stream k.
+
+    Attributes:
+        temperature, top_k, top_p: [num_slots, 1 + num_streams].
+        seed: [num_slots] int64.
+        limit: [num_slots] position at which stream 0 may emit no more.
+        earliest_end: [num_slots] position before which the request may not end by itself.
+    """
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    seed: torch.Tensor
+    limit: torch.Tensor
+    earliest_end: torch.Tensor
+
+
+class StreamState:
+    """Owner of all per-request device state of multi-stream generation.
+
+    Args:
+        layout: the model's stream layout.
+        table: its phase table.
+        max_requests: most requests in one batch.
+        max_model_len: most positions of a request.
+        device: where the tensors live.
+    """
+
+    def __init__(
+        self,
+        layout: StreamLayout,
+        table: PhaseTable,
+        max_requests: int,
+        max_model_len: int,
+        device: torch.device,
+    ) -> None:
+        self.layout = layout
+        self.table = table
+        self.device = device
+        self.max_model_len = max_model_len
+        # A slot rests for two steps after its release: with asynchronous scheduling the output of
+        # a step is read after later steps have changed the batch.
+        num_slots = 3 * max_requests
+        self.scratch_slot = num_slots
+        self._free = list(range(num_slots))
+        self._resting: list[list[int]] = [[], []]
+        self._slot_of: dict[str, int] = {}
+        self._rows: list[str] = []
+
+        rows, streams = num_slots + 1, layout.num_streams
+
+        def table_of(value: float, dtype: torch.dtype, *shape: int) -> torch.Tensor:
+            return torch.full((rows, *shape), value, dtype=dtype, device=device)
+
+        # One spare position takes what rows without a request write.
+        self.history = table_of(0, torch.int32, max_model_len + 1, streams)
+        self.tail_end = table_of(0, torch.int64)
+        self.progress = Progress(
+            state=table_of(table.end_stop, torch.int64),
+            segment_start=table_of(0, torch.int64),
+            flush_end=table_of(0, torch.int64),
+        )
+        self.settings = SlotSettings(
+            temperature=table_of(0, torch.float32, 1 + streams),
+            top_k=table_of(0, torch.int32, 1 + streams),
+            top_p=table_of(1, torch.float32, 1 + streams),
+            seed=table_of(0, torch.int64),
+            limit=table_of(NEVER, torch.int64),
+            earliest_end=table_of(0, torch.int64),
+        )
+        self.known_state = np.full(rows, table.end_stop, np.int64)
+        """Per slot the newest state that the host knows of; at most one token old."""
+        self.row_slots_host: NDArray[np.int64] = np.empty(0, np.int64)
+        self.row_slots = torch.empty(0, dtype=torch.int64, device=device)
+
+    def slot_of(self, request_id: str) -> int:
+        """Slot of a request that is in the batch."""
+        return self._slot_of[request_id]
+
+    def num_slots_in_use(self) -> int:
+        """Slots held by requests in the batch."""
+        return len(self._slot_of)
+
+    def release_except(self, kept: set[str]) -> None:
+        """Start a step: take back the slots of requests that are not among `kept`."""
+        self._free += self._resting.pop(0)
+        gone = [request_id for request_id in self._slot_of if request_id not in kept]
+        self._resting.append([self._slot_of.pop(request_id) for request_id in gone])
+
+    def admit(
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        output: Sequence[int],
+        auxiliary_ids: NDArray[np.int32],
+        params: SamplingParams,
+    ) -> None:
+        """Give a request a slot and fill it.
+
+        Args:
+            request_id: id of a request without a slot.
+            prompt: [num_prompt] ids of stream 0.
+            output: ids that stream 0 has emitted so far.
+            auxiliary_ids: [n, num_streams - 1] ids of the other streams, n at least
+                num_prompt + len(output); later rows are the prompt's delayed tail.
+            params: the request's sampling parameters, admitted at the door.
+        """
+        known = len(prompt) + len(output)
+        limit = stream_limit(self.layout, len(prompt), params, self.max_model_len)
+        progress = self._fill(request_id, prompt, output, auxiliary_ids, limit)
+        slot = self._slot_of[request_id]
+        self.known_state[slot] = progress.state
+        self.tail_end[slot] = len(auxiliary_ids) if len(auxiliary_ids) > known else 0
+        self.progress.state[slot] = progress.state
+        self.progress.segment_start[slot] = progress.segment_start
+        self.progress.flush_end[slot] = progress.flush_end
+        settings, streams = self.settings, self.layout.num_streams
+        settings.temperature[slot] = torch.tensor(
+            [params.temperature, *per_stream(params, "temperature", streams)], dtype=torch.float32
+        )
+        settings.top_k[slot] = torch.tensor(
+            [params.top_k, *per_stream(params, "top_k", streams)], dtype=torch.int32
+        ).clamp(min=0)
+        settings.top_p[slot] = torch.tensor(
+            [params.top_p, *per_stream(params, "top_p", streams)], dtype=torch.float32
+        )
+        settings.seed[slot] = params.seed
+        settings.limit[slot] = limit
+        settings.earliest_end[slot] = (
+            NEVER if params.ignore_eos else len(prompt) + params.min_tokens
+        )
+
+    def _fill(
+        self,
+        request_id: str,
+        prompt: Sequence[int],
+        output: Sequence[int],
+        auxiliary_ids: NDArray[np.int32],
+        limit: int,
+    ) -> Replay:
+        if request_id in self._slot_of:
+            raise RuntimeError(f"request {request_id} has a slot already")
+        slot = self._free.pop()
+        self._slot_of[request_id] = slot
+        num_rows = min(len(auxiliary_ids), self.max_model_len)
+        rows = np.zeros((num_rows, self.layout.num_streams), np.int32)
+        rows[:, 1:] = auxiliary_ids[:num_rows]
+        rows[: len(prompt), 0] = prompt
+        rows[len(prompt) : len(prompt) + len(output), 0] = output
+        self.history[slot, :num_rows] = torch.from_numpy(rows).to(self.device)
+        return replay(self.table, prompt, output, limit)
+
+    def set_rows(self, request_ids: Sequence[str]) -> None:
+        """Say which request each row of the batch holds."""
+        # Only lists that differ are rebuilt: in steady decoding the batch does not change.
+        if request_ids == self._rows:
+            return
+        self._rows = list(request_ids)
+        slots = np.fromiter((self._slot_of[r] for r in request_ids), np.int64, len(request_ids))
+        self.row_slots_host = slots
+        self.row_slots = torch.from_numpy(slots).to(self.device)
+
+    def forget_rows(self) -> None:
+        """Make the next `set_rows` rebuild the rows (a request may hold another slot now)."""
+        self._rows = []
+
+    def gather_inputs(
+        self, rows: torch.Tensor, positions: torch.Tensor, out: torch.Tensor
+    ) -> None:
+        """Write the auxiliary ids of a step's tokens.
+
+        Args:
+            rows: [num_tokens] batch row of each token.
+            positions: [num_tokens] position of each token.
+            out: [>= num_tokens, num_streams - 1] int32 buffer that the model's forward reads.
+        """
+        index = self.row_slots[rows] * self.history.shape[1] + positions
+        flat = self.history.view(-1, self.layout.num_streams)
+        out[: len(index)] = flat[index, 1:]
+
+
+def stream_limit(
+    layout: StreamLayout, num_prompt_tokens: int, params: SamplingParams, max_model_len: int
+) -> int:
+    """Position at which stream 0 may emit no more.
+
+    max_tokens counts what stream 0 emits; the steps in which delayed streams catch up come on top
+    and must fit the context too.
+    """
+    assert params.max_tokens is not None
+    context = max_model_len - layout.num_flush_steps
+    return min(num_prompt_tokens + params.max_tokens, context)

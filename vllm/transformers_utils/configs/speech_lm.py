@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of SpeechLM checkpoints: a decoder backbone and what makes it multi-stream."""
+
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+
+class SpeechLMConfig(PreTrainedConfig):
+    """config.json of a SpeechLM checkpoint (`model_type: speech_lm`).
+
+    Args:
+        backbone_config: configuration of the decoder backbone, as transformers has it; its
+            `architectures` names the vLLM model class.
+        stream_layout: see vllm.multistream.layout.StreamLayout.from_dict.
+        embedding: `primary_skip_ids` and `auxiliary_skip_ids`, ids that add nothing to the input
+            embedding on stream 0 and on the other streams.
+        head_offsets: whether the checkpoint holds `head_offsets` [num_streams, hidden_size].
+        codec: `name_or_path` and `revision` of the codec, or None.
+        tasks: task prompts by name; each a list of token ids and of "text", "audio", "flush".
+    """
+
+    model_type = "speech_lm"
+
+    def __init__(
+        self,
+        backbone_config: PreTrainedConfig | dict[str, Any] | None = None,
+        stream_layout: dict[str, Any] | None = None,
+        embedding: dict[str, Any] | None = None,
+        head_offsets: bool = False,
+        codec: dict[str, Any] | None = None,
+        tasks: dict[str, list[int | str]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if backbone_config is None:
+            backbone_config = {"model_type": "llama"}
+        if isinstance(backbone_config, dict):
+            model_type = backbone_config.get("model_type")
+            if model_type not in CONFIG_MAPPING:
+                raise ValueError(
+                    f"backbone_config.model_type must be one that transformers knows, "
+                    f"not {model_type!r}"
+                )
+            backbone_config = CONFIG_MAPPING[model_type](**backbone_config)
+        self.backbone_config = backbone_config
+        self.stream_layout = stream_layout or {}
+        self.embedding = embedding
+        self.head_offsets = head_offsets
+        self.codec = codec
+        self.tasks = tasks
+        super().__init__(**kwargs)
+
+    def get_text_config(self, decoder: Any = None, encoder: Any = None) -> PreTrainedConfig:
+        """The backbone's configuration: what the engine sizes its caches by."""
+        return self.backbone_config
