@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+# make demo   builds the fork in .venv and speaks a sentence        make test   builds it and runs the tests
+# make build  only builds                                           make lint   style and types
+#
+# PYTHON=python3.12     the Python to make .venv with (3.11 or newer)
+# TORCH="torch==..."    what pip installs as torch; its build decides the device of the fork
+# VENV=path             another place for the virtual environment
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip -qq --disable-pip-version-check --no-input
+pip_install := $(pip) install --progress-bar off
+
+fork_inputs := setup.py CMakeLists.txt pyproject.toml upstream.toml requirements/dev.txt \
+	$(wildcard tools/fork/*.py) $(wildcard csrc/*) $(wildcard patches/*/*.patch)
+
+.PHONY: build demo test lint format cuda-objects clean
+.DELETE_ON_ERROR:
+
+build: $(VENV)/.overlay-linked
+
+$(VENV)/.torch-installed: requirements/build.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON")'
+	@test -x $(bin)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing $(TORCH)"
+	@$(pip_install) "$(TORCH)" -r requirements/build.txt
+	@touch $@
+
+# torchvision, torchaudio and torchcodec built for another device break "import transformers"; nothing here needs them.
+$(VENV)/.fork-installed: $(VENV)/.torch-installed $(fork_inputs)
+	@echo "building and installing the fork"
+	@$(pip_install) --no-build-isolation --editable '.[dev]'
+	@$(pip) uninstall --yes torchvision torchaudio torchcodec 2>/dev/null
+	@touch $@
+
+# An edit of a linked file needs no step; a new file may need a link.
+$(VENV)/.overlay-linked: $(VENV)/.fork-installed $(shell find vllm -type d -not -name __pycache__)
+	@$(bin)/python -m tools.fork link >/dev/null
+	@touch $@
+
+demo: build
+	@command -v flite >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& echo "installing flite" && apt-get install -y -qq flite >/dev/null; } \
+		|| echo "flite is not installed, so the demo has no speech to transcribe but its own"
+	@$(bin)/python examples/speak.py "the quick brown fox jumps over the lazy dog" --output demo.wav
+	@$(bin)/python examples/speak.py --transcribe demo.wav
+
+test: build
+	@$(bin)/python -m pytest tests
+
+lint: build
+	@$(bin)/ruff check .
+	@$(bin)/ruff format --check .
+	@$(bin)/mypy
+
+format: build
+	@$(bin)/ruff check --fix .
+	@$(bin)/ruff format .
+
+# Compiles the CUDA sources for every architecture; needs nvcc, but no GPU.
+cuda-objects: build
+	@$(bin)/python -m tools.fork cuda-objects
+
+clean:
+	rm -rf build $(VENV)
