@@ -183,11 +183,13 @@ class StreamLayout:
             delays=delays,
             vocabulary_size=_integer("stream_layout.vocabulary_size", data["vocabulary_size"]),
             slices=tuple(
-                _range(f"stream_layout.slices[{k}]", pair) for k, pair in enumerate(data["slices"])
+                _range(f"stream_layout.slices[{k}]", pair)
+                for k, pair in enumerate(_list("stream_layout.slices", data["slices"]))
             ),
             pad_token_ids=_integers("stream_layout.pad_token_ids", pads),
             phases=tuple(
-                _phase(f"stream_layout.phases[{i}]", p) for i, p in enumerate(data["phases"])
+                _phase(f"stream_layout.phases[{i}]", p)
+                for i, p in enumerate(_list("stream_layout.phases", data["phases"]))
             ),
             text_slice=None if text_slice is None else _range("stream_layout.text_slice", text_slice),
             codebook_streams=_integers(
@@ -317,9 +319,14 @@ def _integer(name: str, value: Any) -> int:
     return value
 
 
-def _integers(name: str, values: Any) -> tuple[int, ...]:
+def _list(name: str, values: Any, items: str = "") -> Sequence[Any]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Sequence):
-        raise LayoutError(f"{name} must be a list of integers, not {values!r}")
+        raise LayoutError(f"{name} must be a list{items}, not {values!r}")
+    return values
+
+
+def _integers(name: str, values: Any) -> tuple[int, ...]:
+    values = _list(name, values, " of integers")
     return tuple(_integer(f"{name}[{i}]", value) for i, value in enumerate(values))
 
 
@@ -344,7 +351,7 @@ def _phase(name: str, data: Any) -> Phase:
     if kind not in PhaseKind.__members__:
         raise LayoutError(f"{name}.kind must be 'text' or 'audio', not {data.get('kind')!r}")
     transitions = []
-    for j, item in enumerate(data.get("transitions", ())):
+    for j, item in enumerate(_list(f"{name}.transitions", data.get("transitions", ()))):
         spot = f"{name}.transitions[{j}]"
         _refuse_unknown(spot, item, {"token", "to", "forced"})
         transitions.append(

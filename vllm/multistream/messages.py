@@ -35,10 +35,13 @@ class StreamInputs(msgspec.Struct, array_like=True, gc=False):  # type: ignore[c
         auxiliary_ids: [num_steps, num_streams - 1] int32 ids of streams 1.. in the prompt; rows past
             the prompt are its delayed tail, with -1 in cells that are free.
         text_slice: half-open range of text ids, or None for a model without text.
+        num_flush_steps: most steps that the request may take past max_tokens, while its delayed
+            streams catch up.
     """
 
     auxiliary_ids: np.ndarray
     text_slice: tuple[int, int] | None
+    num_flush_steps: int
 
 
 @dataclass

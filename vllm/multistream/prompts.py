@@ -215,7 +215,7 @@ class PromptBuilder:
         if not self._spec.has_codec:
             raise ValueError("audio is not accepted: the model has no codec")
         samples, rate = _one_clip(audio)
-        key = hashlib.sha256(f"{rate}:".encode() + samples.tobytes()).digest()
+        key = hashlib.sha256(f"{rate}:{samples.shape}:".encode() + samples.tobytes()).digest()
         # The lock also keeps two threads from encoding the same voice prompt twice.
         with self._lock:
             if key in self._codes:
@@ -248,9 +248,10 @@ def _one_clip(audio: Any) -> tuple[NDArray[np.float32], float | None]:
     if samples.dtype.kind not in "fiu":
         raise ValueError(f"audio must be samples or (samples, sample_rate), not {type(audio)}")
     if samples.dtype.kind in "iu":
-        # Integer samples are PCM: full scale is the integer's range.
-        full_scale = float(-np.iinfo(samples.dtype).min or np.iinfo(samples.dtype).max)
-        samples = samples.astype(np.float32) / full_scale
+        # Integer samples are PCM: full scale is the integer's range, the middle of it is zero.
+        full_scale = 2.0 ** (np.iinfo(samples.dtype).bits - 1)
+        zero = full_scale if samples.dtype.kind == "u" else 0.0
+        samples = (samples.astype(np.float64) - zero) / full_scale
     if samples.size == 0:
         raise ValueError("audio must have at least one sample")
     return samples.astype(np.float32), rate

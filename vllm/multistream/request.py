@@ -26,20 +26,28 @@ class RequestStreams:
         prompt: [num_steps, num_streams - 1] int32; rows past the prompt are its delayed tail, in
             which -1 marks free cells.
         num_prompt_tokens: length of the prompt.
+        num_flush_steps: most steps that it may take past max_tokens.
     """
 
-    def __init__(self, prompt: NDArray[np.int32], num_prompt_tokens: int) -> None:
+    def __init__(
+        self, prompt: NDArray[np.int32], num_prompt_tokens: int, num_flush_steps: int = 0
+    ) -> None:
         if prompt.ndim != 2 or len(prompt) < num_prompt_tokens:
             raise ValueError(
                 f"auxiliary_token_ids must have shape [n, num_streams - 1] with n >= "
                 f"{num_prompt_tokens}, the prompt's length, not {list(prompt.shape)}"
             )
+        self._num_flush_steps = num_flush_steps
         self._ids = np.array(prompt, np.int32)
         self._tail_end = len(prompt)
         self._length = num_prompt_tokens
         self.finish = Finish.NOT_FINISHED
         self.error: str | None = None
         self.audio: AudioOutput | None = None
+
+    def most_steps(self, max_tokens: int) -> int:
+        """Most steps that the request generates, its flush included."""
+        return max_tokens + self._num_flush_steps
 
     def append(self, request_id: str, output: StreamOutput | None, row: int) -> None:
         """Take in what a step emitted for this request, before its blocks are hashed."""
@@ -72,7 +80,9 @@ def make_request_streams(
     """Streams of a new request, or None for a request of a single-stream model."""
     if inputs is None:
         return None
-    return RequestStreams(inputs.auxiliary_ids, len(prompt_token_ids or ()))
+    return RequestStreams(
+        inputs.auxiliary_ids, len(prompt_token_ids or ()), inputs.num_flush_steps
+    )
 
 
 def block_keys(request: Request, start: int, end: int) -> list[bytes]:
