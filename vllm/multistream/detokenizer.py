@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 def text_only(detokenizer: Any, inputs: StreamInputs | None) -> Any:
     """Make a detokenizer of vLLM skip all ids that are not text; returns it.
 
-    A codec id has no text, and a decode stream that is fed ids without text holds on to them all and
-    decodes them again at each step.
+    A codec id has no text, and a decode stream that is fed ids without text holds on to them all
+    and decodes them again at each step.
     """
     if inputs is None or not hasattr(detokenizer, "decode_next"):
         return detokenizer

@@ -19,7 +19,7 @@ MAX_STREAMS = 64
 
 
 class LayoutError(ValueError):
-    """A stream layout that contradicts itself. The message names the field and the accepted range."""
+    """A stream layout that contradicts itself; the message names the field and what is accepted."""
 
 
 class PhaseKind(IntEnum):
@@ -71,8 +71,8 @@ class StreamLayout:
     """Streams, delays, vocabulary slices, special tokens and phases of a model.
 
     Args:
-        delays: steps that each stream runs behind, at least 0, and 0 for stream 0; its length is the
-            number of streams.
+        delays: steps that each stream runs behind, at least 0, and 0 for stream 0; its length is
+            the number of streams.
         vocabulary_size: number of ids the backbone embeds.
         slices: per stream the half-open range [begin, end) of codec ids that it may emit.
         pad_token_ids: per stream the id it carries where it has nothing to say.
@@ -115,7 +115,7 @@ class StreamLayout:
 
     @property
     def num_flush_steps(self) -> int:
-        """Most steps a request runs on after stream 0 ended, until the last stream has ended too."""
+        """Most steps a request runs on after stream 0 ended, until its last stream has too."""
         return self.max_delay if self.has_audio else 0
 
     @property
@@ -131,9 +131,7 @@ class StreamLayout:
     @property
     def text_can_follow_audio(self) -> bool:
         """Whether a request may emit text after it emitted audio."""
-        reached = {
-            t.to for p in self.phases if p.kind is PhaseKind.AUDIO for t in p.transitions
-        }
+        reached = {t.to for p in self.phases if p.kind is PhaseKind.AUDIO for t in p.transitions}
         frontier = list(reached)
         while frontier:
             name = frontier.pop()
@@ -191,7 +189,9 @@ class StreamLayout:
                 _phase(f"stream_layout.phases[{i}]", p)
                 for i, p in enumerate(_list("stream_layout.phases", data["phases"]))
             ),
-            text_slice=None if text_slice is None else _range("stream_layout.text_slice", text_slice),
+            text_slice=None
+            if text_slice is None
+            else _range("stream_layout.text_slice", text_slice),
             codebook_streams=_integers(
                 "stream_layout.codebook_streams", data.get("codebook_streams", ())
             ),
@@ -226,19 +226,23 @@ class StreamLayout:
 def _validate(layout: StreamLayout) -> None:
     streams = layout.num_streams
     if not 1 <= streams <= MAX_STREAMS:
-        raise LayoutError(f"delays must have 1 to {MAX_STREAMS} entries, one per stream, not {streams}")
+        raise LayoutError(
+            f"delays must have 1 to {MAX_STREAMS} entries, one per stream, not {streams}"
+        )
     for k, delay in enumerate(layout.delays):
         if delay < 0:
             raise LayoutError(f"delays[{k}] must be at least 0, not {delay}")
     if layout.delays[0] != 0:
         raise LayoutError(
-            f"delays[0] must be 0, not {layout.delays[0]}: stream 0 leads, the others follow its end"
+            f"delays[0] must be 0, not {layout.delays[0]}: stream 0 leads and ends the others"
         )
     if layout.vocabulary_size < 1:
         raise LayoutError(f"vocabulary_size must be at least 1, not {layout.vocabulary_size}")
     for name, values in (("slices", layout.slices), ("pad_token_ids", layout.pad_token_ids)):
         if len(values) != streams:
-            raise LayoutError(f"{name} must have {streams} entries, one per stream, not {len(values)}")
+            raise LayoutError(
+                f"{name} must have {streams} entries, one per stream, not {len(values)}"
+            )
     for k, pair in enumerate(layout.slices):
         _check_range(f"slices[{k}]", pair, layout.vocabulary_size)
     for k, pad in enumerate(layout.pad_token_ids):

@@ -32,8 +32,8 @@ class StreamInputs(msgspec.Struct, array_like=True, gc=False):  # type: ignore[c
     """Front end to scheduler: what a request of a multi-stream model has besides its tokens.
 
     Attributes:
-        auxiliary_ids: [num_steps, num_streams - 1] int32 ids of streams 1.. in the prompt; rows past
-            the prompt are its delayed tail, with -1 in cells that are free.
+        auxiliary_ids: [num_steps, num_streams - 1] int32 ids of streams 1.. in the prompt; rows
+            past the prompt are its delayed tail, with -1 in cells that are free.
         text_slice: half-open range of text ids, or None for a model without text.
         num_flush_steps: most steps that the request may take past max_tokens, while its delayed
             streams catch up.

@@ -72,7 +72,7 @@ class PhaseTable:
             for phase in layout.phases
         ] + [StateKind.DONE, StateKind.DONE, StateKind.FLUSH]
         forced = [NO_TOKEN] * num_phases + [layout.pad_token_ids[0]] * 3
-        after = list(range(num_phases)) + [self.end_stop, self.end_length, self.end_length]
+        after = [*range(num_phases), self.end_stop, self.end_length, self.end_length]
 
         def add(state_kind: StateKind, token: int, following: int) -> int:
             kind.append(state_kind)

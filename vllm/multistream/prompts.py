@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a user's prompt to the ids of all streams.
 
-A task prompt of the model's config.json says where text and audio go. Audio is encoded by the model's
-codec into frames; text and special tokens are frames whose auxiliary streams are pads. All frames
-together are laid out by the delay pattern. What is delayed past the prompt's last step, its *tail*, is
-emitted beside the first generated tokens.
+A task prompt of the model's config.json says where text and audio go. Audio is encoded by the
+model's codec into frames; text and special tokens are frames whose auxiliary streams are pads. All
+frames together are laid out by the delay pattern. What is delayed past the prompt's last step, its
+*tail*, is emitted beside the first generated tokens.
 """
 
 from __future__ import annotations
@@ -122,9 +122,7 @@ class PromptBuilder:
         elif is_text or audio is not None or "task" in options:
             built = self._from_task(prompt["prompt_token_ids"], audio, options.get("task"))
         else:
-            built = lay_out(
-                self._spec.layout, self._checked_tokens(prompt["prompt_token_ids"])
-            )
+            built = lay_out(self._spec.layout, self._checked_tokens(prompt["prompt_token_ids"]))
         engine_input = tokens_input(built.token_ids)
         for key in ("prompt", "cache_salt"):
             if prompt.get(key):
@@ -134,7 +132,7 @@ class PromptBuilder:
 
     def _from_steps(self, token_ids: list[int], auxiliary: Any) -> StreamPrompt:
         layout = self._spec.layout
-        ids = np.asarray(auxiliary)
+        ids = _array("auxiliary_token_ids", auxiliary)
         lengths = range(len(token_ids), len(token_ids) + layout.max_delay + 1)
         right_shape = ids.ndim == 2 and ids.shape[1] == layout.num_streams - 1
         if not right_shape or len(ids) not in lengths or not np.issubdtype(ids.dtype, np.integer):
@@ -146,11 +144,13 @@ class PromptBuilder:
             begin, end = layout.slices[stream]
             values = ids[:, column]
             known = ((values >= begin) & (values < end)) | (values == layout.pad_token_ids[stream])
+            known[len(token_ids) :] |= values[len(token_ids) :] == NO_TOKEN
             if not known.all():
                 wrong = int(values[~known][0])
                 raise ValueError(
                     f"auxiliary_token_ids of stream {stream} must be in [{begin}, {end}) or the "
-                    f"pad {layout.pad_token_ids[stream]}, not {wrong}"
+                    f"pad {layout.pad_token_ids[stream]} (past the prompt also {NO_TOKEN}, free), "
+                    f"not {wrong}"
                 )
         self._checked_tokens(token_ids)
         return StreamPrompt(list(token_ids), ids.astype(np.int32))
@@ -188,7 +188,8 @@ class PromptBuilder:
             task = tasks[name]
             if task.needs != given:
                 raise ValueError(
-                    f"task {name!r} needs {sorted(task.needs)}, but the prompt gives {sorted(given)}"
+                    f"task {name!r} needs {sorted(task.needs)}, "
+                    f"but the prompt gives {sorted(given)}"
                 )
             return task
         for task in self._spec.tasks:
@@ -232,6 +233,13 @@ class PromptBuilder:
             return codes
 
 
+def _array(name: str, value: Any) -> NDArray[Any]:
+    try:
+        return np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"{name} must be an array, all rows of one length") from error
+
+
 def _one_clip(audio: Any) -> tuple[NDArray[np.float32], float | None]:
     """Samples and rate (None: the codec's) of any form of audio that vLLM takes, but embeddings."""
     rate: float | None = None
@@ -242,9 +250,11 @@ def _one_clip(audio: Any) -> tuple[NDArray[np.float32], float | None]:
         return _one_clip(audio[0])
     if is_pair:
         audio, rate = audio
+        if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)):
+            raise ValueError(f"audio's sample rate must be a number of Hz, not {rate!r}")
     if isinstance(audio, torch.Tensor):
         audio = audio.detach().cpu().numpy()
-    samples = np.asarray(audio)
+    samples = _array("audio", audio)
     if samples.dtype.kind not in "fiu":
         raise ValueError(f"audio must be samples or (samples, sample_rate), not {type(audio)}")
     if samples.dtype.kind in "iu":

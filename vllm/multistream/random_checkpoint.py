@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small SpeechLM checkpoints with random weights, in exactly the published format.
 
-For tests, benchmarks and demonstrations without a trained model: everything is real but the weights.
+For tests, benchmarks and demonstrations without a trained model: all is real but the weights.
 """
 
 import json
@@ -96,9 +96,7 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(specials)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>"
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>")
 
 
 def write_random_speech_lm(
@@ -196,7 +194,9 @@ def write_random_speech_lm(
     byte_tokenizer().save_pretrained(folder)
     if codec is not None:
         begin, end = layout["slices"][-1]
-        write_random_codec(folder / "codec", codec, seed=seed, **_codec_size(codec, streams, end - begin))
+        write_random_codec(
+            folder / "codec", codec, seed=seed, **_codec_size(codec, streams, end - begin)
+        )
     return folder
 
 

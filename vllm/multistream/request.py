@@ -80,9 +80,7 @@ def make_request_streams(
     """Streams of a new request, or None for a request of a single-stream model."""
     if inputs is None:
         return None
-    return RequestStreams(
-        inputs.auxiliary_ids, len(prompt_token_ids or ()), inputs.num_flush_steps
-    )
+    return RequestStreams(inputs.auxiliary_ids, len(prompt_token_ids or ()), inputs.num_flush_steps)
 
 
 def block_keys(request: Request, start: int, end: int) -> list[bytes]:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm.multistream.layout import LayoutError, StreamLayout, _refuse_unknown
+from vllm.multistream.layout import LayoutError, StreamLayout, _list, _refuse_unknown
 from vllm.multistream.phases import PhaseTable
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class SpeechSpec:
         embedding = config.embedding or {}
         _refuse_unknown("embedding", embedding, {"primary_skip_ids", "auxiliary_skip_ids"})
         for name, ids in embedding.items():
-            for index, token in enumerate(ids):
+            for index, token in enumerate(_list(f"embedding.{name}", ids)):
                 if not isinstance(token, int) or not 0 <= token < layout.vocabulary_size:
                     raise LayoutError(
                         f"embedding.{name}[{index}] must be in [0, {layout.vocabulary_size}), "
@@ -135,22 +135,24 @@ class SpeechSpec:
         codec = None
         if config.codec is not None:
             _refuse_unknown("codec", config.codec, {"name_or_path", "revision"})
+            if "name_or_path" not in config.codec:
+                raise LayoutError("codec.name_or_path is missing")
             codec = CodecSource(str(config.codec["name_or_path"]), config.codec.get("revision"))
+        tasks = config.tasks or {}
+        _refuse_unknown("tasks", tasks, set(tasks))
         return cls(
             layout=layout,
             primary_skip_ids=tuple(embedding.get("primary_skip_ids", ())),
             auxiliary_skip_ids=tuple(embedding.get("auxiliary_skip_ids", ())),
             has_head_offsets=bool(config.head_offsets),
             codec=codec,
-            tasks=tuple(
-                _task(name, parts, layout) for name, parts in (config.tasks or {}).items()
-            ),
+            tasks=tuple(_task(name, parts, layout) for name, parts in tasks.items()),
             model_path=model_path,
         )
 
 
 def _task(name: str, parts: Any, layout: StreamLayout) -> TaskPrompt:
-    for index, part in enumerate(parts):
+    for index, part in enumerate(_list(f"tasks.{name}", parts)):
         is_token = isinstance(part, int) and 0 <= part < layout.vocabulary_size
         if not is_token and part not in PROMPT_PARTS:
             raise LayoutError(

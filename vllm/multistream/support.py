@@ -21,7 +21,7 @@ def multistream_unsupported_by_v2(model_config: ModelConfig | None) -> list[str]
 
 
 def async_scheduling_on_cpu(vllm_config: VllmConfig) -> bool:
-    """Whether the CPU platform schedules asynchronously: only multi-stream models may ask for it."""
+    """Whether the CPU platform schedules asynchronously; only multi-stream models may ask."""
     if multistream_spec(vllm_config.model_config) is None:
         return False
     return os.environ.get(ASYNC_ON_CPU, "0") == "1"

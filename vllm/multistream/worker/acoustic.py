@@ -62,8 +62,6 @@ class AcousticDecoder:
             tokens: [num_steps, num_streams] ids of the request from position 0 on.
             segments: its finished audio segments, at least one.
         """
-        codes = codes_of_frames(
-            self._layout, frames_of_segments(self._layout, tokens, segments)
-        )
+        codes = codes_of_frames(self._layout, frames_of_segments(self._layout, tokens, segments))
         samples = self._codec.decode(torch.from_numpy(codes))
         return AudioOutput(samples.cpu().numpy(), self._codec.sample_rate, codes)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a V1 model runner does differently for a multi-stream model.
 
-`multistream_runner` derives from the runner class of the platform; a text-only model gets that class
-as it is. Everything that is not glue to the V1 runner lives in the modules beside this one.
+`multistream_runner` derives from the runner class of the platform; a text-only model gets that
+class as it is. Everything that is not glue to the V1 runner lives in the modules beside this one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 from vllm.multistream.messages import StreamOutput
 from vllm.multistream.phases import Finish, replay
@@ -149,7 +150,8 @@ class _MultiStreamRunner:
         self._stream_sampler = StreamSampler(spec.layout, spec.table, self._streams)
         self._step: StepTokens | None = None
         self._decoder: AcousticDecoder | None = None
-        if spec.has_codec and this.parallel_config.rank % this.parallel_config.tensor_parallel_size == 0:
+        # Only the first rank's output reaches the scheduler.
+        if spec.has_codec and get_tensor_model_parallel_rank() == 0:
             self._decoder = AcousticDecoder(spec.load_codec(this.device), spec.layout)
 
     def _get_or_create_async_output_copy_stream(self) -> Any:
@@ -209,6 +211,9 @@ class _MultiStreamRunner:
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         this: Any = self
+        # Streams are sampled by counter. The generators that upstream makes for seeded requests are
+        # unused, and it rewinds those of rows in prefill, which generators on the CPU cannot do.
+        this.input_batch.generators.clear()
         output = super().sample_tokens(grammar_output)  # type: ignore[misc]
         step, self._step = self._step, None
         if step is None:
@@ -251,12 +256,8 @@ class _MultiStreamRunner:
         length = self._streams.max_model_len
         tokens = self._streams.history[pending.slots[row], :length].cpu().numpy()
         prompt = request.prompt_token_ids
-        limit = stream_limit(
-            self._spec.layout, len(prompt), request.sampling_params, length
-        )
-        ended = replay(
-            self._spec.table, prompt, tokens[len(prompt) :, 0], limit, until_done=True
-        )
+        limit = stream_limit(self._spec.layout, len(prompt), request.sampling_params, length)
+        ended = replay(self._spec.table, prompt, tokens[len(prompt) :, 0], limit, until_done=True)
         if not ended.segments:
             return
         try:

@@ -191,9 +191,7 @@ class StreamState:
         """Make the next `set_rows` rebuild the rows (a request may hold another slot now)."""
         self._rows = []
 
-    def gather_inputs(
-        self, rows: torch.Tensor, positions: torch.Tensor, out: torch.Tensor
-    ) -> None:
+    def gather_inputs(self, rows: torch.Tensor, positions: torch.Tensor, out: torch.Tensor) -> None:
         """Write the auxiliary ids of a step's tokens.
 
         Args:

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines in this process, on random checkpoints that are written once."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+# Read by the engine when it starts.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.multistream.engine.cases import BLOCK_SIZE, MAX_MODEL_LEN
+from tests.multistream.engine.checkpoints import CHECKPOINTS
+from tests.multistream.engine.reference import Reference
+from vllm import LLM
+from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.multistream.request import RequestStreams
+
+Steps = dict[str, list[list[int]]]
+OpenEngine = Callable[..., contextlib.AbstractContextManager[LLM]]
+
+
+@contextlib.contextmanager
+def open_engine(folder: Path, **options: Any) -> Iterator[LLM]:
+    """An engine with small caches, gone with the context."""
+    settings: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": MAX_MODEL_LEN,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 1024,
+        "block_size": BLOCK_SIZE,
+        "num_gpu_blocks_override": 16 * MAX_MODEL_LEN // BLOCK_SIZE,
+        "disable_log_stats": True,
+    }
+    llm = LLM(str(folder), **(settings | options))
+    try:
+        yield llm
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+        del llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a checkpoint of CHECKPOINTS."""
+    folders: dict[str, Path] = {}
+
+    def get(name: str) -> Path:
+        if name not in folders:
+            folders[name] = CHECKPOINTS[name](tmp_path_factory.mktemp(name))
+        return folders[name]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Callable[[str], Path]) -> Callable[[str], Reference]:
+    """The reference of a checkpoint of CHECKPOINTS."""
+    references: dict[str, Reference] = {}
+
+    def get(name: str) -> Reference:
+        if name not in references:
+            references[name] = Reference(checkpoint(name))
+        return references[name]
+
+    return get
+
+
+@pytest.fixture
+def emitted_steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    """Per request id (as the scheduler knows it) the auxiliary ids of each step it has received."""
+    steps: Steps = {}
+    append = RequestStreams.append
+
+    def recording(self: RequestStreams, request_id: str, output: Any, row: int) -> None:
+        append(self, request_id, output, row)
+        ids: NDArray[np.int32] = output.tokens[row]
+        steps.setdefault(request_id, []).append(ids.tolist())
+
+    monkeypatch.setattr(RequestStreams, "append", recording)
+    return steps

@@ -1,0 +1,380 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-stream generation a second time, as slowly and plainly as it can be written.
+
+The backbone is transformers' own, in float32; everything else is a Python loop over steps that
+knows the checkpoint's files only. It shares no code with the engine, but for the definition of
+seeded sampling (`sample_reference`), which is a contract in itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from vllm.multistream.sampling import sample_reference
+
+FREE = None
+"""A cell of the prompt's tail that generation may fill."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Sampling settings of one request.
+
+    Attributes:
+        max_tokens: most tokens of stream 0 before the delayed streams catch up.
+        max_model_len: most positions of a request.
+        seed: None is greedy.
+        text: (temperature, top_k, top_p) of text phases; top_k 0 is off.
+        streams: the same per stream, for audio phases.
+    """
+
+    max_tokens: int
+    max_model_len: int
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    seed: int | None = None
+    text: tuple[float, int, float] = (0.0, 0, 1.0)
+    streams: tuple[tuple[float, int, float], ...] = ()
+
+
+@dataclass
+class Prompt:
+    """A prompt in steps.
+
+    Attributes:
+        steps: per step the ids of all streams.
+        tail: per step after the prompt, the ids of streams 1.., or FREE.
+    """
+
+    steps: list[list[int]]
+    tail: list[list[int | None]] = field(default_factory=list)
+
+
+@dataclass
+class Generated:
+    """What a request generates.
+
+    Attributes:
+        steps: per generated step the ids of all streams.
+        codes: per generated frame the codec's codes, or None if no audio segment was finished.
+        finish_reason: "stop" or "length".
+        num_segments: audio segments that were finished.
+        margins: per step the smallest distance between the best and the second-best candidate of a
+            greedy choice; infinite where nothing was chosen.
+    """
+
+    steps: list[list[int]]
+    codes: list[list[int]] | None
+    finish_reason: str
+    num_segments: int
+    margins: list[float]
+
+    @property
+    def primary(self) -> list[int]:
+        """Ids of stream 0."""
+        return [step[0] for step in self.steps]
+
+
+@dataclass
+class _Flush:
+    """Stream 0 has ended at `end`; afterwards `forced` tokens follow, then phase `to`."""
+
+    end: int
+    forced: list[int]
+    to: str
+
+
+class Reference:
+    """A checkpoint, and how it generates.
+
+    Args:
+        folder: a SpeechLM checkpoint.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        config = json.loads((folder / "config.json").read_text())
+        backbone = dict(config["backbone_config"])
+        kind = backbone.pop("model_type")
+        self._model = AutoModelForCausalLM.from_config(
+            CONFIG_MAPPING[kind](**backbone), dtype=torch.float32
+        ).eval()
+        weights = load_file(folder / "model.safetensors")
+        own = {
+            name.removeprefix("backbone."): weight.float()
+            for name, weight in weights.items()
+            if name.startswith("backbone.")
+        }
+        missing, unexpected = self._model.load_state_dict(own, strict=False)
+        assert not unexpected, unexpected
+        assert set(missing) <= {"lm_head.weight"}, missing
+        self._model.tie_weights()
+        self._embedding = self._model.get_input_embeddings().weight
+        self._head = self._model.get_output_embeddings().weight
+        self._offsets = weights.get("head_offsets")
+
+        layout = config["stream_layout"]
+        self.delays: list[int] = layout["delays"]
+        self.num_streams = len(self.delays)
+        self.slices: list[list[int]] = layout["slices"]
+        pads = layout["pad_token_ids"]
+        self.pads: list[int] = [pads] * self.num_streams if isinstance(pads, int) else pads
+        self.text_slice: list[int] = layout["text_slice"]
+        self.phases: dict[str, dict[str, Any]] = {p["name"]: p for p in layout["phases"]}
+        self.first_phase: str = layout["phases"][0]["name"]
+        self.segment_scope = layout["delay_scope"] == "segment"
+        self.tasks: dict[str, list[int | str]] = config["tasks"]
+        self.codebook_streams: list[int] = layout.get("codebook_streams") or list(
+            range(self.num_streams)
+        )
+        embedding = config["embedding"]
+        self._skipped = [set(embedding.get("primary_skip_ids", ()))]
+        self._skipped += [set(embedding.get("auxiliary_skip_ids", ()))] * (self.num_streams - 1)
+        self._tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        self._codec: Any = None
+        if config["codec"] is not None:
+            self._codec = AutoModel.from_pretrained(folder / config["codec"]["name_or_path"]).eval()
+
+    # Prompts
+
+    def prompt_of_task(
+        self, task: str, text: str | None = None, clip: torch.Tensor | None = None
+    ) -> Prompt:
+        """The prompt of a task: frames in their order, then delayed.
+
+        Args:
+            task: the task's name.
+            text: what stands for "text".
+            clip: [num_samples] at the codec's own rate, a whole number of frames long.
+        """
+        frames: list[list[int]] = []
+        for part in self.tasks[task]:
+            if part == "text":
+                assert text is not None
+                ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+                frames += [[token, *self.pads[1:]] for token in ids]
+            elif part == "audio":
+                assert clip is not None
+                frames += self.frames_of_clip(clip)
+                if self.segment_scope:
+                    frames += [list(self.pads) for _ in range(max(self.delays))]
+            else:
+                assert isinstance(part, int)
+                frames.append([part, *self.pads[1:]])
+        return self.delayed(frames)
+
+    def frames_of_clip(self, clip: torch.Tensor) -> list[list[int]]:
+        """Frames of ids that transformers' own codec gives for a clip."""
+        with torch.inference_mode():
+            codes = self._codec.encode(clip[None, None]).audio_codes[0, : self.num_streams].T
+        return [
+            [code + self.slices[stream][0] for stream, code in enumerate(frame)]
+            for frame in codes.tolist()
+        ]
+
+    def delayed(self, frames: Sequence[Sequence[int]]) -> Prompt:
+        """Frame f of stream k goes to step f + delays[k]; what is left over is the tail."""
+        count = len(frames)
+
+        def cell(step: int, stream: int) -> int | None:
+            frame = step - self.delays[stream]
+            if frame < 0:
+                return self.pads[stream]
+            return frames[frame][stream] if frame < count else FREE
+
+        steps = [[cell(step, k) for k in range(self.num_streams)] for step in range(count)]
+        tail = [
+            [cell(step, k) for k in range(1, self.num_streams)]
+            for step in range(count, count + max(self.delays))
+        ]
+        return Prompt(steps, tail)  # type: ignore[arg-type]
+
+    # Generation
+
+    @torch.inference_mode()
+    def generate(self, prompt: Prompt, settings: Settings) -> Generated:
+        """Generate until the request ends."""
+        history = [list(step) for step in prompt.steps]
+        start_of_output = len(history)
+        limit = min(
+            start_of_output + settings.max_tokens, settings.max_model_len - max(self.delays)
+        )
+        phase, segment_start = self._start(history)
+        forced: list[int] = []
+        flush: _Flush | None = None
+        segments: list[tuple[int, int]] = []
+        margins: list[float] = []
+        cache: Any = None
+        unread = history
+        while True:
+            position = len(history)
+            # Not __call__, which the engine replaces where it wraps transformers' class (OLMo-2).
+            output = self._model.model.forward(
+                inputs_embeds=self._embed(unread), past_key_values=cache, use_cache=True
+            )
+            cache = output.past_key_values
+            hidden = output.last_hidden_state[0, -1]
+            is_audio = not forced and self.phases[phase]["kind"] == "audio"
+            may_end = not settings.ignore_eos and position >= start_of_output + settings.min_tokens
+            margins.append(float("inf"))
+
+            def choose(stream: int, hidden: torch.Tensor = hidden, position: int = position) -> int:
+                token, margin = self._choose(hidden, stream, phase, may_end, position, settings)  # noqa: B023
+                margins[-1] = min(margins[-1], margin)
+                return token
+
+            if forced:
+                step = [forced[0]]
+            elif flush is not None:
+                step = [self.pads[0]]
+            else:
+                step = [choose(0)]
+            tail = prompt.tail[position - start_of_output : position - start_of_output + 1]
+            for stream in range(1, self.num_streams):
+                delay = self.delays[stream]
+                late = flush is not None and position >= flush.end + delay
+                if tail and tail[0][stream - 1] is not FREE:
+                    step.append(tail[0][stream - 1])  # type: ignore[arg-type]
+                elif is_audio and position >= segment_start + delay and not late:
+                    step.append(choose(stream))
+                else:
+                    step.append(self.pads[stream])
+            history.append(step)
+            unread = [step]
+
+            spent = position + 1 >= limit
+            entered = False
+            if flush is None:
+                if forced:
+                    forced.pop(0)
+                    entered = not forced
+                else:
+                    ends = {t["token"]: t for t in self.phases[phase]["transitions"]}
+                    transition = ends.get(step[0])
+                    if transition is not None:
+                        rest = list(transition.get("forced", ()))
+                        flush = _Flush(position, rest, transition["to"])
+                        if not is_audio:
+                            forced, phase, flush = rest, transition["to"], None
+                            entered = not forced
+                    elif spent and is_audio:
+                        flush = _Flush(position + 1, [], "limit")
+            if flush is not None and position + 1 >= flush.end + max(self.delays):
+                segments.append((segment_start, flush.end))
+                forced, phase, flush = flush.forced, flush.to, None
+                entered = not forced
+            if phase == "end" and not forced and flush is None:
+                return self._result(history, start_of_output, segments, "stop", margins)
+            if spent and flush is None:
+                return self._result(history, start_of_output, segments, "length", margins)
+            if entered:
+                segment_start = position + 1
+
+    def _start(self, history: list[list[int]]) -> tuple[str, int]:
+        """Phase and segment start: those of the last begin token."""
+        begins = {t: p["name"] for p in self.phases.values() for t in p["begin_tokens"]}
+        for position in range(len(history) - 1, -1, -1):
+            if history[position][0] in begins:
+                return begins[history[position][0]], position + 1
+        return self.first_phase, len(history)
+
+    def _embed(self, steps: list[list[int]]) -> torch.Tensor:
+        rows = []
+        for step in steps:
+            row = torch.zeros(self._embedding.shape[1])
+            for token, skipped in zip(step, self._skipped, strict=True):
+                if token not in skipped:
+                    row = row + self._embedding[token]
+            rows.append(row)
+        return torch.stack(rows)[None]
+
+    def _choose(
+        self,
+        hidden: torch.Tensor,
+        stream: int,
+        phase: str,
+        may_end: bool,
+        position: int,
+        settings: Settings,
+    ) -> tuple[int, float]:
+        """The token of a stream, and by how much it won if the choice was greedy."""
+        kind = self.phases[phase]["kind"]
+        if self._offsets is not None:
+            hidden = hidden + self._offsets[stream]
+        logits = self._head @ hidden
+        moves = sorted(
+            {
+                t["token"]
+                for p in self.phases.values()
+                if p["kind"] == kind
+                for t in p["transitions"]
+            }
+        )
+        ended = {t["token"]: self._ends(t) for t in self.phases[phase]["transitions"]}
+        if kind == "text":
+            own = range(*self.text_slice)
+            everything = [*own, *moves]
+            candidates = list(range(min(everything), max(everything) + 1))
+        else:
+            own = range(*self.slices[stream])
+            candidates = [*own, *(moves if stream == 0 else ())]
+        allowed = [
+            token in own or (stream == 0 and token in ended and (may_end or not ended[token]))
+            for token in candidates
+        ]
+        scores = logits[candidates].masked_fill(~torch.tensor(allowed), -torch.inf)
+        temperature, top_k, top_p = settings.text if kind == "text" else settings.streams[stream]
+        if settings.seed is None or temperature == 0:
+            best = scores.topk(min(2, len(candidates))).values
+            margin = float(best[0] - best[-1]) if len(best) > 1 else float("inf")
+            return candidates[int(scores.argmax())], margin
+        token = sample_reference(
+            logits[candidates][None, None],
+            torch.tensor([candidates], dtype=torch.int32),
+            torch.tensor(allowed)[None, None],
+            torch.zeros(1, dtype=torch.int32),
+            torch.tensor([[temperature]], dtype=torch.float32),
+            torch.tensor([[top_k]], dtype=torch.int32),
+            torch.tensor([[top_p]], dtype=torch.float32),
+            torch.tensor([settings.seed]),
+            torch.tensor([position]),
+            stream,
+            torch.full((1, 1), -1, dtype=torch.int32),
+        )
+        return int(token), float("inf")
+
+    @staticmethod
+    def _ends(transition: dict[str, Any]) -> bool:
+        return transition["to"] == "end"
+
+    def _result(
+        self,
+        history: list[list[int]],
+        start_of_output: int,
+        segments: list[tuple[int, int]],
+        finish_reason: str,
+        margins: list[float],
+    ) -> Generated:
+        codes = [
+            [
+                history[frame + self.delays[stream]][stream] - self.slices[stream][0]
+                for stream in self.codebook_streams
+            ]
+            for start, end in segments
+            for frame in range(max(start, start_of_output), end)
+        ]
+        return Generated(
+            history[start_of_output:],
+            codes if segments else None,
+            finish_reason,
+            len(segments),
+            margins,
+        )

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the invariance test's requests on two ranks: `python -m ... CHECKPOINT OUTPUT.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tests.multistream.engine.cases import CASES
+from tests.multistream.engine.conftest import open_engine
+
+
+def main(folder: str, output: str) -> None:
+    """Write, per request, the tokens of stream 0, the text, how it ended, and the codes."""
+    with open_engine(Path(folder), tensor_parallel_size=2, max_num_batched_tokens=64) as llm:
+        outputs = llm.generate([c.prompt for c in CASES], [c.params for c in CASES], use_tqdm=False)
+    rows = []
+    for request in outputs:
+        completion = request.outputs[0]
+        audio = completion.audio
+        codes = None if audio is None else audio.codes.tolist()
+        num_samples = None if audio is None else len(audio.samples)
+        rows.append(
+            [
+                list(completion.token_ids),
+                completion.text,
+                completion.finish_reason,
+                codes,
+                num_samples,
+            ]
+        )
+    Path(output).write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

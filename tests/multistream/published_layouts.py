@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The stream layouts of two published models, as their config.json would hold them."""
+
+from typing import Any
+
+OPUSLM_PAD, OPUSLM_END = 0, 5
+OPUSLM_BEGIN_AUDIO, OPUSLM_BEGIN_TEXT = 34, 35
+
+
+def opuslm_7b() -> dict[str, Any]:
+    """OpusLM 7B: stream 0 carries SSL units, streams 1 to 8 DAC codes of 1024 each."""
+    first_dac = 5256
+    dac = [[first_dac + 1024 * k, first_dac + 1024 * (k + 1)] for k in range(8)]
+    end = {"token": OPUSLM_END, "to": "end"}
+    return {
+        "delays": list(range(9)),
+        "vocabulary_size": 113870,
+        "slices": [[256, 5256], *dac],
+        "pad_token_ids": OPUSLM_PAD,
+        "text_slice": [13448, 113870],
+        "codebook_streams": list(range(1, 9)),
+        "delay_scope": "sequence",
+        "phases": [
+            {
+                "name": "text",
+                "kind": "text",
+                "begin_tokens": [OPUSLM_BEGIN_TEXT],
+                "transitions": [end],
+            },
+            {
+                "name": "audio",
+                "kind": "audio",
+                "begin_tokens": [OPUSLM_BEGIN_AUDIO],
+                "transitions": [end],
+            },
+        ],
+    }
+
+
+BAGPIPER_END, BAGPIPER_END_OF_TURN = 2, 3
+BAGPIPER_ASSISTANT, BAGPIPER_TEXT, BAGPIPER_AUDIO = 6, 7, 8
+
+
+def bagpiper() -> dict[str, Any]:
+    """Bagpiper: text, then 8 streams of X-codec codes of 1024 each, in one request."""
+    first_text, first_code = 256, 256 + 151936
+    # Each stream owns 1025 ids, of which the first is its pad.
+    begins = [first_code + 1025 * k for k in range(8)]
+    return {
+        # Assumed: one step per stream, as in the family's other models.
+        "delays": list(range(8)),
+        "vocabulary_size": first_code + 8 * 1025,
+        "slices": [[begin + 1, begin + 1025] for begin in begins],
+        "pad_token_ids": begins,
+        "text_slice": [first_text, first_code],
+        "delay_scope": "segment",
+        "phases": [
+            {
+                "name": "text",
+                "kind": "text",
+                "begin_tokens": [BAGPIPER_TEXT],
+                "transitions": [
+                    {
+                        "token": BAGPIPER_END_OF_TURN,
+                        "to": "audio",
+                        "forced": [BAGPIPER_ASSISTANT, BAGPIPER_AUDIO],
+                    }
+                ],
+            },
+            {
+                "name": "audio",
+                "kind": "audio",
+                "begin_tokens": [BAGPIPER_AUDIO],
+                "transitions": [
+                    {"token": BAGPIPER_END, "to": "end"},
+                    {"token": BAGPIPER_END_OF_TURN, "to": "end"},
+                ],
+            },
+        ],
+    }

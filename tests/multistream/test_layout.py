@@ -1,0 +1,258 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stream layouts: what is read, what is refused, and what follows from one."""
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+
+from tests.multistream import published_layouts
+from tests.multistream.random_layouts import example, layouts
+from vllm.multistream.layout import (
+    DelayScope,
+    LayoutError,
+    Phase,
+    PhaseKind,
+    StreamLayout,
+    Transition,
+)
+
+
+def changed(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
+    """Set the value at a path of a layout object."""
+
+    def change(data: Any) -> None:
+        for key in path[:-1]:
+            data = data[key]
+        data[path[-1]] = to
+
+    return change
+
+
+def without(name: str) -> Callable[[dict[str, Any]], None]:
+    def change(data: dict[str, Any]) -> None:
+        del data[name]
+
+    return change
+
+
+def doubled_phase(data: dict[str, Any]) -> None:
+    data["phases"][1]["name"] = "text"
+    data["phases"][0]["transitions"] = []
+    data["phases"][1]["transitions"] = []
+
+
+TOO_MANY = 65
+REFUSALS = [
+    (without("delays"), "stream_layout.delays is missing"),
+    (without("vocabulary_size"), "stream_layout.vocabulary_size is missing"),
+    (without("slices"), "stream_layout.slices is missing"),
+    (without("pad_token_ids"), "stream_layout.pad_token_ids is missing"),
+    (without("phases"), "stream_layout.phases is missing"),
+    (changed("delay", to=[0]), "stream_layout has unknown keys ['delay']"),
+    (changed("delays", to=[]), "delays must have 1 to 64 entries"),
+    (changed("delays", to=[0] * TOO_MANY), "delays must have 1 to 64 entries"),
+    (changed("delays", to="012"), "stream_layout.delays must be a list of integers"),
+    (changed("delays", to=3), "stream_layout.delays must be a list of integers"),
+    (changed("delays", 1, to=1.0), "stream_layout.delays[1] must be an integer"),
+    (changed("delays", 1, to=True), "stream_layout.delays[1] must be an integer"),
+    (changed("delays", 2, to=-1), "delays[2] must be at least 0, not -1"),
+    (changed("delays", 0, to=1), "delays[0] must be 0, not 1"),
+    (changed("vocabulary_size", to=0), "vocabulary_size must be at least 1, not 0"),
+    (changed("vocabulary_size", to="40"), "stream_layout.vocabulary_size must be an integer"),
+    (changed("vocabulary_size", to=31), "slices[2] must be [begin, end)"),
+    (changed("slices", to=[[20, 24]]), "slices must have 3 entries, one per stream, not 1"),
+    (changed("slices", 1, to=[24]), "stream_layout.slices[1] must be a pair"),
+    (changed("slices", 1, to=[24, None]), "stream_layout.slices[1][1] must be an integer"),
+    (changed("slices", 1, to=[24, 24]), "slices[1] must be [begin, end) with 0 <= begin < end"),
+    (changed("slices", 1, to=[28, 24]), "slices[1] must be [begin, end) with 0 <= begin < end"),
+    (changed("slices", 0, to=[-1, 4]), "slices[0] must be [begin, end) with 0 <= begin < end"),
+    (changed("pad_token_ids", to=[0, 0]), "pad_token_ids must have 3 entries, one per stream"),
+    (changed("pad_token_ids", to=[0, 40, 0]), "pad_token_ids[1] must be in [0, 40), not 40"),
+    (changed("pad_token_ids", to=-1), "pad_token_ids[0] must be in [0, 40), not -1"),
+    (changed("pad_token_ids", to="0"), "stream_layout.pad_token_ids must be a list"),
+    (changed("pad_token_ids", to=25), "pad_token_ids[1] must lie outside slices[1] = [24, 28)"),
+    (changed("text_slice", to=[10, 41]), "text_slice must be [begin, end)"),
+    (changed("text_slice", to=[10, 21]), "text_slice must not overlap slices[0] = [20, 24)"),
+    (changed("text_slice", to=[10]), "stream_layout.text_slice must be a pair"),
+    (changed("text_slice", to=None), "phases[0].kind is text, so text_slice must be given"),
+    (changed("codebook_streams", to=[0, 0]), "codebook_streams must not repeat a stream"),
+    (changed("codebook_streams", to=[0, 3]), "codebook_streams[1] must be in [0, 3), not 3"),
+    (changed("codebook_streams", to=[-1]), "codebook_streams[0] must be in [0, 3), not -1"),
+    (changed("delay_scope", to="frame"), "stream_layout.delay_scope must be"),
+    (changed("phases", to=[]), "phases must have at least one entry"),
+    (doubled_phase, "phases must have different names"),
+    (changed("slices", to=3), "stream_layout.slices must be a list"),
+    (changed("phases", to=None), "stream_layout.phases must be a list"),
+    (changed("phases", 0, "transitions", to=3), "phases[0].transitions must be a list"),
+    (changed("phases", 0, to="text"), "stream_layout.phases[0] must be an object"),
+    (changed("phases", 0, "ends", to=[]), "stream_layout.phases[0] has unknown keys ['ends']"),
+    (changed("phases", 0, "name", to="end"), "phases[0].name must be neither empty nor 'end'"),
+    (changed("phases", 0, "name", to=""), "phases[0].name must be neither empty nor 'end'"),
+    (changed("phases", 1, "kind", to="video"), "stream_layout.phases[1].kind must be"),
+    (
+        changed("phases", 1, "begin_tokens", to=[40]),
+        "phases[1].begin_tokens[0] must be in [0, 40), not 40",
+    ),
+    (
+        changed("phases", 1, "begin_tokens", to=[7, 1]),
+        "phases[1].begin_tokens[1] = 1 begins another phase too",
+    ),
+    (
+        changed("phases", 1, "transitions", 0, to=[2, "end"]),
+        "stream_layout.phases[1].transitions[0] must be an object",
+    ),
+    (
+        changed("phases", 1, "transitions", 0, "from", to="text"),
+        "stream_layout.phases[1].transitions[0] has unknown keys ['from']",
+    ),
+    (
+        changed("phases", 1, "transitions", 0, "token", to=None),
+        "stream_layout.phases[1].transitions[0].token must be an integer",
+    ),
+    (
+        changed("phases", 1, "transitions", 0, "token", to=-2),
+        "phases[1].transitions[0].token must be in [0, 40), not -2",
+    ),
+    (
+        changed("phases", 1, "transitions", 1, "token", to=2),
+        "phases[1].transitions[1].token = 2 stands twice in phases[1]",
+    ),
+    (
+        changed("phases", 1, "transitions", 1, "token", to=21),
+        "phases[1].transitions[1].token must lie outside the ids that 'audio' emits, [20, 24)",
+    ),
+    (
+        changed("phases", 0, "transitions", 0, "token", to=15),
+        "phases[0].transitions[0].token must lie outside the ids that 'text' emits, [10, 20)",
+    ),
+    (
+        changed("phases", 0, "transitions", 1, "to", to="speech"),
+        "phases[0].transitions[1].to must be 'end' or one of ['text', 'audio'], not 'speech'",
+    ),
+    (
+        changed("phases", 0, "transitions", 1, "forced", to=[4, 99]),
+        "phases[0].transitions[1].forced[1] must be in [0, 40), not 99",
+    ),
+    (
+        changed("phases", 0, "transitions", 1, "forced", to=4),
+        "stream_layout.phases[0].transitions[1].forced must be a list of integers",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), REFUSALS, ids=[f"{i}: {m[:60]}" for i, (_, m) in enumerate(REFUSALS)]
+)
+def test_a_refusal_names_the_field(change: Callable[[dict[str, Any]], None], message: str) -> None:
+    data = copy.deepcopy(example())
+    StreamLayout.from_dict(data)
+    change(data)
+    with pytest.raises(LayoutError) as refused:
+        StreamLayout.from_dict(data)
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize("data", [None, [], "layout", 3])
+def test_a_layout_that_is_no_object_is_refused(data: Any) -> None:
+    with pytest.raises(LayoutError, match="stream_layout must be an object"):
+        StreamLayout.from_dict(data)
+
+
+@given(layouts())
+def test_a_layout_survives_json(layout: StreamLayout) -> None:
+    assert StreamLayout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
+
+
+def test_what_is_read() -> None:
+    layout = StreamLayout.from_dict(example())
+    assert layout.num_streams == 3
+    assert layout.max_delay == layout.num_flush_steps == 2
+    assert layout.pad_token_ids == (0, 0, 0)
+    assert layout.delay_scope is DelayScope.SEGMENT
+    assert layout.phases[0] == Phase(
+        "text", PhaseKind.TEXT, (1,), (Transition(2, "end"), Transition(3, "audio", (4, 5)))
+    )
+    assert layout.phase_index("audio") == 1
+    with pytest.raises(KeyError):
+        layout.phase_index("end")
+    assert [layout.is_text(token) for token in (9, 10, 19, 20)] == [False, True, True, False]
+
+
+def test_defaults() -> None:
+    data = example()
+    del data["codebook_streams"], data["delay_scope"], data["text_slice"]
+    data["phases"] = [{"name": "audio", "kind": "audio"}]
+    layout = StreamLayout.from_dict(data)
+    assert layout.codebook_streams == (0, 1, 2)
+    assert layout.delay_scope is DelayScope.SEQUENCE
+    assert layout.has_audio and not layout.has_text
+    assert not layout.is_text(10)
+    assert layout.phases == (Phase("audio", PhaseKind.AUDIO),)
+
+
+def test_a_text_model_has_no_flush() -> None:
+    text = {"name": "text", "kind": "text"}
+    layout = StreamLayout.from_dict(example(phases=[text]))
+    assert layout.max_delay == 2
+    assert layout.num_flush_steps == 0
+    assert layout.has_text and not layout.has_audio
+
+
+def phases_of(graph: dict[str, list[str]]) -> tuple[Phase, ...]:
+    """Phases with these transitions; the kind is the name's first letter."""
+    kinds = {"t": PhaseKind.TEXT, "a": PhaseKind.AUDIO}
+    return tuple(
+        Phase(name, kinds[name[0]], (), tuple(Transition(i, to) for i, to in enumerate(targets)))
+        for name, targets in graph.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected"),
+    [
+        ({"t": ["end"]}, False),
+        ({"t": ["a"], "a": ["end"]}, False),
+        ({"t": ["end", "a"], "a": ["a", "end"]}, False),
+        ({"a": ["t"], "t": ["end"]}, True),
+        ({"a": ["end"], "t": ["t", "a"]}, False),
+        ({"a1": ["a2"], "a2": ["a1", "a3"], "a3": ["t"], "t": []}, True),
+        ({"a1": ["a2"], "a2": ["a1", "end"], "t": ["a1"]}, False),
+    ],
+)
+def test_text_can_follow_audio(graph: dict[str, list[str]], expected: bool) -> None:
+    layout = StreamLayout(
+        delays=(0,),
+        vocabulary_size=40,
+        slices=((20, 24),),
+        pad_token_ids=(19,),
+        phases=phases_of(graph),
+        text_slice=(10, 19),
+    )
+    assert layout.text_can_follow_audio is expected
+
+
+def test_opuslm_is_expressible() -> None:
+    layout = StreamLayout.from_dict(published_layouts.opuslm_7b())
+    assert layout.num_streams == 9
+    assert layout.slices[-1][1] == layout.text_slice[0] == 13448  # type: ignore[index]
+    assert layout.codebook_streams == tuple(range(1, 9))
+    assert layout.num_flush_steps == 8
+    assert not layout.text_can_follow_audio
+    json.dumps(published_layouts.opuslm_7b())
+
+
+def test_bagpiper_is_expressible() -> None:
+    layout = StreamLayout.from_dict(published_layouts.bagpiper())
+    assert layout.vocabulary_size == 160392
+    assert layout.slices[-1][1] == 160392
+    assert all(
+        pad == begin - 1 and end - begin == 1024
+        for pad, (begin, end) in zip(layout.pad_token_ids, layout.slices, strict=True)
+    )
+    assert layout.phases[0].transitions == (Transition(3, "audio", (6, 8)),)
+    assert not layout.text_can_follow_audio
+    json.dumps(published_layouts.bagpiper())

@@ -1,0 +1,384 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a user's prompt to the ids of all streams."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.multistream.random_layouts import example, layouts
+from vllm.multistream import prompts
+from vllm.multistream.codecs.base import Codec
+from vllm.multistream.layout import DelayScope, StreamLayout
+from vllm.multistream.prompts import (
+    PromptBuilder,
+    frames_of_codes,
+    frames_of_tokens,
+    lay_out,
+    stream_prompt_builder,
+)
+from vllm.multistream.spec import CodecSource, SpeechSpec, TaskPrompt
+
+RATE, SAMPLES_PER_FRAME, BOOKS, BOOK_SIZE = 8000, 4, 3, 4
+
+
+class CountingCodec(Codec):
+    """Code of book k in frame f: (k + the first sample's sixteenths) modulo the book's size."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            sample_rate=RATE,
+            samples_per_frame=SAMPLES_PER_FRAME,
+            num_codebooks=BOOKS,
+            codebook_size=BOOK_SIZE,
+            device=torch.device("cpu"),
+        )
+        self.heard: list[torch.Tensor] = []
+
+    def _encode(self, samples: torch.Tensor) -> torch.Tensor:
+        self.heard.append(samples)
+        first = (samples[::SAMPLES_PER_FRAME] * 16).round().long()
+        return (first[:, None] + torch.arange(BOOKS)) % BOOK_SIZE
+
+    def _decode(self, codes: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("prompts are not decoded")
+
+
+CODEC = CodecSource("codec")
+TASKS = (
+    TaskPrompt("speak", (1, "text", 5)),
+    TaskPrompt("listen", (5, "audio", 1)),
+    TaskPrompt("voice", (8, "audio", 1, "text", "flush", 5)),
+    TaskPrompt("silence", (9,)),
+)
+
+
+class Setting:
+    """A builder with a fake codec."""
+
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        tasks: tuple[TaskPrompt, ...] = TASKS,
+        codec: CodecSource | None = CODEC,
+        **layout: Any,
+    ) -> None:
+        self.layout = StreamLayout.from_dict(example(**layout))
+        self.codec = CountingCodec()
+        monkeypatch.setattr(SpeechSpec, "load_codec", lambda spec, device: self.codec)
+        self.builder = PromptBuilder(SpeechSpec(self.layout, codec=codec, tasks=tasks))
+
+    def build(self, ids: list[int], **prompt: Any) -> tuple[list[int], list[list[int]]]:
+        """Stream 0, and the other streams in steps."""
+        built: Any = self.builder.build({"prompt_token_ids": ids, **prompt})
+        assert built["auxiliary_token_ids"].dtype == np.int32
+        return built["prompt_token_ids"], built["auxiliary_token_ids"].tolist()
+
+
+@pytest.fixture
+def setting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Setting]:
+    yield Setting(monkeypatch)
+
+
+def clip(*sixteenths: int) -> np.ndarray:
+    """One frame per number, at the codec's rate."""
+    return np.repeat(np.array(sixteenths, np.float32) / 16, SAMPLES_PER_FRAME)
+
+
+def audio(data: Any, **options: Any) -> dict[str, Any]:
+    return {
+        "multi_modal_data": {"audio": data},
+        **({"mm_processor_kwargs": options} if options else {}),
+    }
+
+
+@given(layouts(), st.data())
+def test_a_prompt_in_steps_holds_its_frames(layout: StreamLayout, data: st.DataObject) -> None:
+    ids = st.integers(0, layout.vocabulary_size - 1)
+    count, streams = data.draw(st.integers(0, 7)), layout.num_streams
+    frames = np.array(
+        data.draw(st.lists(ids, min_size=count * streams, max_size=count * streams)), np.int32
+    ).reshape(count, streams)
+    built = lay_out(layout, frames)
+    assert built.token_ids == frames[:, 0].tolist()
+    assert built.auxiliary_ids.dtype == np.int32
+    assert built.auxiliary_ids.shape == (count + layout.max_delay if count else 0, streams - 1)
+    for step, row in enumerate(built.auxiliary_ids):
+        for stream in range(1, streams):
+            frame = step - layout.delays[stream]
+            if frame < 0:
+                expected = layout.pad_token_ids[stream]
+            else:
+                # Past its last frame a stream is free; inside the prompt that cannot be.
+                expected = frames[frame, stream] if frame < count else -1
+                assert frame < count or step >= count
+            assert row[stream - 1] == expected
+
+
+def test_frames_of_tokens_are_pads_beside_stream_0() -> None:
+    layout = StreamLayout.from_dict(example(pad_token_ids=[9, 8, 7]))
+    np.testing.assert_array_equal(frames_of_tokens(layout, [3, 11]), [[3, 8, 7], [11, 8, 7]])
+    assert frames_of_tokens(layout, []).shape == (0, 3)
+
+
+def test_frames_of_codes_follow_the_codebook_streams() -> None:
+    layout = StreamLayout.from_dict(example(codebook_streams=[2, 0, 1]))
+    np.testing.assert_array_equal(
+        frames_of_codes(layout, np.array([[0, 1, 2], [3, 3, 3]], np.int32)),
+        [[21, 26, 28], [23, 27, 31]],
+    )
+    partial = StreamLayout.from_dict(example(codebook_streams=[1]))
+    with pytest.raises(ValueError, match=r"audio: .* no ids for streams \[0, 2\]"):
+        frames_of_codes(partial, np.array([[0]], np.int32))
+
+
+def test_plain_tokens_are_taken_as_they_are(setting: Setting) -> None:
+    assert setting.build([1, 10, 5]) == ([1, 10, 5], [[0, 0]] * 4 + [[-1, 0]])
+
+
+def test_text_goes_where_the_task_says(setting: Setting) -> None:
+    ids, auxiliary = setting.build([10, 11], prompt="ab")
+    assert ids == [1, 10, 11, 5]
+    assert auxiliary == [[0, 0]] * 5 + [[-1, 0]]
+
+
+def test_audio_goes_where_the_task_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(monkeypatch, delay_scope="sequence")
+    ids, auxiliary = setting.build([], **audio((clip(1, 2), RATE)))
+    # Frames (1, 2, 3) and (2, 3, 0); the tail of stream 2 lies beside what is generated first.
+    assert ids == [5, 21, 22, 1]
+    assert auxiliary == [[0, 0], [0, 0], [26, 0], [27, 31], [0, 28], [-1, 0]]
+
+
+def test_steps_that_were_laid_out_can_be_given_back(setting: Setting) -> None:
+    token_ids, auxiliary = setting.build([1, 10, 5])
+    assert auxiliary[-1] == [-1, 0]
+    assert setting.build(token_ids, **options(auxiliary_token_ids=auxiliary)) == (
+        token_ids,
+        auxiliary,
+    )
+
+
+def test_a_long_tail_lies_beside_what_is_generated(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(monkeypatch, delay_scope="sequence", delays=[0, 1, 3])
+    ids, auxiliary = setting.build([], **audio((clip(1, 2), RATE)))
+    assert ids == [5, 21, 22, 1]
+    assert auxiliary == [[0, 0], [0, 0], [26, 0], [27, 0], [0, 31], [-1, 28], [-1, 0]]
+
+
+def test_a_segment_is_padded_until_its_streams_have_caught_up(setting: Setting) -> None:
+    assert setting.layout.delay_scope is DelayScope.SEGMENT
+    ids, auxiliary = setting.build([], **audio((clip(1, 2), RATE)))
+    assert ids == [5, 21, 22, 0, 0, 1]
+    assert auxiliary == [
+        [0, 0], [0, 0], [26, 0], [27, 31], [0, 28], [0, 0], [0, 0], [-1, 0],
+    ]  # fmt: skip
+
+
+def test_text_and_audio_and_flush(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(monkeypatch, delay_scope="sequence")
+    ids, auxiliary = setting.build([10], prompt="a", **audio((clip(1), RATE)))
+    assert ids == [8, 21, 1, 10, 0, 0, 5]
+    assert auxiliary[:5] == [[0, 0], [0, 0], [26, 0], [0, 31], [0, 0]]
+
+
+def test_a_named_task_is_used(setting: Setting) -> None:
+    ids, _ = setting.build([], mm_processor_kwargs={"task": "silence"})
+    assert ids == [9]
+    ids, _ = setting.build([12], mm_processor_kwargs={"task": "speak"})
+    assert ids == [1, 12, 5]
+
+
+def test_text_without_tasks_is_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(monkeypatch, tasks=())
+    assert setting.build([10, 11], prompt="ab")[0] == [10, 11]
+
+
+def test_what_the_engine_needs_is_passed_on(setting: Setting) -> None:
+    built: Any = setting.builder.build(
+        {"prompt_token_ids": [10], "prompt": "a", "cache_salt": "salt"}
+    )
+    assert built["prompt"] == "a" and built["cache_salt"] == "salt"
+    built = setting.builder.build({"prompt_token_ids": [10]})
+    assert "cache_salt" not in built
+
+
+def test_given_steps_are_taken_as_they_are(setting: Setting) -> None:
+    steps = [[0, 0], [24, 0], [25, 28], [0, 31]]
+    for form in (steps, np.array(steps), np.array(steps, np.int16)):
+        ids, auxiliary = setting.build(
+            [5, 20, 21, 1], mm_processor_kwargs={"auxiliary_token_ids": form}
+        )
+        assert (ids, auxiliary) == ([5, 20, 21, 1], steps)
+    # Up to max(delays) rows of tail may follow.
+    with_tail = [*steps, [0, 30], [0, 0]]
+    _, auxiliary = setting.build(
+        [5, 20, 21, 1], mm_processor_kwargs={"auxiliary_token_ids": with_tail}
+    )
+    assert auxiliary == with_tail
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda samples: (samples, RATE),
+        lambda samples: samples,
+        lambda samples: samples.tolist(),
+        lambda samples: torch.from_numpy(samples),
+        lambda samples: [samples],
+        lambda samples: [(samples, RATE)],
+        lambda samples: (torch.from_numpy(samples), float(RATE)),
+        lambda samples: (samples.astype(np.float64), np.int64(RATE)),
+        lambda samples: (np.stack([samples, samples]), RATE),
+    ],
+)
+def test_every_form_of_audio_is_taken(setting: Setting, form: Any) -> None:
+    ids, _ = setting.build([], **audio(form(clip(1, 2, 3))))
+    assert ids == [5, 21, 22, 23, 0, 0, 1]
+    assert len(setting.codec.heard) == 1
+    np.testing.assert_array_equal(setting.codec.heard[0].numpy(), clip(1, 2, 3))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int8, np.uint8])
+def test_integer_samples_are_pcm(setting: Setting, dtype: type) -> None:
+    info = np.iinfo(dtype)
+    # Unsigned PCM has its zero in the middle of the range, as in WAV files.
+    zero = 0 if info.min else (int(info.max) + 1) // 2
+    scale = (int(info.max) - int(info.min) + 1) // 2
+    samples: np.ndarray = (zero + clip(1, 2, -3).astype(np.float64) * scale).astype(dtype)
+    setting.build([], **audio((samples, RATE)))
+    np.testing.assert_allclose(setting.codec.heard[0].numpy(), clip(1, 2, -3), atol=1e-7)
+
+
+def test_audio_is_resampled_to_the_codec_s_rate(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def resample(samples: np.ndarray, from_rate: float, to_rate: float) -> np.ndarray:
+        calls.append((len(samples), from_rate, to_rate))
+        return clip(1, 2)
+
+    monkeypatch.setattr(prompts, "resample", resample)
+    ids, _ = setting.build([], **audio((np.zeros(16, np.float32), 16000)))
+    assert calls == [(16, 16000, RATE)]
+    assert ids == [5, 21, 22, 0, 0, 1]
+
+
+def test_a_known_clip_is_not_encoded_again(setting: Setting) -> None:
+    first = setting.build([], **audio((clip(1, 2), RATE)))
+    assert setting.build([], **audio((clip(1, 2), RATE))) == first
+    assert len(setting.codec.heard) == 1
+    setting.build([], **audio((clip(1, 3), RATE)))
+    setting.build([], **audio((clip(1, 2), 2 * RATE)))
+    assert len(setting.codec.heard) == 3
+
+
+def test_equal_bytes_of_another_shape_are_another_clip(setting: Setting) -> None:
+    mono = clip(1, 2, 3, 0)
+    mono_ids, _ = setting.build([], **audio((mono, RATE)))
+    stereo_ids, _ = setting.build([], **audio((mono.reshape(2, -1), RATE)))
+    assert (len(mono_ids), len(stereo_ids)) == (8, 6)
+
+
+def test_the_oldest_clip_is_forgotten(setting: Setting) -> None:
+    kept = prompts._CACHED_CLIPS
+    clips = [clip(1) + index / 1000 for index in range(kept + 1)]
+    for samples in clips:
+        setting.build([], **audio((samples, RATE)))
+    assert len(setting.codec.heard) == kept + 1
+    setting.build([], **audio((clips[1], RATE)))
+    assert len(setting.codec.heard) == kept + 1
+    setting.build([], **audio((clips[0], RATE)))
+    assert len(setting.codec.heard) == kept + 2
+
+
+def options(**given_options: Any) -> dict[str, Any]:
+    return {"mm_processor_kwargs": given_options}
+
+
+@pytest.mark.parametrize(
+    ("ids", "prompt", "message"),
+    [
+        ([10], options(tasks="speak"), r"mm_processor_kwargs must hold only .*\['tasks'\]"),
+        ([10], {"multi_modal_data": {"image": 1}}, r"multi_modal_data must hold only 'audio'"),
+        ([10], options(task="sing"), r"task must be one of \['listen', .* not 'sing'"),
+        ([10], options(task="listen"), r"task 'listen' needs \['audio'\], but .* \['text'\]"),
+        ([], options(task="speak"), r"task 'speak' needs \['text'\], but the prompt gives \[\]"),
+        ([40], {"prompt": "x"}, r"prompt_token_ids must be in \[0, 40\), not 40"),
+        ([10, -1], {}, r"prompt_token_ids must be in \[0, 40\), not -1"),
+        ([10], options(auxiliary_token_ids=[[0, 0]], task="speak"), "must come without audio"),
+        ([10], audio(clip(1), auxiliary_token_ids=[[0, 0]]), "must come without audio"),
+        ([10], options(auxiliary_token_ids=[[0]]), r"integers of shape \[n, 2\] .* \[1, 3\]"),
+        ([10], options(auxiliary_token_ids=[0, 0]), r"integers of shape \[n, 2\]"),
+        ([10], options(auxiliary_token_ids=[[0.0, 0.0]]), r"integers of shape \[n, 2\]"),
+        ([10], options(auxiliary_token_ids=[[0, 0]] * 4), r"with n in \[1, 3\], not .* \[4, 2\]"),
+        ([10, 10], options(auxiliary_token_ids=[[0, 0]]), r"with n in \[2, 4\], not .* \[1, 2\]"),
+        (
+            [10],
+            options(auxiliary_token_ids=[[28, 0]]),
+            r"auxiliary_token_ids of stream 1 must be in \[24, 28\) or the pad 0 \(.*\), not 28",
+        ),
+        (
+            [10],
+            options(auxiliary_token_ids=[[0, -1]]),
+            r"auxiliary_token_ids of stream 2 must be in \[28, 32\) or the pad 0 \(.*\), not -1",
+        ),
+        ([40], options(auxiliary_token_ids=[[0, 0]]), r"prompt_token_ids must be in \[0, 40\)"),
+        ([], audio((clip(1), RATE), task="voice"), r"needs \['audio', 'text'\], but .*\['audio'\]"),
+        ([], audio([clip(1), clip(1)]), "audio must be one clip, not 2"),
+        ([], audio([]), "audio must have at least one sample"),
+        ([], audio((np.zeros(0, np.float32), RATE)), "audio must have at least one sample"),
+        ([], audio((clip(1), None)), "audio's sample rate must be a number of Hz, not None"),
+        ([], audio((clip(1), True)), "audio's sample rate must be a number of Hz, not True"),
+        ([], audio([[0.0], [0.0, 1.0]]), "audio must be"),
+        ([10], options(auxiliary_token_ids=[[0, 0], [0]]), "auxiliary_token_ids must be an array"),
+        ([], audio("speech.wav"), "audio must be samples or"),
+        ([], audio({"samples": 1}), "audio must be samples or"),
+        ([], audio((np.zeros(4, np.complex64), RATE)), "audio must be samples or"),
+        ([], audio((np.zeros(4, bool), RATE)), "audio must be samples or"),
+        ([], audio((np.array([0, np.nan], np.float32), RATE)), "samples must be finite"),
+        ([], audio((clip(1), 100)), r"from_rate must be a whole number of Hz in \[4000, 192000\]"),
+        ([], audio((clip(1), 0)), "from_rate must be a whole number of Hz"),
+    ],
+)
+def test_a_refusal_names_the_field(
+    setting: Setting, ids: list[int], prompt: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        setting.build(ids, **prompt)
+
+
+def test_inputs_that_no_task_takes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(monkeypatch, tasks=TASKS[:1])
+    with pytest.raises(ValueError, match=r"prompt gives \['audio'\], but .*'speak': \['text'\]"):
+        setting.build([], **audio(clip(1)))
+    bare = Setting(monkeypatch, tasks=())
+    with pytest.raises(ValueError, match=r"prompt gives \['audio'\]"):
+        bare.build([], **audio(clip(1)))
+
+
+def test_audio_for_a_model_without_codec_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(monkeypatch, codec=None)
+    with pytest.raises(ValueError, match="audio is not accepted: the model has no codec"):
+        setting.build([], **audio(clip(1)))
+
+
+def test_a_renderer_has_one_builder(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = SpeechSpec(StreamLayout.from_dict(example()))
+    asked = []
+
+    def multistream_spec(model_config: Any) -> SpeechSpec | None:
+        asked.append(model_config)
+        return spec if model_config == "speech" else None
+
+    monkeypatch.setattr(prompts, "multistream_spec", multistream_spec)
+    speech, text = SimpleNamespace(model_config="speech"), SimpleNamespace(model_config="text")
+    assert stream_prompt_builder(speech) is stream_prompt_builder(speech) is not None
+    assert stream_prompt_builder(text) is stream_prompt_builder(text) is None
+    assert asked == ["speech", "text"]

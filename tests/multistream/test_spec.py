@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model's specification, read from its configuration."""
+
+import gc
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from tests.multistream.random_layouts import example
+from vllm.multistream import spec as spec_module
+from vllm.multistream.layout import LayoutError
+from vllm.multistream.phases import PhaseTable
+from vllm.multistream.spec import CodecSource, SpeechSpec, TaskPrompt, multistream_spec
+from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+
+
+def config(**changes: Any) -> SpeechLMConfig:
+    return SpeechLMConfig(**{"stream_layout": example(), **changes})
+
+
+def test_what_is_read() -> None:
+    spec = SpeechSpec.from_config(
+        config(
+            embedding={"primary_skip_ids": [1], "auxiliary_skip_ids": [0, 2]},
+            head_offsets=True,
+            codec={"name_or_path": "codec", "revision": "main"},
+            tasks={"speak": [1, "text", 5], "listen": ["audio", "flush", 1], "begin": [9]},
+        ),
+        "/model",
+    )
+    assert spec.layout.num_streams == 3
+    assert (spec.primary_skip_ids, spec.auxiliary_skip_ids) == ((1,), (0, 2))
+    assert spec.has_head_offsets and spec.has_codec
+    assert spec.codec == CodecSource("codec", "main")
+    assert [task.name for task in spec.tasks] == ["speak", "listen", "begin"]
+    assert [task.needs for task in spec.tasks] == [{"text"}, {"audio"}, set()]
+    assert spec.model_path == "/model"
+    assert isinstance(spec.table, PhaseTable) and spec.table is spec.table
+
+
+def test_defaults() -> None:
+    spec = SpeechSpec.from_config(config())
+    assert spec == SpeechSpec(spec.layout)
+    assert not spec.has_codec and not spec.has_head_offsets and spec.tasks == ()
+    with pytest.raises(ValueError, match="codec: this model has none"):
+        spec.load_codec("cpu")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stream_layout": {}}, r"stream_layout\.delays is missing"),
+        ({"embedding": {"skip": []}}, r"embedding has unknown keys \['skip'\]"),
+        (
+            {"embedding": {"primary_skip_ids": [40]}},
+            r"embedding\.primary_skip_ids\[0\] must be in \[0, 40\), not 40",
+        ),
+        (
+            {"embedding": {"auxiliary_skip_ids": [0, "1"]}},
+            r"embedding\.auxiliary_skip_ids\[1\] must be in \[0, 40\), not '1'",
+        ),
+        (
+            {"embedding": {"auxiliary_skip_ids": 0}},
+            r"embedding\.auxiliary_skip_ids must be a list",
+        ),
+        ({"codec": {"path": "x"}}, r"codec has unknown keys \['path'\]"),
+        ({"codec": "x"}, "codec must be an object, not 'x'"),
+        ({"codec": {}}, r"codec\.name_or_path is missing"),
+        ({"tasks": {"speak": [40]}}, r"tasks\.speak\[0\] must be a token in \[0, 40\) or one of"),
+        ({"tasks": {"speak": [1, "texts"]}}, r"tasks\.speak\[1\] must be .* not 'texts'"),
+        ({"tasks": {"speak": ["text", "text"]}}, r"tasks\.speak must hold .* at most once each"),
+        ({"tasks": {"a": ["audio", 1, "audio"]}}, r"tasks\.a must hold .* at most once each"),
+        ({"tasks": ["text"]}, r"tasks must be an object, not \['text'\]"),
+        ({"tasks": {"speak": "text"}}, r"tasks\.speak must be a list"),
+        (
+            {
+                "stream_layout": example(
+                    text_slice=None, phases=[{"name": "audio", "kind": "audio"}]
+                ),
+                "tasks": {"speak": ["text"]},
+            },
+            r"tasks\.speak holds 'text', so stream_layout\.text_slice must be given",
+        ),
+    ],
+)
+def test_a_refusal_names_the_field(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        SpeechSpec.from_config(config(**changes))
+
+
+def test_an_unknown_backbone_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"backbone_config\.model_type must be .* not 'abacus'"):
+        config(backbone_config={"model_type": "abacus"})
+
+
+class _Codecs:
+    """Stands for the loader of codecs."""
+
+    def __init__(self, codebook_size: int) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self.codec = SimpleNamespace(codebook_size=codebook_size)
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.asked.append(arguments)
+        return self.codec
+
+
+def test_a_codec_is_looked_for_in_the_model_s_folder_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codecs = _Codecs(codebook_size=4)
+    monkeypatch.setattr(spec_module, "_load_codec", codecs)
+    source = {"name_or_path": "codec", "revision": "main"}
+    spec = SpeechSpec.from_config(config(codec=source), str(tmp_path))
+    assert spec.load_codec("cpu") is codecs.codec
+    (tmp_path / "codec").mkdir()
+    spec.load_codec("cpu")
+    assert codecs.asked == [
+        ("codec", "main", 3, "cpu"),
+        (str(tmp_path / "codec"), "main", 3, "cpu"),
+    ]
+
+
+def test_a_codec_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spec_module, "_load_codec", _Codecs(codebook_size=5))
+    spec = SpeechSpec.from_config(config(codec={"name_or_path": "codec"}))
+    message = r"stream_layout\.slices\[0\] must hold the codec's 5 codes, not 4"
+    with pytest.raises(ValueError, match=message):
+        spec.load_codec("cpu")
+
+
+def test_only_speech_models_have_a_specification() -> None:
+    assert multistream_spec(None) is None
+    text: Any = SimpleNamespace(hf_config=SimpleNamespace(model_type="llama"), model="m")
+    assert multistream_spec(text) is None
+    nothing: Any = SimpleNamespace()
+    assert multistream_spec(nothing) is None
+
+
+def test_a_configuration_has_one_specification() -> None:
+    model: Any = SimpleNamespace(hf_config=config(), model="folder")
+    other: Any = SimpleNamespace(hf_config=config(), model="folder")
+    spec = multistream_spec(model)
+    assert spec is not None and spec.model_path == "folder"
+    assert multistream_spec(model) is spec
+    assert multistream_spec(other) is not spec
+    known = len(spec_module._specs)
+    del model, other
+    gc.collect()
+    assert len(spec_module._specs) == known - 2
+
+
+def test_task_needs() -> None:
+    assert TaskPrompt("a", (1, "text", "audio", "flush")).needs == {"text", "audio"}
+    assert TaskPrompt("a", (1, "flush")).needs == frozenset()

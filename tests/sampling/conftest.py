@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures of the sampler's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from vllm.multistream.sampling import load_extension
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_operators() -> None:
+    load_extension()
+
+
+@pytest.fixture
+def instruction_sets() -> Iterator[list[str]]:
+    """Names of the versions of the CPU loops this processor runs; the fastest is restored."""
+    names: list[str] = torch.ops.unison.sampler_instruction_sets()
+    yield names
+    torch.ops.unison.set_sampler_instruction_set(names[-1])

@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random sampling problems, and both implementations side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+
+from vllm.multistream.sampling import multistream_sample, sample_reference
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The arguments of the sampler, for R rows, K streams and C candidates."""
+
+    logits: torch.Tensor
+    candidate_ids: torch.Tensor
+    masks: torch.Tensor
+    mask_index: torch.Tensor
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    seed: torch.Tensor
+    position: torch.Tensor
+    first_stream: int
+    forced: torch.Tensor
+
+    def arguments(self) -> dict[str, Any]:
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def operator(self) -> torch.Tensor:
+        """The compiled operator, writing over a poisoned output."""
+        out = torch.full(self.logits.shape[:2], 0x5A5A5A5A, dtype=torch.int32)
+        return multistream_sample(**self.arguments(), out=out)
+
+    def oracle(self) -> torch.Tensor:
+        return sample_reference(**self.arguments())
+
+    def rows(self, index: torch.Tensor) -> Problem:
+        """The same requests, fewer or in another order."""
+        per_row = ("logits", "mask_index", "temperature", "top_k", "top_p", "seed", "position")
+        return replace(self, **{name: getattr(self, name)[index] for name in (*per_row, "forced")})
+
+
+def plain_problem(
+    logits: torch.Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    first_stream: int = 0,
+) -> Problem:
+    """Everything allowed; token = candidate; row r has seed 7 and position r."""
+    rows, streams, candidates = logits.shape
+    return Problem(
+        logits=logits,
+        candidate_ids=torch.arange(candidates, dtype=torch.int32).repeat(streams, 1),
+        masks=torch.ones((0, streams, candidates), dtype=torch.bool),
+        mask_index=torch.full((rows,), -1, dtype=torch.int32),
+        temperature=torch.full((rows, streams), temperature),
+        top_k=torch.full((rows, streams), top_k, dtype=torch.int32),
+        top_p=torch.full((rows, streams), top_p),
+        seed=torch.full((rows,), 7),
+        position=torch.arange(rows),
+        first_stream=first_stream,
+        forced=torch.full((rows, streams), -1, dtype=torch.int32),
+    )
+
+
+def _choose(
+    generator: torch.Generator, values: list[float], shape: tuple[int, ...]
+) -> torch.Tensor:
+    index = torch.randint(len(values), shape, generator=generator)
+    return torch.tensor(values)[index]
+
+
+def random_problem(
+    seed: int, rows: int, streams: int, candidates: int, dtype: torch.dtype = torch.float32
+) -> Problem:
+    """Every feature at once: masks, padding, forced tokens, filters, unusable and tied logits."""
+    generator = torch.Generator().manual_seed(seed)
+    items = (rows, streams)
+    shape = (rows, streams, candidates)
+
+    def uniform(*size: int) -> torch.Tensor:
+        return torch.rand(size, generator=generator)
+
+    # Logits are a view with gaps between rows and streams.
+    storage = torch.randn((rows, streams + 1, candidates + 3), generator=generator)
+    storage *= _choose(generator, [0.1, 1.0, 5.0, 30.0], (rows, streams + 1, 1))
+    logits = storage.to(dtype)[:, 1:, 2 : candidates + 2]
+    flat = uniform(*items) < 0.1
+    logits[flat] = 1.5
+    for value, share in ((-torch.inf, 0.1), (torch.inf, 0.01), (torch.nan, 0.01)):
+        hit = (uniform(*items) < share * 5).unsqueeze(-1) & (uniform(*shape) < 0.3)
+        few = (uniform(*items) < share * 5).unsqueeze(-1) & (uniform(*shape) < 1 / candidates)
+        logits[hit | few] = value
+    tokens = torch.randint(0, 1 << 30, (streams, candidates), generator=generator)
+    candidate_ids = torch.where(uniform(streams, candidates) < 0.05, -1, tokens).int()
+    masks = uniform(4, streams, candidates) < torch.tensor([0.0, 0.02, 0.5, 0.95]).view(4, 1, 1)
+    return Problem(
+        logits=logits,
+        candidate_ids=candidate_ids,
+        masks=masks,
+        mask_index=_choose(generator, [-1, -1, 0, 1, 2, 2, 3, 3, 4, -2], (rows,)).int(),
+        temperature=_choose(generator, [0.0, 0.3, 1.0, 5.0], items),
+        top_k=_choose(
+            generator, [0, 0, 1, 2, 30, candidates // 2, candidates, candidates + 5], items
+        ).int(),
+        top_p=_choose(generator, [1.0, 1.0, 0.9, 0.5, 0.01, 0.9999, 0.0], items),
+        seed=torch.randint(-(1 << 62), 1 << 62, (rows,), generator=generator),
+        position=torch.randint(0, 1 << 40, (rows,), generator=generator),
+        first_stream=int(torch.randint(0, 20, (), generator=generator)),
+        forced=torch.where(
+            uniform(*items) < 0.05,
+            torch.randint(0, 1 << 30, items, generator=generator),
+            torch.tensor(-1),
+        ).int(),
+    )
+
+
+def threshold_problem(seed: int, rows: int, candidates: int = 24) -> Problem:
+    """Scores in tight clusters, every one likely to be sampled if it is kept.
+
+    A filter whose threshold is off by one candidate, or by one unit in the last place of a score,
+    gives other tokens in many rows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    centre = _choose(generator, [-0.75, 0.25, 0.5, 1.0, 1.75, 2.0], (rows, 1, candidates))
+    steps = torch.randint(0, 40, (rows, 1, candidates), generator=generator)
+    problem = plain_problem(centre + steps * 2.0**-22)
+    return replace(
+        problem,
+        top_k=torch.randint(0, candidates + 1, (rows, 1), generator=generator).int(),
+        top_p=torch.rand((rows, 1), generator=generator) * 1.3,
+    )
+
+
+def equal_scores_problem(rows: int, candidates: int) -> Problem:
+    """Scores so large that adding the noise changes none of them: all tie."""
+    problem = plain_problem(torch.full((rows, 2, candidates), 1e9))
+    masks = torch.ones((2, 2, candidates), dtype=torch.bool)
+    masks[1, :, : candidates // 2] = False
+    return replace(problem, masks=masks, mask_index=torch.arange(rows).remainder(2).int())
