@@ -3,6 +3,7 @@
 
 python examples/speak.py "the quick brown fox" --output fox.wav
 python examples/speak.py "the quick brown fox" --audio voice.wav --output fox.wav
+python examples/speak.py "the quick brown fox" --guidance-scale 3 --output fox.wav
 python examples/speak.py --transcribe fox.wav
 """
 
@@ -91,14 +92,26 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         type=_integer(1),
         help="most frames of speech, or most tokens of text (default: what the model has room for)",
     )
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        metavar="S",
+        help="classifier-free guidance: how far to follow TEXT; 1 is none (default: none)",
+    )
+    parser.add_argument(
+        "--negative-prompt",
+        metavar="TEXT",
+        help="what guidance leads away from (default: the model's null prompt)",
+    )
     options = parser.parse_args(arguments)
     if (options.text is None) == (options.transcribe is None):
         parser.error("give either TEXT or --transcribe WAV")
     if options.text is not None and not options.text.strip():
         parser.error("argument TEXT: must not be empty")
-    for name in ("output", "audio"):
+    for name in ("output", "audio", "guidance_scale", "negative_prompt"):
         if options.transcribe is not None and getattr(options, name) is not None:
-            parser.error(f"argument --{name}: goes with TEXT, not with --transcribe")
+            option = name.replace("_", "-")
+            parser.error(f"argument --{option}: goes with TEXT, not with --transcribe")
     options.output = options.output or Path("out.wav")
     if not options.output.absolute().parent.is_dir() or options.output.is_dir():
         parser.error(f"argument --output: {options.output} must be a file in an existing folder")
@@ -246,7 +259,7 @@ def start_engine(model: str | Path) -> LLM:
 
     return LLM(
         str(model),
-        max_num_seqs=1,
+        max_num_seqs=2,  # a guided request takes two rows of the batch
         enforce_eager=True,  # a single sentence does not earn the time that compiling takes
         disable_log_stats=True,
         use_tqdm_on_load=False,
@@ -281,6 +294,8 @@ def generate(llm: LLM, options: argparse.Namespace, is_demo: bool) -> Result:
         max_tokens=options.max_tokens or (demo_tokens if is_demo else None),
         # Random weights know no end; without this they would stop anywhere.
         ignore_eos=is_demo,
+        guidance_scale=options.guidance_scale,
+        negative_prompt=options.negative_prompt,
     )
     start = time.perf_counter()
     llm.enqueue(prompt, params, use_tqdm=False)  # type: ignore[arg-type]

@@ -37,7 +37,12 @@ def json_blocks() -> dict[str, Any]:
 
 def spec_of(layout: dict[str, Any], tasks: dict[str, Any] | None = None) -> SpeechSpec:
     config = SimpleNamespace(
-        stream_layout=layout, embedding=None, head_offsets=False, codec=None, tasks=tasks
+        stream_layout=layout,
+        embedding=None,
+        head_offsets=False,
+        codec=None,
+        tasks=tasks,
+        guidance=None,
     )
     return SpeechSpec.from_config(config)
 
@@ -59,6 +64,12 @@ def test_the_tasks_shown_are_those_of_the_random_checkpoint():
     assert [task.name for task in spec.tasks] == list(shown)
 
 
+def test_the_guidance_shown_is_that_of_the_random_checkpoint(tmp_path):
+    shown = json_blocks()["guidance"]
+    folder = random_checkpoint.write_random_speech_lm(tmp_path, codec=None)
+    assert shown == json.loads((folder / "config.json").read_text())["guidance"]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
@@ -73,7 +84,7 @@ def test_python_blocks_parse(page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/codecs.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md", "docs/codecs.md", "docs/guidance.md"])
 def test_the_first_python_example_runs(page, tmp_path):
     text = (ROOT / page).read_text(encoding="utf-8")
     found = re.search(r"```python\n(.*?)```", text, re.DOTALL)

@@ -84,6 +84,45 @@ def test_a_voice_prompt_changes_the_speech(engine, tmp_path, voice):
     assert files[0].read_bytes() != files[1].read_bytes()
 
 
+@pytest.fixture
+def guidance_lanes(engine, monkeypatch) -> list[list[int]]:
+    """Per guided step of the engine the number of lanes of each group."""
+    runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
+    sample, steps = runner._sample, []
+
+    def watch(*arguments: Any) -> Any:
+        if runner._guidance:
+            steps.append([len(group.row_ids) for group in runner._guidance])
+        return sample(*arguments)
+
+    monkeypatch.setattr(runner, "_sample", watch)
+    return steps
+
+
+def test_guidance_changes_the_speech_and_takes_two_lanes(engine, tmp_path, guidance_lanes):
+    options = {
+        "none": [],
+        "one": ["--guidance-scale", "1"],
+        "three": ["--guidance-scale", "3"],
+        "again": ["--guidance-scale", "3.0"],
+        "negative": ["--guidance-scale", "3", "--negative-prompt", "goodbye"],
+    }
+    files, steps = {}, {}
+    for name, extra in options.items():
+        path = tmp_path / f"{name}.wav"
+        guidance_lanes.clear()
+        arguments = ["hello", "--max-tokens", "12", "--output", str(path), *extra]
+        assert speak.main(arguments, engine) == 0
+        assert len(samples_of(path)) == 12 * SAMPLES_PER_FRAME
+        files[name], steps[name] = path.read_bytes(), guidance_lanes.copy()
+    # The last of 8 streams runs 7 steps behind.
+    assert steps["none"] == steps["one"] == []
+    assert steps["three"] == steps["again"] == steps["negative"] == [[2]] * 19
+    assert files["none"] == files["one"]
+    assert files["three"] == files["again"]
+    assert len({files["none"], files["three"], files["negative"]}) == 3
+
+
 def test_transcribing_prints_text(engine, voice, capsys):
     assert speak.main(["--transcribe", str(voice), "--max-tokens", "15"], engine) == 0
     printed = capsys.readouterr().out
@@ -126,6 +165,9 @@ def test_writing_clips_and_rounds(tmp_path):
         (["hello", "--top-k", "-1"], "--top-k"),
         (["hello", "--max-tokens", "0"], "--max-tokens"),
         (["hello", "--seed", "x"], "--seed"),
+        (["hello", "--guidance-scale", "much"], "--guidance-scale"),
+        (["--transcribe", "{voice}", "--guidance-scale", "3"], "--guidance-scale"),
+        (["--transcribe", "{voice}", "--negative-prompt", "no"], "--negative-prompt"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(arguments, named, tmp_path, voice, capsys):
@@ -137,6 +179,19 @@ def test_bad_arguments_are_refused_by_name(arguments, named, tmp_path, voice, ca
     assert named in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_what_the_engine_refuses_is_told(engine, capsys):
-    assert speak.main(["hello", "--seed", str(2**63)], engine) == 2
-    assert "seed must be in" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--seed", str(2**63)], "seed must be in"),
+        (["--guidance-scale", "-1"], "guidance_scale must be a finite number >= 0, not -1.0"),
+        (["--guidance-scale", "nan"], "guidance_scale must be a finite number >= 0, not nan"),
+        (["--guidance-scale", "inf"], "guidance_scale must be a finite number >= 0, not inf"),
+        (["--negative-prompt", "no"], "negative_prompt needs guidance_scale"),
+        (["--guidance-scale", "3", "--negative-prompt", "no" * 2000], "negative_prompt"),
+    ],
+)
+def test_what_the_engine_refuses_is_told(engine, arguments, told, tmp_path, capsys):
+    path = tmp_path / "out.wav"
+    assert speak.main(["hello", "--output", str(path), *arguments], engine) == 2
+    assert told in capsys.readouterr().err
+    assert not path.exists()

@@ -103,7 +103,14 @@ def admit_streams(
     _check_context(spec, prompt, model_config.max_model_len)
     if params.seed is None:
         params.seed = random.SystemRandom().randrange(2**62)
-    return StreamInputs(auxiliary_ids, spec.layout.text_slice, spec.layout.num_flush_steps)
+    state, segment_start = start_of_generation(spec.layout, prompt)
+    return StreamInputs(
+        auxiliary_ids,
+        spec.layout.text_slice,
+        spec.layout.num_flush_steps,
+        state,
+        segment_start,
+    )
 
 
 def _check_context(spec: SpeechSpec, prompt: list[int], max_model_len: int) -> None:

@@ -37,11 +37,15 @@ class StreamInputs(msgspec.Struct, array_like=True, gc=False):  # type: ignore[c
         text_slice: half-open range of text ids, or None for a model without text.
         num_flush_steps: most steps that the request may take past max_tokens, while its delayed
             streams catch up.
+        state: state of the phase table in which generation starts.
+        segment_start: position at which the audio segment begins that the prompt ends in.
     """
 
     auxiliary_ids: np.ndarray
     text_slice: tuple[int, int] | None
-    num_flush_steps: int
+    num_flush_steps: int = 0
+    state: int = 0
+    segment_start: int = 0
 
 
 @dataclass
@@ -64,11 +68,15 @@ class StreamOutput:
     Attributes:
         tokens: [num_rows, num_streams] int32 ids.
         finish: [num_rows] phases.Finish of each row after the step.
+        state: [num_rows] state of the phase table after the step.
+        segment_start: [num_rows] position at which the current (or last) audio segment begins.
         audio: per request id the audio of a request that ended in this step.
         errors: per request id why it must fail.
     """
 
     tokens: NDArray[np.int32]
     finish: NDArray[Any]
+    state: NDArray[np.int64]
+    segment_start: NDArray[np.int64]
     audio: dict[str, AudioOutput] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)

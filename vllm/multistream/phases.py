@@ -121,12 +121,19 @@ class PhaseTable:
     @cached_property
     def kinds_within_one_step(self) -> list[frozenset[StateKind]]:
         """Per state the kinds it may have after at most one more token, its own included."""
-        reached: list[frozenset[StateKind]] = []
-        for state in range(self.num_states):
-            states = {state, *self.next_state[state].tolist(), int(self.at_limit[state])}
-            states |= {int(self.after_flush[s]) for s in states}
-            reached.append(frozenset(StateKind(int(self.kind[s])) for s in states))
-        return reached
+        return [
+            frozenset(StateKind(int(self.kind[s])) for s in {state, *self.successors(state)})
+            for state in range(self.num_states)
+        ]
+
+    def successors(self, state: int) -> frozenset[int]:
+        """States that may follow a state after one more token."""
+        states = {*self.next_state[state].tolist()}
+        if self.kind[state] not in (StateKind.FLUSH, StateKind.DONE):
+            states.add(int(self.at_limit[state]))
+        ended = {s for s in states if self.kind[s] == StateKind.FLUSH}
+        states |= {int(self.after_flush[s]) for s in ended}
+        return frozenset(states | {self.end_length} if ended else states)
 
     def ends_request(self, phase_index: int, token: int) -> bool:
         """Whether `token`, emitted in a phase, ends the request (perhaps after a flush)."""

@@ -115,6 +115,7 @@ def write_random_speech_lm(
     tied: bool = False,
     head_offsets: bool = True,
     embedding: Mapping[str, Any] | None = None,
+    guidance: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     initializer_range: float = 0.4,
 ) -> Path:
@@ -131,6 +132,7 @@ def write_random_speech_lm(
         tied: whether the head shares the embedding's weight.
         head_offsets: whether to add a vector per stream before the head.
         embedding: the `embedding` object of config.json; default: pads add nothing on streams 1..
+        guidance: the `guidance` object of config.json; default: a constant null prompt.
         dtype: of the weights.
         initializer_range: standard deviation of the weights; large enough that logits differ.
 
@@ -187,6 +189,7 @@ def write_random_speech_lm(
                 "head_offsets": head_offsets,
                 "codec": None if codec is None else {"name_or_path": "codec"},
                 "tasks": default_tasks(),
+                "guidance": guidance or {"null_prompt": [BEGIN_AUDIO], "audio_only": False},
             },
             indent=2,
         )

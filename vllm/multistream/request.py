@@ -27,10 +27,17 @@ class RequestStreams:
             which -1 marks free cells.
         num_prompt_tokens: length of the prompt.
         num_flush_steps: most steps that it may take past max_tokens.
+        state: state of the phase table in which generation starts.
+        segment_start: position at which the audio segment begins that the prompt ends in.
     """
 
     def __init__(
-        self, prompt: NDArray[np.int32], num_prompt_tokens: int, num_flush_steps: int = 0
+        self,
+        prompt: NDArray[np.int32],
+        num_prompt_tokens: int,
+        num_flush_steps: int = 0,
+        state: int = 0,
+        segment_start: int = 0,
     ) -> None:
         if prompt.ndim != 2 or len(prompt) < num_prompt_tokens:
             raise ValueError(
@@ -38,6 +45,8 @@ class RequestStreams:
                 f"{num_prompt_tokens}, the prompt's length, not {list(prompt.shape)}"
             )
         self._num_flush_steps = num_flush_steps
+        self.state = state
+        self.segment_start = segment_start
         self._ids = np.array(prompt, np.int32)
         self._tail_end = len(prompt)
         self._length = num_prompt_tokens
@@ -53,15 +62,26 @@ class RequestStreams:
         """Take in what a step emitted for this request, before its blocks are hashed."""
         if output is None:
             raise RuntimeError("the worker returned no streams for a multi-stream request")
-        if self._length == len(self._ids):
-            grown = np.empty((2 * len(self._ids) + 64, self._ids.shape[1]), np.int32)
-            grown[: self._length] = self._ids
-            self._ids = grown
-        self._ids[self._length] = output.tokens[row, 1:]
-        self._length += 1
+        self.append_ids(output.tokens[row : row + 1, 1:])
+        self.state = int(output.state[row])
+        self.segment_start = int(output.segment_start[row])
         self.finish = Finish(int(output.finish[row]))
         self.audio = output.audio.get(request_id)
         self.error = output.errors.get(request_id)
+
+    def append_ids(self, ids: NDArray[np.int32]) -> None:
+        """Append [num_new, num_streams - 1] ids."""
+        end = self._length + len(ids)
+        if end > len(self._ids):
+            grown = np.empty((2 * end + 64, self._ids.shape[1]), np.int32)
+            grown[: len(self._ids)] = self._ids
+            self._ids = grown
+        self._ids[self._length : end] = ids
+        self._length = end
+
+    def last_ids(self, count: int) -> NDArray[np.int32]:
+        """[count, num_streams - 1] newest ids."""
+        return self._ids[self._length - count : self._length]
 
     def ids(self) -> NDArray[np.int32]:
         """[num_steps, num_streams - 1] ids known so far, the prompt's delayed tail included."""
@@ -80,7 +100,13 @@ def make_request_streams(
     """Streams of a new request, or None for a request of a single-stream model."""
     if inputs is None:
         return None
-    return RequestStreams(inputs.auxiliary_ids, len(prompt_token_ids or ()), inputs.num_flush_steps)
+    return RequestStreams(
+        inputs.auxiliary_ids,
+        len(prompt_token_ids or ()),
+        inputs.num_flush_steps,
+        inputs.state,
+        inputs.segment_start,
+    )
 
 
 def block_keys(request: Request, start: int, end: int) -> list[bytes]:

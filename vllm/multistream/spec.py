@@ -70,6 +70,10 @@ class SpeechSpec:
             hidden state before the shared head.
         codec: where the codec is, or None for a model that has none.
         tasks: the task prompts, in the order in which they are tried.
+        null_prompt: prompt of the unconditional lane: ids of stream 0, or "pads" for as many pads
+            as the conditional lane has steps before guidance; None if the model is not made for
+            guidance.
+        guides_audio_only: whether guidance starts with the audio, not with the text.
         model_path: folder of the model, if it is one.
     """
 
@@ -80,6 +84,8 @@ class SpeechSpec:
     codec: CodecSource | None = None
     tasks: tuple[TaskPrompt, ...] = ()
     model_path: str = ""
+    null_prompt: tuple[int, ...] | str | None = None
+    guides_audio_only: bool = False
 
     @cached_property
     def table(self) -> PhaseTable:
@@ -148,6 +154,7 @@ class SpeechSpec:
             codec=codec,
             tasks=tuple(_task(name, parts, layout) for name, parts in tasks.items()),
             model_path=model_path,
+            **_guidance(config.guidance, layout),
         )
 
 
@@ -164,6 +171,22 @@ def _task(name: str, parts: Any, layout: StreamLayout) -> TaskPrompt:
     if not layout.has_text and "text" in parts and layout.text_slice is None:
         raise LayoutError(f"tasks.{name} holds 'text', so stream_layout.text_slice must be given")
     return TaskPrompt(name, tuple(parts))
+
+
+def _guidance(data: Any, layout: StreamLayout) -> dict[str, Any]:
+    if data is None:
+        return {}
+    _refuse_unknown("guidance", data, {"null_prompt", "audio_only"})
+    null_prompt = data.get("null_prompt")
+    if null_prompt is not None and null_prompt != "pads":
+        for index, token in enumerate(_list("guidance.null_prompt", null_prompt)):
+            if not isinstance(token, int) or not 0 <= token < layout.vocabulary_size:
+                raise LayoutError(
+                    f"guidance.null_prompt[{index}] must be in [0, {layout.vocabulary_size}), "
+                    f"not {token!r}"
+                )
+        null_prompt = tuple(null_prompt)
+    return {"null_prompt": null_prompt, "guides_audio_only": bool(data.get("audio_only", False))}
 
 
 @functools.lru_cache(maxsize=8)

@@ -58,6 +58,26 @@ class Prompt:
     tail: list[list[int | None]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Guidance:
+    """Lanes whose logits are merged: weight * conditional + sum of weight * lane.
+
+    Attributes:
+        weight: of the conditional lane.
+        lanes: weight and prompt of each guidance lane, all streams per step; None is as many pads
+            as the conditional lane has steps before guidance.
+        first, last: guided frames, both included; last None is to the end.
+        audio_only: whether only audio is guided, frames being counted from each segment's start;
+            else they are counted from the first generated step.
+    """
+
+    weight: float
+    lanes: tuple[tuple[float, list[list[int]] | None], ...]
+    first: int = 0
+    last: int | None = None
+    audio_only: bool = False
+
+
 @dataclass
 class Generated:
     """What a request generates.
@@ -200,7 +220,9 @@ class Reference:
     # Generation
 
     @torch.inference_mode()
-    def generate(self, prompt: Prompt, settings: Settings) -> Generated:
+    def generate(
+        self, prompt: Prompt, settings: Settings, guidance: Guidance | None = None
+    ) -> Generated:
         """Generate until the request ends."""
         history = [list(step) for step in prompt.steps]
         start_of_output = len(history)
@@ -226,8 +248,26 @@ class Reference:
             may_end = not settings.ignore_eos and position >= start_of_output + settings.min_tokens
             margins.append(float("inf"))
 
-            def choose(stream: int, hidden: torch.Tensor = hidden, position: int = position) -> int:
-                token, margin = self._choose(hidden, stream, phase, may_end, position, settings)  # noqa: B023
+            lanes: list[tuple[float, torch.Tensor]] = []
+            stretch = segment_start if guidance and guidance.audio_only else start_of_output
+            if guidance is not None and (is_audio or not guidance.audio_only):
+                lanes = self._lanes(guidance, history, stretch, hidden)
+
+            def choose(
+                stream: int,
+                lanes: list[tuple[float, torch.Tensor]] = lanes,
+                alone: torch.Tensor = hidden,
+                position: int = position,
+                stretch: int = stretch,
+            ) -> int:
+                merged = [(1.0, alone)]
+                if guidance is not None and lanes:
+                    frame = position - stretch - (self.delays[stream] if is_audio else 0)  # noqa: B023
+                    if guidance.first <= frame and (
+                        guidance.last is None or frame <= guidance.last
+                    ):
+                        merged = lanes
+                token, margin = self._choose(merged, stream, phase, may_end, position, settings)  # noqa: B023
                 margins[-1] = min(margins[-1], margin)
                 return token
 
@@ -278,6 +318,23 @@ class Reference:
             if entered:
                 segment_start = position + 1
 
+    def _lanes(
+        self,
+        guidance: Guidance,
+        history: list[list[int]],
+        stretch: int,
+        conditional: torch.Tensor,
+    ) -> list[tuple[float, torch.Tensor]]:
+        """Weight and hidden state of every lane: its prompt, then all that was emitted since."""
+        lanes = [(guidance.weight, conditional)]
+        for weight, prompt in guidance.lanes:
+            steps = [list(self.pads)] * stretch if prompt is None else prompt
+            output = self._model.model.forward(
+                inputs_embeds=self._embed([*steps, *history[stretch:]])
+            )
+            lanes.append((weight, output.last_hidden_state[0, -1]))
+        return lanes
+
     def _start(self, history: list[list[int]]) -> tuple[str, int]:
         """Phase and segment start: those of the last begin token."""
         begins = {t: p["name"] for p in self.phases.values() for t in p["begin_tokens"]}
@@ -298,7 +355,7 @@ class Reference:
 
     def _choose(
         self,
-        hidden: torch.Tensor,
+        lanes: list[tuple[float, torch.Tensor]],
         stream: int,
         phase: str,
         may_end: bool,
@@ -307,9 +364,8 @@ class Reference:
     ) -> tuple[int, float]:
         """The token of a stream, and by how much it won if the choice was greedy."""
         kind = self.phases[phase]["kind"]
-        if self._offsets is not None:
-            hidden = hidden + self._offsets[stream]
-        logits = self._head @ hidden
+        offset = 0 if self._offsets is None else self._offsets[stream]
+        logits = torch.stack([w * (self._head @ (hidden + offset)) for w, hidden in lanes]).sum(0)
         moves = sorted(
             {
                 t["token"]

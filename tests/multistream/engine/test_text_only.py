@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.multistream.engine.conftest import open_engine
 from vllm import LLM, SamplingParams
+from vllm.guidance.worker import GuidedRunner
 from vllm.multistream.random_checkpoint import byte_tokenizer
 
 PROMPTS = ["hello", "a text-only model", "x", "one two three four five six seven eight nine ten"]
@@ -63,10 +64,13 @@ def test_greedy_tokens_equal_transformers(llm: LLM, folder: Path) -> None:
         assert completion.finish_reason == "length"
 
 
-def test_the_runner_is_upstreams_own(llm: LLM) -> None:
+def test_the_runner_is_upstreams_own_but_for_guidance(llm: LLM) -> None:
     core: Any = llm.llm_engine.engine_core
     runner = core.engine_core.model_executor.driver_worker.worker.model_runner
-    assert type(runner).__name__ == "CPUModelRunner"
+    guided, upstreams = type(runner).__bases__
+    assert guided is GuidedRunner
+    assert upstreams.__name__ == "CPUModelRunner"
+    assert upstreams.__module__.startswith("vllm.v1.")
 
 
 def test_seeded_tokens_do_not_depend_on_the_batch(llm: LLM) -> None:

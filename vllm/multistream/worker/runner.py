@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a V1 model runner does differently for a multi-stream model.
 
-`multistream_runner` derives from the runner class of the platform; a text-only model gets that
-class as it is. Everything that is not glue to the V1 runner lives in the modules beside this one.
+`multistream_runner` derives from the runner class of the platform. Everything that is not glue to
+the V1 runner lives in the modules beside this one and in vllm.guidance.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 
 from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.guidance.worker import GuidedBatch, GuidedRunner
 from vllm.logger import init_logger
 from vllm.multistream.messages import StreamOutput
 from vllm.multistream.phases import Finish, replay
 from vllm.multistream.spec import multistream_spec
 from vllm.multistream.worker.acoustic import AcousticDecoder
-from vllm.multistream.worker.sampler import StepTokens, StreamSampler
+from vllm.multistream.worker.sampler import StepTokens, StreamSampler, UnguidedStreams
 from vllm.multistream.worker.state import StreamState, stream_limit
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput, SamplerOutput
 
@@ -31,9 +32,9 @@ logger = init_logger(__name__)
 
 
 def multistream_runner(base: type, vllm_config: VllmConfig) -> type:
-    """The runner class for a model: `base` itself unless the model has several streams."""
+    """The runner class for a model, derived from its platform's V1 runner."""
     if multistream_spec(vllm_config.model_config) is None:
-        return base
+        return type(f"Guided{base.__name__}", (GuidedRunner, base), {})
     return type(f"MultiStream{base.__name__}", (_MultiStreamRunner, base), {})
 
 
@@ -90,7 +91,7 @@ class _PendingStreams:
         self.kept = kept
         self._step = step  # keeps the device tensors alive until they are copied
         self._ready: torch.cuda.Event | None = None
-        parts = (step.tokens, step.finish, step.state)
+        parts = (step.tokens, step.finish, step.state, step.segment_start)
         if step.tokens.device.type == "cpu":
             self._host = parts
         elif copy_stream is None:
@@ -103,12 +104,11 @@ class _PendingStreams:
                 self._host = tuple(part.to("cpu", non_blocking=True) for part in parts)  # type: ignore[assignment]
                 self._ready.record()
 
-    def wait(self) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-        """Tokens, finish and state as numpy arrays, once they are on the host."""
+    def wait(self) -> list[NDArray[Any]]:
+        """Tokens, finish, state and segment start as numpy arrays, once they are on the host."""
         if self._ready is not None:
             self._ready.synchronize()
-        tokens, finish, state = self._host
-        return tokens.numpy(), finish.numpy(), state.numpy()
+        return [part.numpy() for part in self._host]
 
 
 class _AsyncStreamsOutput(AsyncModelRunnerOutput):
@@ -128,7 +128,7 @@ class _AsyncStreamsOutput(AsyncModelRunnerOutput):
         return output
 
 
-class _MultiStreamRunner:
+class _MultiStreamRunner(GuidedRunner):
     """Mixed in before a V1 runner class; overrides the runner's own methods only."""
 
     # The host may read device memory directly, so every row's state is known at once.
@@ -192,39 +192,75 @@ class _MultiStreamRunner:
 
     def _sample(self, logits: torch.Tensor, spec_decode_metadata: Any) -> SamplerOutput:
         # The model's compute_logits hands its hidden states through: which rows of the head are
-        # multiplied depends on each row's phase.
+        # multiplied depends on each row's phase. Heads are linear, so lanes are merged before them.
         this: Any = self
         this.input_batch.update_async_output_token_ids()
         rows = this.input_batch.num_reqs
-        self._step = self._stream_sampler.step(
-            this.model,
-            logits,
-            this.seq_lens[:rows].long(),
-            this.discard_request_mask.gpu[:rows],
-            states_are_current=self._host_is_device or not this.use_async_scheduling,
-        )
+        position = this.seq_lens[:rows].long()
+        discard = this.discard_request_mask.gpu[:rows]
+        kept = ~this.discard_request_mask.np[:rows]
+        current = self._host_is_device or not this.use_async_scheduling
+        batch = self.guided_batch()
+        if batch is None:
+            step = self._stream_sampler.step(this.model, logits, position, discard, current)
+        else:
+            own = logits[batch.sampling_rows]
+            merged = own.clone()
+            merged[batch.guided] = batch.merge(logits).to(own.dtype)
+            step = self._stream_sampler.step(
+                this.model,
+                merged,
+                position[batch.sampling_rows],
+                discard[batch.sampling_rows],
+                current,
+                rows=np.asarray(batch.sampling_rows_host, np.int64),
+                unguided=self._unguided_streams(batch, own),
+            ).of_rows(batch.source)
+            self._streams.write_history(batch.lane_rows, position, step.tokens)
+            kept[batch.lane_rows_host] = False
+        self._step, self._kept = step, kept
         if self._host_is_device:
-            kept = ~this.discard_request_mask.np[:rows]
             slots = self._streams.row_slots_host[kept]
-            self._streams.known_state[slots] = self._step.state.numpy()[kept]
-        return SamplerOutput(self._step.tokens[:, :1], logprobs_tensors=None)
+            self._streams.known_state[slots] = step.state.numpy()[kept]
+        return SamplerOutput(step.tokens[:, :1], logprobs_tensors=None)
+
+    def _unguided_streams(
+        self, batch: GuidedBatch, hidden_states: torch.Tensor
+    ) -> UnguidedStreams | None:
+        """Streams at the edges of a guidance interval: each stream's own frame decides."""
+        assert self._guidance is not None
+        outside = [
+            [
+                not group.first <= group.frame - delay
+                or (group.last is not None and group.frame - delay > group.last)
+                for delay in self._spec.layout.delays
+            ]
+            for group in self._guidance
+            if group.first or group.last is not None
+        ]
+        if not any(map(any, outside)):
+            return None
+        streams = torch.zeros(len(hidden_states), len(self._spec.layout.delays), dtype=torch.bool)
+        limited = [
+            g for g, group in enumerate(self._guidance) if group.first or group.last is not None
+        ]
+        streams[batch.guided.cpu()[limited]] = torch.tensor(outside)
+        return UnguidedStreams(hidden_states, streams.to(hidden_states.device))
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         this: Any = self
-        # Streams are sampled by counter. The generators that upstream makes for seeded requests are
-        # unused, and it rewinds those of rows in prefill, which generators on the CPU cannot do.
+        # Streams are sampled by counter; the generators that upstream makes for seeds are unused.
         this.input_batch.generators.clear()
         output = super().sample_tokens(grammar_output)  # type: ignore[misc]
         step, self._step = self._step, None
         if step is None:
             return output
         asynchronous = isinstance(output, AsyncModelRunnerOutput)
-        rows = len(step.tokens)
         pending = _PendingStreams(
             step,
             this.input_batch.req_ids.copy(),
             self._streams.row_slots_host,
-            ~this.discard_request_mask.np[:rows],
+            self._kept,
             self._get_or_create_async_output_copy_stream() if asynchronous else None,
         )
         if asynchronous:
@@ -234,11 +270,13 @@ class _MultiStreamRunner:
 
     def collect_streams(self, pending: _PendingStreams) -> StreamOutput:
         """A step's streams on the host, with the audio of the requests that ended in it."""
-        tokens, finish, state = pending.wait()
+        tokens, finish, state, segment_start = pending.wait()
         kept = pending.kept
         if not self._host_is_device:
             self._streams.known_state[pending.slots[kept]] = state[kept]
-        output = StreamOutput(tokens, np.where(kept, finish, Finish.NOT_FINISHED))
+        output = StreamOutput(
+            tokens, np.where(kept, finish, Finish.NOT_FINISHED), state, segment_start
+        )
         for row in np.flatnonzero(output.finish):
             self._finish_row(output, int(row), pending)
         return output

@@ -44,11 +44,32 @@ class StepTokens:
         tokens: [num_rows, num_streams] int32.
         finish: [num_rows] int64 phases.Finish.
         state: [num_rows] int64 state of the phase table after the step.
+        segment_start: [num_rows] int64 position at which the newest audio segment begins.
     """
 
     tokens: torch.Tensor
     finish: torch.Tensor
     state: torch.Tensor
+    segment_start: torch.Tensor
+
+    def of_rows(self, rows: torch.Tensor) -> "StepTokens":
+        """The step of some rows, in the order given."""
+        return StepTokens(
+            self.tokens[rows], self.finish[rows], self.state[rows], self.segment_start[rows]
+        )
+
+
+@dataclass
+class UnguidedStreams:
+    """Streams of guided rows that lie outside the guidance interval.
+
+    Attributes:
+        hidden_states: [num_rows, hidden_size] of the conditional lanes alone.
+        streams: [num_rows, num_streams] bool, where these hidden states hold.
+    """
+
+    hidden_states: torch.Tensor
+    streams: torch.Tensor
 
 
 class _Group:
@@ -95,6 +116,8 @@ class StreamSampler:
         position: torch.Tensor,
         discard: torch.Tensor,
         states_are_current: bool,
+        rows: NDArray[np.int64] | None = None,
+        unguided: UnguidedStreams | None = None,
     ) -> StepTokens:
         """Sample the next token of every stream of every row.
 
@@ -106,12 +129,17 @@ class StreamSampler:
                 sampled for them is thrown away and changes nothing.
             states_are_current: whether the host knows each row's state (else it may be one token
                 behind, and heads for everything a row may have become are multiplied).
+            rows: the batch's rows that the other arguments are about; default all.
+            unguided: streams that are sampled from other hidden states; default none.
 
         Returns:
             The step's tokens; a row that cannot be sampled has Finish.ERROR and pads.
         """
         state = self._state
-        slots = state.row_slots
+        slots, slots_host = state.row_slots, state.row_slots_host
+        if rows is not None:
+            slots_host = slots_host[rows]
+            slots = slots[torch.from_numpy(rows).to(slots.device)]
         progress = Progress(
             state.progress.state[slots],
             state.progress.segment_start[slots],
@@ -120,14 +148,32 @@ class StreamSampler:
         kind = self._table.kind[progress.state]
         forced = self._forced(slots, progress, kind, position)
         tokens = forced.clamp(min=0)
-        text_rows, audio_rows = self._rows_by_head(states_are_current)
+        text_rows, audio_rows = self._rows_by_head(slots_host, states_are_current)
         no_end = (position < state.settings.earliest_end[slots]).to(torch.int64)
         mask_index = (2 * progress.state + no_end).to(torch.int32)
         self._sample_text(
-            model, hidden_states, text_rows, slots, position, mask_index, kind, forced, tokens
+            model,
+            hidden_states,
+            text_rows,
+            slots,
+            position,
+            mask_index,
+            kind,
+            forced,
+            tokens,
+            unguided,
         )
         self._sample_audio(
-            model, hidden_states, audio_rows, slots, position, mask_index, kind, forced, tokens
+            model,
+            hidden_states,
+            audio_rows,
+            slots,
+            position,
+            mask_index,
+            kind,
+            forced,
+            tokens,
+            unguided,
         )
 
         failed = (tokens < 0).any(dim=1)
@@ -143,7 +189,7 @@ class StreamSampler:
         state.progress.flush_end[kept] = after.flush_end
         place = position.clamp(max=state.max_model_len)
         state.history[kept, place] = tokens
-        return StepTokens(tokens, finish, after.state)
+        return StepTokens(tokens, finish, after.state, after.segment_start)
 
     def _forced(
         self, slots: torch.Tensor, progress: Progress, kind: torch.Tensor, position: torch.Tensor
@@ -171,10 +217,10 @@ class StreamSampler:
         return forced
 
     def _rows_by_head(
-        self, states_are_current: bool
+        self, slots: NDArray[np.int64], states_are_current: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows for which the text head, and those for which the audio head, is multiplied."""
-        states = self._state.known_state[self._state.row_slots_host]
+        states = self._state.known_state[slots]
         if states_are_current:
             kinds = self._kinds[states]
             text = kinds == StateKind.TEXT
@@ -196,13 +242,20 @@ class StreamSampler:
         kind: torch.Tensor,
         forced: torch.Tensor,
         tokens: torch.Tensor,
+        unguided: UnguidedStreams | None,
     ) -> None:
         if len(rows) == 0 or not self._layout.has_text:
             return
         index = torch.from_numpy(rows).to(tokens.device)
         own, settings = slots[index], self._state.settings
+        hidden_states = hidden_states[index]
+        if unguided is not None:
+            # Text is stream 0.
+            hidden_states = torch.where(
+                unguided.streams[index, :1], unguided.hidden_states[index], hidden_states
+            )
         sampled = multistream_sample(
-            model.text_logits(hidden_states[index])[:, None],
+            model.text_logits(hidden_states)[:, None],
             self._text_ids,
             self._text_masks,
             mask_index[index],
@@ -228,18 +281,30 @@ class StreamSampler:
         kind: torch.Tensor,
         forced: torch.Tensor,
         tokens: torch.Tensor,
+        unguided: UnguidedStreams | None,
     ) -> None:
         if len(rows) == 0 or not self._groups:
             return
         index = torch.from_numpy(rows).to(tokens.device)
         own, settings = slots[index], self._state.settings
         logits = model.audio_logits(hidden_states[index])
+        plain = None
+        if unguided is not None:
+            plain = model.audio_logits(unguided.hidden_states[index])
         temperature = settings.temperature[own, 1:]
         top_k, top_p = settings.top_k[own, 1:], settings.top_p[own, 1:]
         is_audio = (kind[index] == StateKind.AUDIO) | (kind[index] == StateKind.FLUSH)
         for group in self._groups:
+            shape = (len(rows), *group.shape)
+            logits_of_group = logits[:, group.columns].view(shape)
+            if unguided is not None and plain is not None:
+                logits_of_group = torch.where(
+                    unguided.streams[index, group.streams][:, :, None],
+                    plain[:, group.columns].view(shape),
+                    logits_of_group,
+                )
             sampled = multistream_sample(
-                logits[:, group.columns].view(len(rows), *group.shape),
+                logits_of_group,
                 group.candidate_ids,
                 group.masks,
                 mask_index[index],

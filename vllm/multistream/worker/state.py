@@ -191,6 +191,19 @@ class StreamState:
         """Make the next `set_rows` rebuild the rows (a request may hold another slot now)."""
         self._rows = []
 
+    def write_history(
+        self, rows: torch.Tensor, position: torch.Tensor, tokens: torch.Tensor
+    ) -> None:
+        """Write what some rows were given, without moving them through phases.
+
+        Args:
+            rows: [n] rows of the batch.
+            position: [num_rows] position of the tokens, of every row of the batch.
+            tokens: [num_rows, num_streams] ids of every row of the batch.
+        """
+        place = position[rows].clamp(max=self.max_model_len)
+        self.history[self.row_slots[rows], place] = tokens[rows]
+
     def gather_inputs(self, rows: torch.Tensor, positions: torch.Tensor, out: torch.Tensor) -> None:
         """Write the auxiliary ids of a step's tokens.
 

@@ -18,6 +18,7 @@ class SpeechLMConfig(PreTrainedConfig):
         head_offsets: whether the checkpoint holds `head_offsets` [num_streams, hidden_size].
         codec: `name_or_path` and `revision` of the codec, or None.
         tasks: task prompts by name; each a list of token ids and of "text", "audio", "flush".
+        guidance: `null_prompt` (token ids, or "pads") and `audio_only`, or None.
     """
 
     model_type = "speech_lm"
@@ -30,6 +31,7 @@ class SpeechLMConfig(PreTrainedConfig):
         head_offsets: bool = False,
         codec: dict[str, Any] | None = None,
         tasks: dict[str, list[int | str]] | None = None,
+        guidance: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if backbone_config is None:
@@ -48,6 +50,7 @@ class SpeechLMConfig(PreTrainedConfig):
         self.head_offsets = head_offsets
         self.codec = codec
         self.tasks = tasks
+        self.guidance = guidance
         super().__init__(**kwargs)
 
     def get_text_config(self, decoder: Any = None, encoder: Any = None) -> PreTrainedConfig:

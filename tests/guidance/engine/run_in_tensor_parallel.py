@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the invariance test's requests on two ranks: `python -m ... CHECKPOINT OUTPUT.json`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from tests.guidance.engine.cases import MIXED
+from tests.multistream.engine.conftest import open_engine
+
+
+def main(folder: str, output: str) -> None:
+    """Write, per request, the tokens of stream 0, how it ended, and the codes."""
+    with open_engine(Path(folder), tensor_parallel_size=2, max_num_batched_tokens=64) as llm:
+        outputs = llm.generate([c.prompt for c in MIXED], [c.params for c in MIXED], use_tqdm=False)
+    rows = []
+    for request in outputs:
+        completion = request.outputs[0]
+        codes = None if completion.audio is None else completion.audio.codes.tolist()
+        rows.append([list(completion.token_ids), completion.finish_reason, codes])
+    Path(output).write_text(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The door for guidance: a request's guidance, complete and admissible, or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from vllm.guidance.inputs import GuidanceInputs, LaneInputs, is_guided
+from vllm.multistream.prompts import stream_prompt_builder
+from vllm.multistream.spec import SpeechSpec, multistream_spec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from vllm.config import VllmConfig
+    from vllm.sampling_params import SamplingParams
+
+
+def admit_guidance(
+    params: SamplingParams | None,
+    engine_input: Mapping[str, Any],
+    vllm_config: VllmConfig,
+    renderer: Any,
+) -> GuidanceInputs | None:
+    """The guidance of a request.
+
+    Args:
+        params: its sampling parameters, max_tokens set.
+        engine_input: its rendered prompt.
+        vllm_config: the engine's configuration.
+        renderer: the front end's renderer, which makes negative prompts as it makes prompts.
+
+    Returns:
+        None for a request without guidance lanes.
+
+    Raises:
+        ValueError: naming the field and what is accepted.
+    """
+    if params is None or not is_guided(params):
+        return None
+    _refuse_combinations(params, vllm_config)
+    builder = stream_prompt_builder(renderer)
+    build_prompt = None if builder is None else builder.build
+    spec = multistream_spec(vllm_config.model_config)
+    if params.guidance_lanes is not None:
+        weights = [float(lane["weight"]) for lane in params.guidance_lanes]
+        given = [dict(lane) for lane in params.guidance_lanes[1:]]
+    else:
+        scale = float(params.guidance_scale or 0.0)
+        weights = [scale, 1.0 - scale]
+        given = [{"prompt": params.negative_prompt} if params.negative_prompt is not None else {}]
+        if params.negative_prompt_token_ids is not None:
+            given = [{"prompt_token_ids": params.negative_prompt_token_ids}]
+    lanes = []
+    for number, (lane, weight) in enumerate(zip(given, weights[1:], strict=True), start=1):
+        where = "negative_prompt" if params.guidance_lanes is None else f"guidance_lanes[{number}]"
+        token_ids, auxiliary = _lane_prompt(
+            where, lane, spec, renderer.tokenizer, build_prompt, vllm_config
+        )
+        lanes.append(LaneInputs(weight, token_ids, auxiliary))
+    interval = params.guidance_interval
+    inputs = GuidanceInputs(
+        weight=weights[0],
+        lanes=lanes,
+        first=interval[0] if interval else 0,
+        last=interval[1] if interval else None,
+        audio_only=spec is not None and spec.guides_audio_only,
+        pad_token_ids=[] if spec is None else list(spec.layout.pad_token_ids),
+    )
+    _check_sizes(inputs, params, len(engine_input["prompt_token_ids"]), spec, vllm_config)
+    return inputs
+
+
+def _refuse_combinations(params: SamplingParams, vllm_config: VllmConfig) -> None:
+    refused = {
+        "kv_transfer_config": vllm_config.kv_transfer_config is not None,
+        "speculative_config": vllm_config.speculative_config is not None,
+        "structured_outputs": params.structured_outputs is not None,
+        "prompt_logprobs": params.prompt_logprobs is not None,
+        "pipeline_parallel_size > 1": vllm_config.parallel_config.pipeline_parallel_size > 1,
+        "the V2 model runner (VLLM_USE_V2_MODEL_RUNNER=1)": vllm_config.use_v2_model_runner,
+    }
+    for name, is_set in refused.items():
+        if is_set:
+            raise ValueError(f"guidance is not supported together with {name}")
+
+
+def _lane_prompt(
+    where: str,
+    lane: Mapping[str, Any],
+    spec: SpeechSpec | None,
+    tokenizer: Any,
+    build_prompt: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None,
+    vllm_config: VllmConfig,
+) -> tuple[list[int] | None, np.ndarray | None]:
+    """Ids of stream 0 and of the others in a lane's prompt; None, None for pads."""
+    if lane.get("prompt") is not None:
+        if tokenizer is None:
+            raise ValueError(f"{where} as text needs a tokenizer; give token ids")
+        prompt = {"prompt": lane["prompt"], "prompt_token_ids": tokenizer.encode(lane["prompt"])}
+    elif lane.get("prompt_token_ids") is not None:
+        prompt = {"prompt_token_ids": list(lane["prompt_token_ids"])}
+    elif spec is None or spec.null_prompt is None:
+        raise ValueError(
+            f"{where} must be given: the model's configuration has no null prompt for guidance"
+        )
+    elif spec.null_prompt == "pads":
+        return None, None
+    else:
+        prompt = {"prompt_token_ids": list(spec.null_prompt)}
+    # Here, so that the error names the lane's field and not the request's own prompt.
+    _check_tokens(where, prompt["prompt_token_ids"], vllm_config)
+    if build_prompt is not None:
+        prompt = dict(build_prompt(prompt))
+    token_ids = prompt["prompt_token_ids"]
+    if not token_ids:
+        raise ValueError(f"{where} must have at least one token")
+    auxiliary = prompt.get("auxiliary_token_ids")
+    # What is delayed past the lane's prompt gives way to what the request emits.
+    return token_ids, None if auxiliary is None else auxiliary[: len(token_ids)]
+
+
+def _check_tokens(where: str, token_ids: list[int], vllm_config: VllmConfig) -> None:
+    vocabulary = vllm_config.model_config.get_vocab_size()
+    for token in token_ids:
+        if not isinstance(token, int) or not 0 <= token < vocabulary:
+            raise ValueError(f"{where} token ids must be in [0, {vocabulary}), not {token!r}")
+
+
+def _check_sizes(
+    inputs: GuidanceInputs,
+    params: SamplingParams,
+    num_prompt_tokens: int,
+    spec: SpeechSpec | None,
+    vllm_config: VllmConfig,
+) -> None:
+    rows = len(inputs.lanes) + 1
+    # A group whose lanes never fit into one step would wait for ever.
+    for name in (
+        "max_num_seqs",
+        "max_num_active_seqs",
+        "max_num_batched_tokens",
+        "max_num_scheduled_tokens",
+    ):
+        most = getattr(vllm_config.scheduler_config, name)
+        if most is not None and rows > most:
+            raise ValueError(f"guidance needs {rows} lanes, but {name} = {most}")
+    context = vllm_config.model_config.max_model_len
+    flush = 0 if spec is None else spec.layout.num_flush_steps
+    assert params.max_tokens is not None
+    longest = min(num_prompt_tokens + params.max_tokens + flush, context)
+    generated = longest - num_prompt_tokens
+    lengths = [longest]
+    for lane in inputs.lanes:
+        # Pads are as many as the conditional lane's steps before guidance.
+        own = longest if lane.prompt_token_ids is None else len(lane.prompt_token_ids) + generated
+        if own > context:
+            raise ValueError(
+                f"negative_prompt has {own - generated} tokens; with up to {generated} generated "
+                f"ones it must fit max_model_len = {context}"
+            )
+        lengths.append(own)
+    blocks = vllm_config.cache_config.num_gpu_blocks
+    size = vllm_config.cache_config.block_size
+    if blocks and size:
+        needed = sum(-(-length // size) for length in lengths)
+        # One block is upstream's null block.
+        if needed > blocks - 1:
+            raise ValueError(
+                f"the request's {rows} lanes may need {needed} KV cache blocks of {size} tokens, "
+                f"but the cache has {blocks - 1}; lower max_tokens or enlarge the KV cache"
+            )
