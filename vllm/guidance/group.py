@@ -34,6 +34,7 @@ class Row:
         num_held: tokens of the lane that the worker holds, those in flight included. A lane that
             computed a chunk of its prompt while a token was in flight lacks that token.
         num_last: tokens scheduled in the lane's newest step.
+        num_adopted: tokens that the prefix cache gave the lane and that no step has counted yet.
         is_main: whether it is the conditional lane.
     """
 
@@ -44,6 +45,7 @@ class Row:
     num_blocks_sent: list[int] | None = None
     num_held: int = 0
     num_last: int = 0
+    num_adopted: int = 0
     is_main: bool = False
 
     @property

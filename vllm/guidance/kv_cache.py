@@ -133,6 +133,7 @@ class GroupKVCacheManager(KVCacheManager):
         for row in group.lanes:
             super().free(row.request)
             row.num_blocks_sent = None
+            row.num_adopted = 0
             row.request.num_computed_tokens = 0
 
     def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:

@@ -99,7 +99,7 @@ class GroupScheduler:
         computed = request.num_computed_tokens if num_computed is None else num_computed
         remaining = [request.num_tokens - computed]
         for row in group.lanes:
-            self.stats.cached_tokens += self._manager.adopt_cached_prefix(row)
+            row.num_adopted += self._manager.adopt_cached_prefix(row)
             lane = row.request
             remaining.append(lane.num_tokens - lane.num_computed_tokens)
         # Only lanes that sampled in the last step hold the tokens that are in flight.
@@ -234,6 +234,8 @@ class GroupScheduler:
             held = row.num_held if goes_on else request.num_tokens
             cached.num_computed_tokens.append(request.num_computed_tokens)
             cached.num_output_tokens.append(held - row.num_prompt_sent)
+        self.stats.cached_tokens += row.num_adopted
+        row.num_adopted = 0
         row.num_blocks_sent = [len(of_cache) for of_cache in blocks]
         if not goes_on:
             assert not in_flight or not plan.samples

@@ -56,7 +56,7 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     # The null prompt is as long as the conditional lane; delays through the whole sequence.
     "pads": lambda folder: _write(
         folder,
-        "olmo2",
+        "qwen3",
         stream_layout(4, text_then_audio=True, delay_scope="sequence"),
         guidance={"null_prompt": "pads", "audio_only": True},
         head_offsets=False,

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Merging lanes, against sums in float64."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm.guidance.rows import GuidedRows
+from vllm.guidance.worker import GuidedBatch
+
+CPU = torch.device("cpu")
+
+
+def random_groups(source: random.Random) -> tuple[list[GuidedRows], dict[str, int]]:
+    """Groups of 2 to 4 lanes and plain rows, in any order in the batch."""
+    groups = []
+    names = [f"plain{i}" for i in range(source.randint(0, 4))]
+    for number in range(source.randint(1, 5)):
+        row_ids = [f"g{number}"] + [f"g{number}#lane{i + 1}" for i in range(source.randint(1, 3))]
+        weights = [source.uniform(-4, 4) for _ in row_ids[1:]]
+        groups.append(GuidedRows(row_ids, [1 - sum(weights), *weights], 0, 0, None))
+        names += row_ids
+    source.shuffle(names)
+    return groups, {name: row for row, name in enumerate(names)}
+
+
+def merged(groups: list[GuidedRows], row_of: dict[str, int], values: torch.Tensor) -> torch.Tensor:
+    return GuidedBatch(groups, row_of, len(row_of), CPU).merge(values)
+
+
+@given(st.integers(0, 2**32), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
+@settings(deadline=None, max_examples=60)
+def test_merge_is_the_weighted_sum(seed: int, dtype: torch.dtype) -> None:
+    groups, row_of = random_groups(random.Random(seed))
+    generator = torch.Generator().manual_seed(seed)
+    values = (10 * torch.randn(len(row_of), 37, generator=generator)).to(dtype)
+    found = merged(groups, row_of, values)
+    assert found.dtype == torch.float32
+    for group, sums in zip(groups, found, strict=True):
+        rows = values[[row_of[name] for name in group.row_ids]].double()
+        weights = torch.tensor(group.weights, dtype=torch.float64)[:, None]
+        bound = 2.0**-22 * (weights * rows).abs().sum(0)
+        assert ((weights * rows).sum(0) - sums.double()).abs().le(bound).all()
+
+
+@given(st.integers(0, 2**32))
+@settings(deadline=None, max_examples=60)
+def test_merge_does_not_depend_on_batch_mates(seed: int) -> None:
+    """Bit for bit the same alone, with two-lane and four-lane mates, and in another order."""
+    source = random.Random(seed)
+    groups, row_of = random_groups(source)
+    generator = torch.Generator().manual_seed(seed)
+    values = 10 * torch.randn(len(row_of), 29, generator=generator)
+    together = merged(groups, row_of, values)
+    order = source.sample(range(len(groups)), len(groups))
+    names = source.sample(list(row_of), len(row_of))
+    shuffled = merged(
+        [groups[i] for i in order],
+        {name: row for row, name in enumerate(names)},
+        values[[row_of[name] for name in names]],
+    )
+    for place, number in enumerate(order):
+        group = groups[number]
+        rows = values[[row_of[name] for name in group.row_ids]]
+        own = {name: row for row, name in enumerate(group.row_ids)}
+        alone = merged([group], own, rows)[0]
+        assert torch.equal(together[number], alone)
+        assert torch.equal(shuffled[place], alone)
+
+
+@given(st.integers(0, 2**32))
+@settings(deadline=None, max_examples=60)
+def test_lanes_get_the_tokens_of_their_conditional_lane(seed: int) -> None:
+    groups, row_of = random_groups(random.Random(seed))
+    batch = GuidedBatch(groups, row_of, len(row_of), CPU)
+    sampled = torch.arange(len(row_of)) + 100
+    tokens = sampled[batch.sampling_rows][batch.source].tolist()
+    leader = {name: group.row_ids[0] for group in groups for name in group.row_ids}
+    for name, row in row_of.items():
+        assert tokens[row] == 100 + row_of[leader.get(name, name)]
+    lanes = {row_of[name] for group in groups for name in group.row_ids[1:]}
+    assert set(batch.lane_rows.tolist()) == lanes == set(batch.lane_rows_host)
+    assert batch.sampling_rows.tolist() == sorted(set(range(len(row_of))) - lanes)
+    assert batch.sampling_rows_host == batch.sampling_rows.tolist()
+    first = batch.sampling_rows[batch.guided].tolist()
+    assert first == [row_of[group.row_ids[0]] for group in groups]
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.5, 7.0])
+def test_equal_lanes_change_nothing(scale: float) -> None:
+    group = GuidedRows(["a", "a#lane1"], [scale, 1 - scale], 0, 0, None)
+    row = torch.arange(-4.0, 5.0)
+    found = merged([group], {"a#lane1": 0, "a": 1}, torch.stack([row, row]))
+    torch.testing.assert_close(found[0], row, rtol=1e-6, atol=1e-6)
