@@ -21,7 +21,14 @@ from vllm.v1.request import RequestStatus
 
 
 def emitted(*rows: list[int], finish: Finish = Finish.NOT_FINISHED, **more: Any) -> StreamOutput:
-    return StreamOutput(np.array(rows, np.int32), np.full(len(rows), finish, np.int64), **more)
+    count = len(rows)
+    return StreamOutput(
+        np.array(rows, np.int32),
+        finish=np.full(count, finish, np.int64),
+        state=np.arange(count, dtype=np.int64),
+        segment_start=np.arange(10, 10 + count, dtype=np.int64),
+        **more,
+    )
 
 
 def test_what_is_emitted_overwrites_the_tail_and_then_appends() -> None:
@@ -170,3 +177,11 @@ def test_streams_go_to_the_worker_with_requests_that_enter_its_batch() -> None:
     assert sent == {"new": [[0]], "resumed": [[1]]}
     assert make_stream_update(scheduled([], []), requests) is None
     assert make_stream_update(scheduled(["text"], []), requests) is None
+
+
+def test_the_newest_state_is_kept() -> None:
+    streams = RequestStreams(np.zeros((2, 2), np.int32), 2, state=3, segment_start=1)
+    assert (streams.state, streams.segment_start) == (3, 1)
+    streams.append("a", emitted([1, 2, 3], [4, 5, 6]), 1)
+    assert (streams.state, streams.segment_start) == (1, 11)
+    np.testing.assert_array_equal(streams.last_ids(1), [[5, 6]])
