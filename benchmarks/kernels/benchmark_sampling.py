@@ -13,14 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from hardware import processor_name
 
 from vllm.multistream.sampling import multistream_sample
 
@@ -57,13 +61,7 @@ CASES = tuple(
 
 def hardware_name() -> str:
     """The processor's name as the operating system gives it, and the number of threads used."""
-    name = platform.processor() or platform.machine()
-    cpu_info = Path("/proc/cpuinfo")
-    if cpu_info.is_file():
-        for line in cpu_info.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
+    name = processor_name()
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
     return f"{name}, {torch.get_num_threads()} threads"

@@ -55,7 +55,8 @@ class GuidedBatch:
         self.sampling_rows_host = sampling
         self.sampling_rows = tensor(sampling)
         self.source = tensor([index[lane_of.get(row, row)] for row in range(num_rows)])
-        self.guided = tensor([index[lanes[0]] for lanes in rows])
+        self.guided_host = [index[lanes[0]] for lanes in rows]
+        self.guided = tensor(self.guided_host)
         self.lane_rows_host = list(lane_of)
         self.lane_rows = tensor(self.lane_rows_host)
 

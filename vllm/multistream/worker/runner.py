@@ -7,6 +7,7 @@ the V1 runner lives in the modules beside this one and in vllm.guidance.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -229,22 +230,17 @@ class _MultiStreamRunner(GuidedRunner):
     ) -> UnguidedStreams | None:
         """Streams at the edges of a guidance interval: each stream's own frame decides."""
         assert self._guidance is not None
-        outside = [
-            [
-                not group.first <= group.frame - delay
-                or (group.last is not None and group.frame - delay > group.last)
-                for delay in self._spec.layout.delays
-            ]
-            for group in self._guidance
-            if group.first or group.last is not None
-        ]
+        delays = self._spec.layout.delays
+        rows, outside = [], []
+        for row, group in zip(batch.guided_host, self._guidance, strict=True):
+            if group.first or group.last is not None:
+                last = math.inf if group.last is None else group.last
+                rows.append(row)
+                outside.append([not group.first <= group.frame - d <= last for d in delays])
         if not any(map(any, outside)):
             return None
-        streams = torch.zeros(len(hidden_states), len(self._spec.layout.delays), dtype=torch.bool)
-        limited = [
-            g for g, group in enumerate(self._guidance) if group.first or group.last is not None
-        ]
-        streams[batch.guided.cpu()[limited]] = torch.tensor(outside)
+        streams = torch.zeros(len(hidden_states), len(delays), dtype=torch.bool)
+        streams[rows] = torch.tensor(outside)
         return UnguidedStreams(hidden_states, streams.to(hidden_states.device))
 
     def sample_tokens(self, grammar_output: Any) -> Any:
