@@ -7,6 +7,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from vllm.multistream.codecs.base import Codec
+from vllm.multistream.codecs.spectral_codec import MODEL_TYPE as SPECTRAL_CODEC
+from vllm.multistream.codecs.spectral_codec import SpectralCodec
 from vllm.multistream.codecs.transformers_codecs import (
     DacCodec,
     EncodecCodec,
@@ -33,6 +35,7 @@ _CODECS: dict[str, LoadableCodec] = {
     "dac": DacCodec,
     "encodec": EncodecCodec,
     "mimi": MimiCodec,
+    SPECTRAL_CODEC: SpectralCodec,
     "xcodec": XcodecCodec,
 }
 
