@@ -23,6 +23,12 @@ def error_body(error: Exception) -> dict[str, Any]:
     return body.model_dump()
 
 
+def error_response(message: str, status: int, param: str | None = None) -> JSONResponse:
+    """An error of the client's in OpenAI's shape."""
+    error = {"message": message, "type": "BadRequestError", "param": param, "code": status}
+    return JSONResponse({"error": error}, status_code=status)
+
+
 def validation_response(error: RequestValidationError) -> JSONResponse:
     """400 for a body that does not fit the schema.
 
@@ -31,15 +37,8 @@ def validation_response(error: RequestValidationError) -> JSONResponse:
     first = error.errors()[0]
     where = _path(first.get("loc", ()))
     words = str(first.get("msg", "invalid"))
-    body = {
-        "error": {
-            "message": f"{where}: {words}" if where else words,
-            "type": "BadRequestError",
-            "param": where.split(".")[0].split("[")[0] or None,
-            "code": 400,
-        }
-    }
-    return JSONResponse(body, status_code=400)
+    message = f"{where}: {words}" if where else words
+    return error_response(message, 400, where.split(".")[0].split("[")[0] or None)
 
 
 def _path(location: Sequence[Any]) -> str:
@@ -53,10 +52,3 @@ def _path(location: Sequence[Any]) -> str:
         elif not path and len(str(part)) <= 64 and str(part).isprintable():
             path = str(part)
     return path
-
-
-def too_large_response(limit: int) -> JSONResponse:
-    """413 for a body beyond the limit."""
-    message = f"body must have at most {limit} bytes"
-    body = {"error": {"message": message, "type": "BadRequestError", "param": None, "code": 413}}
-    return JSONResponse(body, status_code=413)

@@ -12,14 +12,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from starlette.datastructures import State
-from starlette.types import Message
+from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
 
 import vllm.envs as envs
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.entrypoints.speech import chat, speech, transcription
 from vllm.entrypoints.speech.encoding import FORMATS
-from vllm.entrypoints.speech.errors import too_large_response, validation_response
+from vllm.entrypoints.speech.errors import error_response, validation_response
 from vllm.entrypoints.speech.media import MiB
 from vllm.entrypoints.speech.protocol import ChatRequest, SpeechRequest, TranscriptionForm
 from vllm.entrypoints.speech.service import SpeechService
@@ -51,6 +52,17 @@ class _TooLarge(Exception):
     pass
 
 
+async def _drain(receive: Receive, limit: int) -> None:
+    """Read the rest of a body, up to a limit, and keep none: most clients read no answer before
+    they have sent all."""
+    dropped = 0
+    while dropped <= limit:
+        message = await receive()
+        dropped += len(message.get("body", b""))
+        if not message.get("more_body", False):
+            return
+
+
 class GuardedRoute(APIRoute):
     """A route that reads no more of a body than its limit, and answers in OpenAI's error shape."""
 
@@ -60,26 +72,33 @@ class GuardedRoute(APIRoute):
 
         async def guarded(request: Request) -> Response:
             declared = request.headers.get("content-length", "0")
-            if not declared.isdecimal() or int(declared) > limit:
-                return too_large_response(limit)
+            is_too_large = not declared.isdecimal() or int(declared) > limit
             seen = 0
             receive = request._receive
 
             async def counted() -> Message:
-                nonlocal seen
+                nonlocal seen, is_too_large
                 message = await receive()
                 seen += len(message.get("body", b""))
                 if seen > limit:
+                    is_too_large = True
                     raise _TooLarge
                 return message
 
             request._receive = counted
             try:
-                return await handler(request)
+                if not is_too_large:
+                    return await handler(request)
             except RequestValidationError as error:
                 return validation_response(error)
+            except HTTPException as error:
+                # FastAPI turns what is raised while it reads the body into one of these.
+                if not is_too_large:
+                    return error_response(str(error.detail), error.status_code)
             except _TooLarge:
-                return too_large_response(limit)
+                pass
+            await _drain(receive, limit)
+            return error_response(f"body must have at most {limit} bytes", 413)
 
         return guarded
 
