@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from vllm.entrypoints.speech.encoding import encode_whole, make_encoder
 from vllm.entrypoints.speech.errors import error_body
 from vllm.entrypoints.speech.media import Clip, decode_base64
+from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.protocol import (
     ChatRequest,
     InputAudioPart,
@@ -35,18 +36,17 @@ async def create_chat_completion(
     wanted: set[str] = set(request.modalities or ["text"])
     _check_combinations(request, wanted)
     message = request.messages[0]
-    # OpenAI asks for both modalities where audio is meant: its text is a transcript, if there is
-    # any.
-    generation = await service.start(
-        raw_request,
-        "chatcmpl",
-        wanted={"audio"} if "audio" in wanted else wanted,
-        sampling=_sampling(request),
+    asked = SpeechInput(
+        # OpenAI asks for both modalities where audio is meant: its text is a transcript, if the
+        # model makes one.
+        wanted=frozenset({"audio"} if "audio" in wanted else wanted),
         text=_text(message),
         clip=await _clip(service, message),
         voice=None if request.audio is None else voice_name(request.audio.voice),
         task=request.task,
+        sampling=_sampling(request),
     )
+    generation = await service.start(raw_request, "chatcmpl", asked)
     answer = ChatAnswer(model, generation, "audio" in wanted)
     audio_format = _format(request)
     if not request.stream:

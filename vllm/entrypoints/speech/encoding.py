@@ -103,6 +103,11 @@ def wav_header(sample_rate: int, num_samples: int | None = None) -> bytes:
     )
 
 
+def wav_sizes(num_bytes: int) -> list[tuple[int, bytes]]:
+    """Offset and bytes of the two sizes in the header of a finished file of `wav_header`'s form."""
+    return [(4, struct.pack("<I", num_bytes - 8)), (40, struct.pack("<I", num_bytes - 44))]
+
+
 class PcmEncoder:
     """Raw 16-bit samples, after a header if there is one."""
 

@@ -1,20 +1,74 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling parameters of a request, from what it gives and what the model's files say."""
+"""A request's prompt and sampling parameters: what it gives, and what the model's files say."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vllm.entrypoints.speech.media import Clip
 from vllm.multistream.refusal import RequestRefused, refuses
 from vllm.multistream.spec import GENERATION_DEFAULTS, SpeechSpec, TaskPrompt
-from vllm.multistream.tasks import emits
+from vllm.multistream.tasks import choose_task, emits
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
 
+DEFAULT_VOICE = "default"
+"""What OpenAI's clients, which must name a voice, may say for the model's own default."""
+
 _NEUTRAL = {"text": {"temperature": 0.0}, "audio": {"temperature": 1.0}}
+
+
+@dataclass(frozen=True)
+class SpeechInput:
+    """What a client asks for.
+
+    Attributes:
+        wanted: what is to be made, any of "text" and "audio".
+        text, clip: what is given.
+        voice: name of a voice.
+        task: name of a task; None: the one that fits.
+        sampling: SamplingParams fields that are given.
+    """
+
+    wanted: frozenset[str]
+    text: str | None = None
+    clip: Clip | None = None
+    voice: str | None = None
+    task: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plan_request(
+    spec: SpeechSpec, defaults: Mapping[str, Mapping[str, Any]], asked: SpeechInput
+) -> tuple[dict[str, Any], SamplingParams]:
+    """The prompt and the sampling parameters of a request, whose outputs are deltas.
+
+    Args:
+        spec: the model's specification.
+        defaults: see `task_defaults`.
+        asked: what the client asks for.
+
+    Raises:
+        RequestRefused: naming the field.
+    """
+    voice, task = asked.voice, asked.task
+    if voice == DEFAULT_VOICE and voice not in spec.voices:
+        voice = None
+    if task is None:
+        given = {"text": asked.text, "audio": asked.clip}
+        names = {name for name, value in given.items() if value is not None}
+        task = choose_task(spec, names, asked.wanted, voice=voice is not None)
+    elif task not in defaults:
+        raise RequestRefused(f"task must be one of {sorted(defaults)}, not {task!r}")
+    options = {"task": task} | ({} if voice is None else {"voice": voice})
+    prompt: dict[str, Any] = {"prompt": asked.text or "", "mm_processor_kwargs": options}
+    if asked.clip is not None:
+        prompt["multi_modal_data"] = {"audio": (asked.clip.samples, asked.clip.sample_rate)}
+    return prompt, make_params(defaults[task], asked.sampling)
 
 
 def task_defaults(model_config: ModelConfig) -> dict[str, dict[str, Any]]:

@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import Request
 
@@ -14,16 +13,11 @@ from vllm.entrypoints.generate.base.serving import GenerateBaseServing
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.utils.request_logger import RequestLogger
 from vllm.entrypoints.speech.media import AudioLimits, Clip, MediaDecoder
-from vllm.entrypoints.speech.parameters import make_params, task_defaults
+from vllm.entrypoints.speech.parameters import SpeechInput, plan_request, task_defaults
 from vllm.exceptions import GenerationError, VLLMNotFoundError
-from vllm.multistream.refusal import RequestRefused
 from vllm.multistream.spec import SpeechSpec, multistream_spec
-from vllm.multistream.tasks import choose_task
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
-
-DEFAULT_VOICE = "default"
-"""What OpenAI's clients, which must name a voice, may say for the model's own default."""
 
 
 @dataclass
@@ -147,44 +141,18 @@ class SpeechService(GenerateBaseServing):
         self._preflight()
         return model or self.models.base_model_paths[0].name
 
-    async def start(
-        self,
-        raw_request: Request,
-        prefix: str,
-        *,
-        wanted: set[str],
-        sampling: Mapping[str, Any],
-        text: str | None = None,
-        clip: Clip | None = None,
-        voice: str | None = None,
-        task: str | None = None,
-    ) -> Generation:
+    async def start(self, raw_request: Request, prefix: str, asked: SpeechInput) -> Generation:
         """Start a request and wait for its first output.
 
         Args:
             raw_request: for its headers.
             prefix: of the request's id.
-            wanted: what it wants to be made, any of "text" and "audio".
-            sampling: sampling parameters that the client gave.
-            text, clip: what it gives.
-            voice: name of a voice.
-            task: name of a task; default: the one that fits.
+            asked: what the client asks for.
 
         Raises:
             RequestRefused: naming the field.
         """
-        if voice == DEFAULT_VOICE and voice not in self.spec.voices:
-            voice = None
-        given = {name for name, value in (("text", text), ("audio", clip)) if value is not None}
-        if task is None:
-            task = choose_task(self.spec, given, wanted, voice=voice is not None)
-        elif task not in self._defaults:
-            raise RequestRefused(f"task must be one of {sorted(self._defaults)}, not {task!r}")
-        params = make_params(self._defaults[task], sampling)
-        options = {"task": task} | ({} if voice is None else {"voice": voice})
-        prompt: dict[str, Any] = {"prompt": text or "", "mm_processor_kwargs": options}
-        if clip is not None:
-            prompt["multi_modal_data"] = {"audio": (clip.samples, clip.sample_rate)}
+        prompt, params = plan_request(self.spec, self._defaults, asked)
         (engine_input,) = await self.renderer.render_cmpl_async(
             [parse_model_prompt(self.model_config, prompt)]
         )
@@ -200,7 +168,7 @@ class SpeechService(GenerateBaseServing):
             outputs,
             request_id,
             self.spec,
-            self._prompt_usage(engine_input["prompt_token_ids"], clip),
+            self._prompt_usage(engine_input["prompt_token_ids"], asked.clip),
         )
         await generation.begin()
         return generation

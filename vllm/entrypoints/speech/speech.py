@@ -14,6 +14,7 @@ from fastapi.responses import Response, StreamingResponse
 
 from vllm.entrypoints.speech.encoding import FORMATS, Encoder, LibsndfileEncoder, make_encoder
 from vllm.entrypoints.speech.errors import error_body
+from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.protocol import SpeechRequest, voice_name
 from vllm.entrypoints.speech.service import Generation, SpeechService, Usage
 from vllm.multistream.messages import AudioOutput
@@ -24,15 +25,14 @@ async def create_speech(
 ) -> Response:
     """Answer with audio as it is made, as a file of unknown length or as server-sent events."""
     service.check(request.model)
-    generation = await service.start(
-        raw_request,
-        "speech",
-        wanted={"audio"},
-        sampling=request.sampling(),
+    asked = SpeechInput(
+        wanted=frozenset({"audio"}),
         text=request.input,
         voice=voice_name(request.voice),
         task=request.task,
+        sampling=request.sampling(),
     )
+    generation = await service.start(raw_request, "speech", asked)
     pieces = encoded_pieces(generation, request.response_format, service.sample_rate)
     if request.stream_format == "sse":
         return StreamingResponse(speech_events(pieces, generation), media_type="text/event-stream")

@@ -10,6 +10,7 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 
 from vllm.entrypoints.speech.errors import error_body
+from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.protocol import TranscriptionForm
 from vllm.entrypoints.speech.service import Generation, SpeechService
 from vllm.entrypoints.speech.speech import event, token_usage
@@ -26,14 +27,10 @@ async def create_transcription(
     if len(data) > limit:
         raise RequestRefused(f"file must have at most {limit} bytes")
     clip = await service.media.decode(data, "file")
-    generation = await service.start(
-        raw_request,
-        "transcription",
-        wanted={"text"},
-        sampling=form.sampling(),
-        clip=clip,
-        task=form.task,
+    asked = SpeechInput(
+        wanted=frozenset({"text"}), clip=clip, task=form.task, sampling=form.sampling()
     )
+    generation = await service.start(raw_request, "transcription", asked)
     if form.stream:
         return StreamingResponse(transcription_events(generation), media_type="text/event-stream")
     text = "".join([completion.text async for completion in generation])
