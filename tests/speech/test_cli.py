@@ -119,7 +119,7 @@ def test_transcription(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     path = tmp_path / "clip.wav"
-    noise = np.random.default_rng(1).standard_normal(8000).astype(np.float32) / 10
+    noise = (np.random.default_rng(1).standard_normal(8000) / 10).astype(np.float32)
     path.write_bytes(encode_whole("wav", noise, 16000))
     run("transcribe", str(path), "--max-tokens", "15", *request.getfixturevalue(where))
     text = capfd.readouterr().out
