@@ -22,6 +22,7 @@ from vllm.multistream.prompts import (
     lay_out,
     stream_prompt_builder,
 )
+from vllm.multistream.refusal import RequestRefused
 from vllm.multistream.spec import CodecSource, SpeechSpec, TaskPrompt
 
 RATE, SAMPLES_PER_FRAME, BOOKS, BOOK_SIZE = 8000, 4, 3, 4
@@ -197,6 +198,59 @@ def test_a_named_task_is_used(setting: Setting) -> None:
 def test_text_without_tasks_is_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting(monkeypatch, tasks=())
     assert setting.build([10, 11], prompt="ab")[0] == [10, 11]
+
+
+def voice_setting(monkeypatch: pytest.MonkeyPatch, default: str | None = None) -> Setting:
+    setting = Setting(monkeypatch)
+    spec = SpeechSpec(
+        setting.layout,
+        tasks=(TaskPrompt("plain", (1, "text", 5)), TaskPrompt("voiced", (9, "voice", "text", 5))),
+        voices={"slt": (2, 3), "rms": (4,)},
+        default_voice=default,
+    )
+    setting.builder = PromptBuilder(spec)
+    return setting
+
+
+def test_a_voice_s_ids_go_where_the_task_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = voice_setting(monkeypatch)
+    # A voice leads to the first task that has a place for one.
+    assert setting.build([10], prompt="a")[0] == [1, 10, 5]
+    ids, auxiliary = setting.build([10], prompt="a", **options(voice="slt"))
+    assert ids == [9, 2, 3, 10, 5]
+    assert auxiliary == [[0, 0]] * 6 + [[-1, 0]]
+    assert setting.build([10], **options(voice="rms"))[0] == [9, 4, 10, 5]
+    assert setting.build([10], **options(voice="rms", task="voiced"))[0] == [9, 4, 10, 5]
+
+
+def test_without_a_voice_the_default_or_none_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    named = options(task="voiced")
+    assert voice_setting(monkeypatch).build([10], **named)[0] == [9, 10, 5]
+    setting = voice_setting(monkeypatch, default="rms")
+    assert setting.build([10], **named)[0] == [9, 4, 10, 5]
+    assert setting.build([10], **options(task="voiced", voice="slt"))[0] == [9, 2, 3, 10, 5]
+
+
+@pytest.mark.parametrize(
+    ("given_options", "message"),
+    [
+        ({"voice": "kal"}, r"voice must be one of \['rms', 'slt'\], not 'kal'"),
+        ({"voice": ["slt"]}, r"voice must be one of \['rms', 'slt'\], not \['slt'\]"),
+        ({"voice": "slt", "task": "plain"}, r"voice must not be given: task 'plain' has no place"),
+        ({"voice": "slt", "auxiliary_token_ids": [[0, 0]]}, r"must come without audio, task and"),
+    ],
+)
+def test_a_voice_that_has_no_place_is_refused(
+    monkeypatch: pytest.MonkeyPatch, given_options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestRefused, match=message) as refusal:
+        voice_setting(monkeypatch).build([10], **options(**given_options))
+    assert refusal.value.parameter == message.split(" ")[0].replace("must", "auxiliary_token_ids")
+
+
+def test_a_model_without_voices_takes_none(setting: Setting) -> None:
+    with pytest.raises(RequestRefused, match=r"voice must be one of \[\], not 'slt'"):
+        setting.build([10], **options(voice="slt"))
 
 
 def test_what_the_engine_needs_is_passed_on(setting: Setting) -> None:

@@ -40,6 +40,21 @@ def test_what_is_read() -> None:
     assert isinstance(spec.table, PhaseTable) and spec.table is spec.table
 
 
+def test_voices_and_defaults_are_read() -> None:
+    spec = SpeechSpec.from_config(
+        config(
+            tasks={"speak": [1, "voice", "text", 5], "listen": ["audio", 1]},
+            voices={"slt": [2, 3], "rms": [4]},
+            default_voice="rms",
+            generation_defaults={"speak": {"temperature": 0.7, "guidance_scale": 2.0}},
+        )
+    )
+    assert spec.voices == {"slt": (2, 3), "rms": (4,)} and spec.default_voice == "rms"
+    assert [task.takes_voice for task in spec.tasks] == [True, False]
+    assert [task.needs for task in spec.tasks] == [{"text"}, {"audio"}]
+    assert spec.generation_defaults == {"speak": {"temperature": 0.7, "guidance_scale": 2.0}}
+
+
 def test_defaults() -> None:
     spec = SpeechSpec.from_config(config())
     assert spec == SpeechSpec(spec.layout)
@@ -72,6 +87,33 @@ def test_defaults() -> None:
         ({"tasks": {"speak": [1, "texts"]}}, r"tasks\.speak\[1\] must be .* not 'texts'"),
         ({"tasks": {"speak": ["text", "text"]}}, r"tasks\.speak must hold .* at most once each"),
         ({"tasks": {"a": ["audio", 1, "audio"]}}, r"tasks\.a must hold .* at most once each"),
+        (
+            {"voices": {"a": [1]}, "tasks": {"a": ["voice", "voice"]}},
+            r"tasks\.a must hold .* at most once each",
+        ),
+        ({"tasks": {"a": ["voice"]}}, r"tasks\.a holds 'voice', so voices must be given"),
+        ({"voices": ["a"]}, r"voices must be an object"),
+        ({"voices": {"": [1]}}, r"voices must not have an empty name"),
+        ({"voices": {"a": []}}, r"voices\.a must hold at least one token id"),
+        ({"voices": {"a": 1}}, r"voices\.a must be a list"),
+        ({"voices": {"a": [1, 40]}}, r"voices\.a\[1\] must be in \[0, 40\), not 40"),
+        ({"voices": {"a": [True]}}, r"voices\.a\[0\] must be in \[0, 40\), not True"),
+        (
+            {"voices": {"a": [1]}, "default_voice": "b"},
+            r"default_voice must be null or one of \['a'\], not 'b'",
+        ),
+        (
+            {"generation_defaults": {"sing": {}}},
+            r"generation_defaults has unknown keys \['sing'\]",
+        ),
+        (
+            {"tasks": {"a": [1]}, "generation_defaults": {"a": {"n": 2}}},
+            r"generation_defaults\.a has unknown keys \['n'\]",
+        ),
+        (
+            {"tasks": {"a": [1]}, "generation_defaults": {"a": {"guidance_scale": -1}}},
+            r"generation_defaults\.a: guidance_scale must be a finite number >= 0",
+        ),
         ({"tasks": ["text"]}, r"tasks must be an object, not \['text'\]"),
         ({"tasks": {"speak": "text"}}, r"tasks\.speak must be a list"),
         (

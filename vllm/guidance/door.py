@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.guidance.inputs import GuidanceInputs, LaneInputs, is_guided
 from vllm.multistream.prompts import stream_prompt_builder
+from vllm.multistream.refusal import refuses
 from vllm.multistream.spec import SpeechSpec, multistream_spec
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 
+@refuses
 def admit_guidance(
     params: SamplingParams | None,
     engine_input: Mapping[str, Any],

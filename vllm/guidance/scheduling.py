@@ -15,6 +15,7 @@ from vllm.guidance.group import Row, SequenceGroup, StepPlan, plan_step
 from vllm.guidance.rows import GuidanceStats, GuidedRows
 from vllm.guidance.timing import GuidanceTiming
 from vllm.multistream.messages import StreamUpdate
+from vllm.multistream.request import enter_worker
 from vllm.multistream.spec import multistream_spec
 from vllm.v1.core.sched.output import NewRequestData
 
@@ -176,6 +177,7 @@ class GroupScheduler:
         if output.streams is not None:
             for row_id in row_ids:
                 output.streams.auxiliary_ids.pop(row_id, None)
+                output.streams.audio_frames.pop(row_id, None)
 
     def _split_group(self, output: SchedulerOutput, group: SequenceGroup) -> None:
         plan = group.plan
@@ -243,7 +245,7 @@ class GroupScheduler:
             if request.streams is not None:
                 if output.streams is None:
                     output.streams = StreamUpdate()
-                output.streams.auxiliary_ids[row_id] = request.streams.ids()
+                enter_worker(output.streams, row_id, request, has_audio=row.is_main)
         row.num_held += plan.samples
 
     @property

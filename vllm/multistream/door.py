@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.multistream.messages import StreamInputs
 from vllm.multistream.phases import StateKind, start_of_generation
+from vllm.multistream.refusal import refuses
 from vllm.multistream.sampling_fields import STREAM_FIELDS, per_stream
 from vllm.multistream.spec import SpeechSpec, multistream_spec
 
@@ -40,6 +41,7 @@ _UNSUPPORTED_AT = {
 """SamplingParams fields that multi-stream models do not honour, and their neutral values."""
 
 
+@refuses
 def refuse_unsupported_sampling(params: SamplingParams, model_config: ModelConfig) -> None:
     """Refuse sampling parameters that the model cannot honour; nothing is ignored in silence.
 
@@ -72,6 +74,7 @@ def refuse_unsupported_sampling(params: SamplingParams, model_config: ModelConfi
         raise ValueError(f"seed must be in [-2**63, 2**63 - n), not {params.seed}")
 
 
+@refuses
 def admit_streams(
     params: SamplingParams | None, engine_input: Mapping[str, Any], model_config: ModelConfig
 ) -> StreamInputs | None:

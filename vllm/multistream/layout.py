@@ -17,6 +17,11 @@ END = "end"
 
 MAX_STREAMS = 64
 
+FAIL_REQUEST = "fail"
+"""A frame with a code outside its codebook fails its request."""
+DROP_FRAME = "drop"
+"""A frame with a code outside its codebook is left out of the audio."""
+
 
 class LayoutError(ValueError):
     """A stream layout that contradicts itself; the message names the field and what is accepted."""
@@ -82,6 +87,9 @@ class StreamLayout:
         codebook_streams: the streams whose ids are the codec's codes, in the codec's order; a code
             is the id minus the begin of the stream's slice. Default: all streams.
         delay_scope: see DelayScope.
+        outside_codebook: what becomes of a frame in which a codebook stream carries an id outside
+            its slice (a pad, an end token): FAIL_REQUEST, DROP_FRAME, or a code that takes the
+            place of each such id. The codec never sees one.
 
     Raises:
         LayoutError: naming the field and the accepted range.
@@ -95,6 +103,7 @@ class StreamLayout:
     text_slice: tuple[int, int] | None = None
     codebook_streams: tuple[int, ...] = ()
     delay_scope: DelayScope = DelayScope.SEQUENCE
+    outside_codebook: str | int = FAIL_REQUEST
     _phase_by_name: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -162,7 +171,7 @@ class StreamLayout:
         """
         known = {
             "delays", "vocabulary_size", "slices", "pad_token_ids", "phases", "text_slice",
-            "codebook_streams", "delay_scope",
+            "codebook_streams", "delay_scope", "outside_codebook",
         }  # fmt: skip
         _refuse_unknown("stream_layout", data, known)
         for name in ("delays", "vocabulary_size", "slices", "pad_token_ids", "phases"):
@@ -196,6 +205,7 @@ class StreamLayout:
                 "stream_layout.codebook_streams", data.get("codebook_streams", ())
             ),
             delay_scope=DelayScope[scope],
+            outside_codebook=data.get("outside_codebook", FAIL_REQUEST),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,6 +218,7 @@ class StreamLayout:
             "text_slice": None if self.text_slice is None else list(self.text_slice),
             "codebook_streams": list(self.codebook_streams),
             "delay_scope": self.delay_scope.name.lower(),
+            "outside_codebook": self.outside_codebook,
             "phases": [
                 {
                     "name": p.name,
@@ -262,6 +273,16 @@ def _validate(layout: StreamLayout) -> None:
     for i, stream in enumerate(layout.codebook_streams):
         if not 0 <= stream < streams:
             raise LayoutError(f"codebook_streams[{i}] must be in [0, {streams}), not {stream}")
+    smallest = min(
+        layout.slices[stream][1] - layout.slices[stream][0] for stream in layout.codebook_streams
+    )
+    rule = layout.outside_codebook
+    is_code = isinstance(rule, int) and not isinstance(rule, bool) and 0 <= rule < smallest
+    if not is_code and rule not in (FAIL_REQUEST, DROP_FRAME):
+        raise LayoutError(
+            f"outside_codebook must be {FAIL_REQUEST!r}, {DROP_FRAME!r} or a code in "
+            f"[0, {smallest - 1}], not {rule!r}"
+        )
     _validate_phases(layout)
 
 

@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 
 class AudioOutput(msgspec.Struct, array_like=True, gc=False):  # type: ignore[call-arg]
-    """The audio of a finished request.
+    """A piece of a request's audio, or all of it.
+
+    Crosses process boundaries as raw buffers; arrays that have done so are read-only.
 
     Attributes:
         samples: [num_samples] float32 waveform in [-1, 1], mono.
@@ -56,9 +58,12 @@ class StreamUpdate:
         auxiliary_ids: per request id [num_steps, num_streams - 1] int32 ids of streams 1.. from
             position 0 on. Rows past the request's tokens are the prompt's delayed tail, with -1 in
             cells that are free.
+        audio_frames: per request id, of those whose audio is streamed, the frames whose samples
+            the scheduler has received.
     """
 
     auxiliary_ids: dict[str, NDArray[np.int32]] = field(default_factory=dict)
+    audio_frames: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -70,7 +75,8 @@ class StreamOutput:
         finish: [num_rows] phases.Finish of each row after the step.
         state: [num_rows] state of the phase table after the step.
         segment_start: [num_rows] position at which the current (or last) audio segment begins.
-        audio: per request id the audio of a request that ended in this step.
+        audio: per request id the audio that became ready with this step: what is new of a request
+            whose audio is streamed, all of another one that ended.
         errors: per request id why it must fail.
     """
 

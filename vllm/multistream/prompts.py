@@ -25,9 +25,10 @@ from vllm.multistream.codecs.resample import resample
 from vllm.multistream.delay import interleave
 from vllm.multistream.layout import DelayScope, StreamLayout
 from vllm.multistream.phases import NO_TOKEN
+from vllm.multistream.refusal import refuses
 from vllm.multistream.spec import SpeechSpec, TaskPrompt, multistream_spec
 
-_OPTIONS = ("task", "auxiliary_token_ids")
+_OPTIONS = ("task", "voice", "auxiliary_token_ids")
 _CACHED_CLIPS = 64
 
 
@@ -91,13 +92,15 @@ class PromptBuilder:
         self._codes: OrderedDict[bytes, NDArray[np.int32]] = OrderedDict()
         self._lock = Lock()
 
+    @refuses
     def build(self, prompt: Mapping[str, Any]) -> TokensInput:
         """Turn a tokenized prompt of vLLM into an engine input with all its streams.
 
         Args:
             prompt: `prompt_token_ids`, and if given `prompt` (the text that they were made from),
                 `multi_modal_data` with `audio`, `cache_salt`, and `mm_processor_kwargs` with `task`
-                (a task prompt's name) or `auxiliary_token_ids` (all streams given in steps).
+                (a task prompt's name), `voice` (a voice's name) or `auxiliary_token_ids` (all
+                streams given in steps).
 
         Returns:
             An engine input with the extra key `auxiliary_token_ids`.
@@ -116,11 +119,13 @@ class PromptBuilder:
         audio = data.get("audio")
         is_text = prompt.get("prompt") is not None
         if "auxiliary_token_ids" in options:
-            if audio is not None or "task" in options:
-                raise ValueError("auxiliary_token_ids must come without audio and without task")
+            if audio is not None or len(options) > 1:
+                raise ValueError("auxiliary_token_ids must come without audio, task and voice")
             built = self._from_steps(prompt["prompt_token_ids"], options["auxiliary_token_ids"])
-        elif is_text or audio is not None or "task" in options:
-            built = self._from_task(prompt["prompt_token_ids"], audio, options.get("task"))
+        elif is_text or audio is not None or options:
+            built = self._from_task(
+                prompt["prompt_token_ids"], audio, options.get("task"), options.get("voice")
+            )
         else:
             built = lay_out(self._spec.layout, self._checked_tokens(prompt["prompt_token_ids"]))
         engine_input = tokens_input(built.token_ids)
@@ -155,12 +160,14 @@ class PromptBuilder:
         self._checked_tokens(token_ids)
         return StreamPrompt(list(token_ids), ids.astype(np.int32))
 
-    def _from_task(self, text_ids: list[int], audio: Any, name: Any) -> StreamPrompt:
+    def _from_task(self, text_ids: list[int], audio: Any, name: Any, voice: Any) -> StreamPrompt:
         layout = self._spec.layout
         given = {"text"} if text_ids else set()
         if audio is not None:
             given.add("audio")
-        task = self._choose_task(given, name)
+        if voice is not None and not (isinstance(voice, str) and voice in self._spec.voices):
+            raise ValueError(f"voice must be one of {sorted(self._spec.voices)}, not {voice!r}")
+        task = self._choose_task(given, name, voice is not None)
         pieces: list[NDArray[np.int32]] = []
         for part in task.parts:
             if part == "text":
@@ -169,6 +176,10 @@ class PromptBuilder:
                 pieces.append(frames_of_codes(layout, self._encode(audio)))
                 if layout.delay_scope is DelayScope.SEGMENT:
                     pieces.append(self._pads())
+            elif part == "voice":
+                chosen = self._spec.default_voice if voice is None else voice
+                if chosen is not None:
+                    pieces.append(frames_of_tokens(layout, self._spec.voices[chosen]))
             elif part == "flush":
                 pieces.append(self._pads())
             else:
@@ -180,7 +191,7 @@ class PromptBuilder:
         layout = self._spec.layout
         return frames_of_tokens(layout, [layout.pad_token_ids[0]] * layout.max_delay)
 
-    def _choose_task(self, given: set[str], name: Any) -> TaskPrompt:
+    def _choose_task(self, given: set[str], name: Any, has_voice: bool) -> TaskPrompt:
         tasks = {task.name: task for task in self._spec.tasks}
         if name is not None:
             if name not in tasks:
@@ -191,10 +202,17 @@ class PromptBuilder:
                     f"task {name!r} needs {sorted(task.needs)}, "
                     f"but the prompt gives {sorted(given)}"
                 )
+            if has_voice and not task.takes_voice:
+                raise ValueError(f"voice must not be given: task {name!r} has no place for one")
             return task
-        for task in self._spec.tasks:
-            if task.needs == given:
+        fitting = [task for task in self._spec.tasks if task.needs == given]
+        for task in fitting:
+            if task.takes_voice or not has_voice:
                 return task
+        if fitting:
+            raise ValueError(
+                f"voice must not be given: task {fitting[0].name!r} has no place for one"
+            )
         if not tasks and given == {"text"}:
             return TaskPrompt("", ("text",))
         raise ValueError(

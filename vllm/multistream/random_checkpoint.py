@@ -118,6 +118,7 @@ def write_random_speech_lm(
     guidance: Mapping[str, Any] | None = None,
     dtype: torch.dtype = torch.float32,
     initializer_range: float = 0.4,
+    more: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write a checkpoint: config.json, model.safetensors, tokenizer and the codec's folder.
 
@@ -135,6 +136,7 @@ def write_random_speech_lm(
         guidance: the `guidance` object of config.json; default: a constant null prompt.
         dtype: of the weights.
         initializer_range: standard deviation of the weights; large enough that logits differ.
+        more: further fields of config.json, or others for those above.
 
     Returns:
         The folder.
@@ -190,6 +192,7 @@ def write_random_speech_lm(
                 "codec": None if codec is None else {"name_or_path": "codec"},
                 "tasks": default_tasks(),
                 "guidance": guidance or {"null_prompt": [BEGIN_AUDIO], "audio_only": False},
+                **(more or {}),
             },
             indent=2,
         )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from vllm.multistream.messages import AudioOutput, StreamInputs, StreamOutput, StreamUpdate
 from vllm.multistream.phases import Finish
+from vllm.sampling_params import RequestOutputKind
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -53,6 +54,8 @@ class RequestStreams:
         self.finish = Finish.NOT_FINISHED
         self.error: str | None = None
         self.audio: AudioOutput | None = None
+        self.num_audio_frames = 0
+        """Frames whose samples the worker has sent."""
 
     def most_steps(self, max_tokens: int) -> int:
         """Most steps that the request generates, its flush included."""
@@ -67,6 +70,8 @@ class RequestStreams:
         self.segment_start = int(output.segment_start[row])
         self.finish = Finish(int(output.finish[row]))
         self.audio = output.audio.get(request_id)
+        if self.audio is not None:
+            self.num_audio_frames += len(self.audio.codes)
         self.error = output.errors.get(request_id)
 
     def append_ids(self, ids: NDArray[np.int32]) -> None:
@@ -138,9 +143,24 @@ def make_stream_update(
     """Auxiliary ids of the requests that enter the worker's batch with this step."""
     entering = [new.req_id for new in scheduler_output.scheduled_new_reqs]
     entering += scheduler_output.scheduled_cached_reqs.all_token_ids
-    ids = {
-        request_id: streams.ids()
-        for request_id in entering
-        if (streams := requests[request_id].streams) is not None
-    }
-    return StreamUpdate(ids) if ids else None
+    update = StreamUpdate()
+    for request_id in entering:
+        enter_worker(update, request_id, requests[request_id], has_audio=True)
+    return update if update.auxiliary_ids else None
+
+
+def enter_worker(update: StreamUpdate, row_id: str, request: Request, has_audio: bool) -> None:
+    """Tell the worker of a row that enters its batch.
+
+    Args:
+        update: what the worker is told.
+        row_id: the row's id.
+        request: the row's request, or that of its lane.
+        has_audio: whether the row's audio is wanted (a guidance lane's is not).
+    """
+    if request.streams is None:
+        return
+    update.auxiliary_ids[row_id] = request.streams.ids()
+    params = request.sampling_params
+    if has_audio and params is not None and params.output_kind != RequestOutputKind.FINAL_ONLY:
+        update.audio_frames[row_id] = request.streams.num_audio_frames

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import weakref
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +24,20 @@ if TYPE_CHECKING:
     from vllm.config import ModelConfig
     from vllm.multistream.codecs.base import Codec
 
-PROMPT_PARTS = ("text", "audio", "flush")
+PROMPT_PARTS = ("text", "audio", "voice", "flush")
 """What a task prompt may hold besides token ids; "flush" is max(delays) pads."""
+
+GENERATION_DEFAULTS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "max_tokens",
+    "guidance_scale",
+    "stream_temperature",
+    "stream_top_k",
+    "stream_top_p",
+)
+"""SamplingParams fields for which a task may have defaults of its own."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,11 @@ class TaskPrompt:
     def needs(self) -> frozenset[str]:
         """The inputs that the prompt holds: any of "text" and "audio"."""
         return frozenset(part for part in self.parts if part in ("text", "audio"))
+
+    @property
+    def takes_voice(self) -> bool:
+        """Whether the prompt has a place for the ids of a named voice."""
+        return "voice" in self.parts
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,10 @@ class SpeechSpec:
             guidance.
         guides_audio_only: whether guidance starts with the audio, not with the text.
         model_path: folder of the model, if it is one.
+        voices: ids of stream 0 by the voice's name.
+        default_voice: the voice of a request that names none; None: no voice.
+        generation_defaults: by task, the SamplingParams fields (of GENERATION_DEFAULTS) that the
+            server and the command line use where a request leaves them out.
     """
 
     layout: StreamLayout
@@ -86,6 +108,9 @@ class SpeechSpec:
     model_path: str = ""
     null_prompt: tuple[int, ...] | str | None = None
     guides_audio_only: bool = False
+    voices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    default_voice: str | None = None
+    generation_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @cached_property
     def table(self) -> PhaseTable:
@@ -146,19 +171,30 @@ class SpeechSpec:
             codec = CodecSource(str(config.codec["name_or_path"]), config.codec.get("revision"))
         tasks = config.tasks or {}
         _refuse_unknown("tasks", tasks, set(tasks))
+        voices = _voices(getattr(config, "voices", None), layout)
+        default_voice = getattr(config, "default_voice", None)
+        if default_voice is not None and default_voice not in voices:
+            raise LayoutError(
+                f"default_voice must be null or one of {sorted(voices)}, not {default_voice!r}"
+            )
         return cls(
             layout=layout,
+            voices=voices,
+            default_voice=default_voice,
+            generation_defaults=_generation_defaults(
+                getattr(config, "generation_defaults", None), tasks
+            ),
             primary_skip_ids=tuple(embedding.get("primary_skip_ids", ())),
             auxiliary_skip_ids=tuple(embedding.get("auxiliary_skip_ids", ())),
             has_head_offsets=bool(config.head_offsets),
             codec=codec,
-            tasks=tuple(_task(name, parts, layout) for name, parts in tasks.items()),
+            tasks=tuple(_task(name, parts, layout, voices) for name, parts in tasks.items()),
             model_path=model_path,
             **_guidance(config.guidance, layout),
         )
 
 
-def _task(name: str, parts: Any, layout: StreamLayout) -> TaskPrompt:
+def _task(name: str, parts: Any, layout: StreamLayout, voices: Mapping[str, Any]) -> TaskPrompt:
     for index, part in enumerate(_list(f"tasks.{name}", parts)):
         is_token = isinstance(part, int) and 0 <= part < layout.vocabulary_size
         if not is_token and part not in PROMPT_PARTS:
@@ -166,11 +202,51 @@ def _task(name: str, parts: Any, layout: StreamLayout) -> TaskPrompt:
                 f"tasks.{name}[{index}] must be a token in [0, {layout.vocabulary_size}) or one "
                 f"of {list(PROMPT_PARTS)}, not {part!r}"
             )
-    if parts.count("text") > 1 or parts.count("audio") > 1:
-        raise LayoutError(f"tasks.{name} must hold 'text' and 'audio' at most once each")
+    if any(parts.count(part) > 1 for part in ("text", "audio", "voice")):
+        raise LayoutError(f"tasks.{name} must hold 'text', 'audio' and 'voice' at most once each")
     if not layout.has_text and "text" in parts and layout.text_slice is None:
         raise LayoutError(f"tasks.{name} holds 'text', so stream_layout.text_slice must be given")
+    if "voice" in parts and not voices:
+        raise LayoutError(f"tasks.{name} holds 'voice', so voices must be given")
     return TaskPrompt(name, tuple(parts))
+
+
+def _voices(data: Any, layout: StreamLayout) -> dict[str, tuple[int, ...]]:
+    if data is None:
+        return {}
+    _refuse_unknown("voices", data, set(data))
+    voices = {}
+    for name, ids in data.items():
+        where = f"voices.{name}"
+        if not name:
+            raise LayoutError("voices must not have an empty name")
+        if not _list(where, ids):
+            raise LayoutError(f"{where} must hold at least one token id")
+        for index, token in enumerate(ids):
+            is_integer = isinstance(token, int) and not isinstance(token, bool)
+            if not is_integer or not 0 <= token < layout.vocabulary_size:
+                raise LayoutError(
+                    f"{where}[{index}] must be in [0, {layout.vocabulary_size}), not {token!r}"
+                )
+        voices[name] = tuple(ids)
+    return voices
+
+
+def _generation_defaults(data: Any, tasks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    if data is None:
+        return {}
+    # Imported here: its module needs this one.
+    from vllm.sampling_params import SamplingParams
+
+    _refuse_unknown("generation_defaults", data, set(tasks))
+    for task, values in data.items():
+        where = f"generation_defaults.{task}"
+        _refuse_unknown(where, values, set(GENERATION_DEFAULTS))
+        try:
+            SamplingParams(**values)
+        except (TypeError, ValueError) as error:
+            raise LayoutError(f"{where}: {error}") from error
+    return {task: dict(values) for task, values in data.items()}
 
 
 def _guidance(data: Any, layout: StreamLayout) -> dict[str, Any]:

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from vllm.multistream.acoustic.receptive_field import Context
+from vllm.multistream.acoustic.stages import DecoderStage, WindowStage
+
 
 class Codec(ABC):
     """Turns mono samples into frames of codes and back.
@@ -55,6 +58,35 @@ class Codec(ABC):
 
         Neither dimension is empty. Returns samples ``[batch, any length]``, first frame first.
         """
+
+    def decoder_context(self) -> Context | None:
+        """The frames around a frame that its samples depend on.
+
+        For a codec whose decoder looks at a finite window and is built of layers that treat all
+        frames alike; that is all that is needed to stream its audio. None for others.
+        """
+        return None
+
+    def decoder_stages(self) -> tuple[DecoderStage, ...] | None:
+        """The decoder as a chain of stages, codes [batch, frames, num_codebooks] to samples.
+
+        The last stage gives float32 [batch, frames, samples_per_frame]. Overridden by codecs that
+        carry a state from frame to frame. None if the audio cannot be decoded in parts: it is then
+        streamed as one chunk at its end.
+        """
+        context = self.decoder_context()
+        return None if context is None else (WindowStage(context, self._decode_frames),)
+
+    def _decode_frames(self, codes: torch.Tensor) -> torch.Tensor:
+        """int64 [batch, num_frames, num_codebooks] to [batch, num_frames, samples_per_frame]."""
+        return self._by_frame(self._decode(codes), codes.shape[1])
+
+    def _by_frame(self, samples: torch.Tensor, num_frames: int) -> torch.Tensor:
+        """Samples [batch, any length] cut or completed: [batch, num_frames, samples_per_frame]."""
+        length = self.num_samples(num_frames)
+        missing = max(0, length - samples.shape[1])
+        whole = torch.nn.functional.pad(samples.to(torch.float32), (0, missing))[:, :length]
+        return whole.unflatten(1, (num_frames, self.samples_per_frame))
 
     def num_frames(self, num_samples: int) -> int:
         """Number of frames that ``encode`` returns for so many samples."""
@@ -142,12 +174,9 @@ class Codec(ABC):
             codes = torch.stack(
                 [batch[index].to(device=self.device, dtype=torch.int64) for index in indices]
             )
-            samples = self._decode(codes).to(torch.float32)
-            length = self.num_samples(num_frames)
-            missing = max(0, length - samples.shape[1])
-            samples = torch.nn.functional.pad(samples, (0, missing))[:, :length]
+            samples = self._decode_frames(codes)
             for row, index in enumerate(indices):
-                decoded[index] = samples[row].clone()
+                decoded[index] = samples[row].flatten().clone()
         return decoded
 
     def _check_codes(self, codes: torch.Tensor) -> None:

@@ -70,6 +70,62 @@ def resample(samples: npt.NDArray[np.floating], from_rate: float, to_rate: float
     return output
 
 
+class StreamResampler:
+    """`resample` for samples that come in pieces.
+
+    The pieces that it returns, joined, are `resample` of the joined input: each output sample is
+    made from the same input samples, once the last of them has come.
+
+    Args:
+        from_rate, to_rate: as for `resample`.
+    """
+
+    def __init__(self, from_rate: float, to_rate: float) -> None:
+        self._from_rate = _check_rate("from_rate", from_rate)
+        self._to_rate = _check_rate("to_rate", to_rate)
+        divisor = math.gcd(self._from_rate, self._to_rate)
+        self._up, self._down = self._to_rate // divisor, self._from_rate // divisor
+        self._reach = 0
+        if self._up != self._down:
+            self._reach = _phase_filters(self._up, self._down).shape[1] // 2
+        # Input from sample `_offset` on, which is a multiple of `down`: there, an output sample
+        # lies exactly on an input sample, so the buffer's outputs are a run of the whole's.
+        self._buffer = np.empty(0, np.float32)
+        self._offset = 0
+        self._num_inputs = 0
+        self._num_outputs = 0
+
+    def push(self, samples: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """float32 samples that are complete now that mono `samples` [num_samples] have come."""
+        self._append(samples)
+        if self._up == self._down:
+            return self._take(self._num_inputs)
+        # Output i lies at input i * down / up and needs the `reach` samples after it.
+        return self._take(max(0, (self._num_inputs - self._reach) * self._up // self._down))
+
+    def finish(self) -> npt.NDArray[np.float32]:
+        """The remaining float32 samples; nothing may be pushed after it."""
+        return self._take(-(-self._num_inputs * self._up // self._down))
+
+    def _append(self, samples: npt.NDArray[np.floating]) -> None:
+        self._buffer = np.concatenate([self._buffer, _to_mono(samples)])
+        self._num_inputs = self._offset + len(self._buffer)
+
+    def _take(self, end: int) -> npt.NDArray[np.float32]:
+        begin = self._num_outputs
+        if end <= begin:
+            return np.empty(0, np.float32)
+        first = self._offset // self._down * self._up
+        made = resample(self._buffer, self._from_rate, self._to_rate)[begin - first : end - first]
+        self._num_outputs = end
+        # The next output needs `reach` samples before it; older ones go, in multiples of `down`.
+        oldest = end * self._down // self._up - self._reach
+        drop = max(0, oldest - self._offset) // self._down * self._down
+        self._buffer = self._buffer[drop:]
+        self._offset += drop
+        return made
+
+
 def _blocks(num_rows: int, row_length: int) -> Iterator[npt.NDArray[np.int64]]:
     """Row numbers, in runs of as many rows as a block may hold."""
     step = max(1, BLOCK // row_length)

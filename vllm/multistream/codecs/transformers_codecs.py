@@ -11,7 +11,18 @@ from typing import Any
 import torch
 import transformers
 
+from vllm.multistream.acoustic.receptive_field import Context, receptive_field
+from vllm.multistream.acoustic.stages import DecoderStage, WindowStage
 from vllm.multistream.codecs.base import Codec
+from vllm.multistream.codecs.transformers_stages import (
+    LstmStage,
+    SlidingAttentionStage,
+    dac_decoder_layers,
+    run_over_time,
+    seanet_first_layers,
+    seanet_upsampling,
+    seanet_upsampling_layers,
+)
 
 # The convolutions of EnCodec and Mimi compute their padding in float32, which holds integers
 # exactly only up to here; beyond it the library's frame count goes wrong.
@@ -161,6 +172,11 @@ class DacCodec(TransformersCodec):
     def _model_decode(self, codes: torch.Tensor) -> torch.Tensor:
         return self.model.decode(audio_codes=codes).audio_values
 
+    def decoder_context(self) -> Context:
+        """The receptive field of its convolutions."""
+        layers = dac_decoder_layers(self.model.config.upsampling_ratios)
+        return receptive_field(layers, self.samples_per_frame)
+
 
 class EncodecCodec(TransformersCodec):
     """EnCodec, the mono models (24 kHz, 32 kHz).
@@ -192,6 +208,31 @@ class EncodecCodec(TransformersCodec):
 
     def _model_decode(self, codes: torch.Tensor) -> torch.Tensor:
         return self.model.decode(codes[None], [None]).audio_values
+
+    def decoder_stages(self) -> tuple[DecoderStage, ...] | None:
+        """A convolution, the LSTM, and the upsampling convolutions."""
+        config, layers = self.model.config, self.model.decoder.layers
+        if config.norm_type != "weight_norm":
+            # Other norms are taken over all of the audio.
+            return None
+        return (
+            WindowStage(receptive_field(seanet_first_layers(config), 1), self._before_lstm),
+            LstmStage(layers[1].lstm),
+            WindowStage(
+                receptive_field(seanet_upsampling_layers(config), self.samples_per_frame),
+                self._after_lstm,
+            ),
+        )
+
+    def _before_lstm(self, codes: torch.Tensor) -> torch.Tensor:
+        """int64 [batch, num_frames, num_codebooks] to [batch, num_frames, channels]."""
+        embeddings = self.model.quantizer.decode(codes.permute(2, 0, 1))
+        return self.model.decoder.layers[0](embeddings).transpose(1, 2)
+
+    def _after_lstm(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[batch, num_frames, channels] to float32 [batch, num_frames, samples_per_frame]."""
+        samples = run_over_time(self.model.decoder.layers[2:], hidden)
+        return self._by_frame(samples.flatten(1), hidden.shape[1])
 
 
 class MimiCodec(TransformersCodec):
@@ -228,6 +269,34 @@ class MimiCodec(TransformersCodec):
     def _model_decode(self, codes: torch.Tensor) -> torch.Tensor:
         return self.model.decode(codes).audio_values
 
+    def decoder_stages(self) -> tuple[DecoderStage, ...]:
+        """The upsampling of frames, the transformer, and the upsampling convolutions."""
+        config = self.model.config
+        convolutions = seanet_first_layers(config) + seanet_upsampling_layers(config)
+        kernel, stride = self.model.upsample.conv.kernel_size[0], self.model.upsample.conv.stride[0]
+        return (
+            WindowStage(
+                receptive_field([seanet_upsampling(config, kernel, stride)], stride),
+                self._before_transformer,
+            ),
+            SlidingAttentionStage(self.model.decoder_transformer),
+            WindowStage(
+                receptive_field(convolutions, self.samples_per_frame, inputs_per_frame=stride),
+                self._after_transformer,
+            ),
+        )
+
+    def _before_transformer(self, codes: torch.Tensor) -> torch.Tensor:
+        """int64 [batch, num_frames, num_codebooks] to [batch, num_frames, stride, channels]."""
+        embeddings = self.model.quantizer.decode(codes.transpose(1, 2))
+        hidden = self.model.upsample(embeddings).transpose(1, 2)
+        return hidden.unflatten(1, (codes.shape[1], -1))
+
+    def _after_transformer(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[batch, num_frames, stride, channels] to [batch, num_frames, samples_per_frame]."""
+        samples = run_over_time([self.model.decoder], hidden.flatten(1, 2))
+        return self._by_frame(samples.flatten(1), hidden.shape[1])
+
 
 class XcodecCodec(TransformersCodec):
     """X-codec: an acoustic (DAC) and a semantic (HuBERT) encoder that share one quantizer.
@@ -254,6 +323,11 @@ class XcodecCodec(TransformersCodec):
 
     def _model_decode(self, codes: torch.Tensor) -> torch.Tensor:
         return self.model.decode(codes).audio_values
+
+    def decoder_context(self) -> Context:
+        """The receptive field of its acoustic decoder's convolutions."""
+        ratios = self.model.config.acoustic_model_config.upsampling_ratios
+        return receptive_field(dac_decoder_layers(ratios), self.samples_per_frame)
 
 
 def _check_exact_padding(num_samples: int) -> None:

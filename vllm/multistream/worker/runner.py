@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.guidance.worker import GuidedBatch, GuidedRunner
 from vllm.logger import init_logger
+from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
+from vllm.multistream.acoustic.executor import AcousticExecutor
+from vllm.multistream.acoustic.pipeline import check_stages
+from vllm.multistream.acoustic.whole import WholeDecoder
 from vllm.multistream.messages import StreamOutput
 from vllm.multistream.phases import Finish, replay
 from vllm.multistream.spec import multistream_spec
-from vllm.multistream.worker.acoustic import AcousticDecoder
 from vllm.multistream.worker.sampler import StepTokens, StreamSampler, UnguidedStreams
-from vllm.multistream.worker.state import StreamState, stream_limit
+from vllm.multistream.worker.state import StreamState, steps_of, stream_limit
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput, SamplerOutput
 
 if TYPE_CHECKING:
@@ -150,10 +153,18 @@ class _MultiStreamRunner(GuidedRunner):
         )
         self._stream_sampler = StreamSampler(spec.layout, spec.table, self._streams)
         self._step: StepTokens | None = None
-        self._decoder: AcousticDecoder | None = None
+        self._decoder: WholeDecoder | None = None
+        self._audio: AcousticExecutor | None = None
+        self._decoded: set[str] = set()
         # Only the first rank's output reaches the scheduler.
         if spec.has_codec and get_tensor_model_parallel_rank() == 0:
-            self._decoder = AcousticDecoder(spec.load_codec(this.device), spec.layout)
+            codec = spec.load_codec(this.device)
+            self._decoder = WholeDecoder(codec, spec.layout)
+            if codec.decoder_stages() is not None:
+                check_stages(codec)
+                policy = ChunkPolicy.from_config(this.vllm_config.additional_config)
+                num_slots = self._streams.scratch_slot
+                self._audio = AcousticExecutor(codec, spec.layout, spec.table, policy, num_slots)
 
     def _get_or_create_async_output_copy_stream(self) -> Any:
         if self._host_is_device:
@@ -166,16 +177,21 @@ class _MultiStreamRunner(GuidedRunner):
         update = scheduler_output.streams
         entering = {} if update is None else update.auxiliary_ids
         rows = this.input_batch.req_ids
-        self._streams.release_except(set(rows) - entering.keys())
+        staying = set(rows) - entering.keys()
+        self._streams.release_except(staying)
+        self._decoded &= staying
+        if self._audio is not None:
+            self._audio.release_except(staying)
         for request_id, auxiliary_ids in entering.items():
             request = this.requests[request_id]
-            self._streams.admit(
-                request_id,
-                request.prompt_token_ids,
-                request.output_token_ids,
-                auxiliary_ids,
-                request.sampling_params,
+            prompt, output = request.prompt_token_ids, request.output_token_ids
+            replayed = self._streams.admit(
+                request_id, prompt, output, auxiliary_ids, request.sampling_params
             )
+            if self._audio is not None and request_id in update.audio_frames:
+                steps = steps_of(prompt, output, auxiliary_ids)[: len(prompt) + len(output)]
+                slot, sent = self._streams.slot_of(request_id), update.audio_frames[request_id]
+                self._audio.admit(request_id, slot, steps, len(prompt), replayed, sent)
         if entering:
             self._streams.forget_rows()
         self._streams.set_rows(rows)
@@ -273,6 +289,14 @@ class _MultiStreamRunner(GuidedRunner):
         output = StreamOutput(
             tokens, np.where(kept, finish, Finish.NOT_FINISHED), state, segment_start
         )
+        if self._audio is not None:
+            audio = self._audio.step(
+                pending.slots, kept, tokens, state, segment_start, output.finish
+            )
+            output.audio, output.errors = audio.audio, audio.errors
+            if audio.errors:
+                failed = [pending.request_ids.index(request_id) for request_id in audio.errors]
+                output.finish[failed] = Finish.ERROR
         for row in np.flatnonzero(output.finish):
             self._finish_row(output, int(row), pending)
         return output
@@ -280,13 +304,17 @@ class _MultiStreamRunner(GuidedRunner):
     def _finish_row(self, output: StreamOutput, row: int, pending: _PendingStreams) -> None:
         request_id = pending.request_ids[row]
         if output.finish[row] == Finish.ERROR:
-            output.errors[request_id] = (
-                "a stream could not be sampled: its logits are NaN or infinite"
+            output.errors.setdefault(
+                request_id, "a stream could not be sampled: its logits are NaN or infinite"
             )
             return
         request = self.requests.get(request_id)  # type: ignore[attr-defined]
-        if request is None or self._decoder is None:
+        if request is None or self._decoder is None or request_id in self._decoded:
             return
+        if self._audio is not None and self._audio.holds(request_id):
+            return
+        # With asynchronous scheduling an ended request is in one more step.
+        self._decoded.add(request_id)
         length = self._streams.max_model_len
         tokens = self._streams.history[pending.slots[row], :length].cpu().numpy()
         prompt = request.prompt_token_ids

@@ -121,8 +121,8 @@ class StreamState:
         output: Sequence[int],
         auxiliary_ids: NDArray[np.int32],
         params: SamplingParams,
-    ) -> None:
-        """Give a request a slot and fill it.
+    ) -> Replay:
+        """Give a request a slot and fill it; returns what its tokens say.
 
         Args:
             request_id: id of a request without a slot.
@@ -156,6 +156,7 @@ class StreamState:
         settings.earliest_end[slot] = (
             NEVER if params.ignore_eos else len(prompt) + params.min_tokens
         )
+        return progress
 
     def _fill(
         self,
@@ -169,11 +170,8 @@ class StreamState:
             raise RuntimeError(f"request {request_id} has a slot already")
         slot = self._free.pop()
         self._slot_of[request_id] = slot
-        num_rows = min(len(auxiliary_ids), self.max_model_len)
-        rows = np.zeros((num_rows, self.layout.num_streams), np.int32)
-        rows[:, 1:] = auxiliary_ids[:num_rows]
-        rows[: len(prompt), 0] = prompt
-        rows[len(prompt) : len(prompt) + len(output), 0] = output
+        rows = steps_of(prompt, output, auxiliary_ids[: self.max_model_len])
+        num_rows = len(rows)
         self.history[slot, :num_rows] = torch.from_numpy(rows).to(self.device)
         return replay(self.table, prompt, output, limit)
 
@@ -215,6 +213,22 @@ class StreamState:
         index = self.row_slots[rows] * self.history.shape[1] + positions
         flat = self.history.view(-1, self.layout.num_streams)
         out[: len(index)] = flat[index, 1:]
+
+
+def steps_of(
+    prompt: Sequence[int], output: Sequence[int], auxiliary_ids: NDArray[np.int32]
+) -> NDArray[np.int32]:
+    """[n, num_streams] ids of all streams; those of stream 0 past the output are 0.
+
+    Args:
+        prompt, output: ids of stream 0.
+        auxiliary_ids: [n, num_streams - 1] ids of the others, n at least as long as both.
+    """
+    steps = np.zeros((len(auxiliary_ids), auxiliary_ids.shape[1] + 1), np.int32)
+    steps[:, 1:] = auxiliary_ids
+    steps[: len(prompt), 0] = prompt
+    steps[len(prompt) : len(prompt) + len(output), 0] = output
+    return steps
 
 
 def stream_limit(

@@ -17,8 +17,12 @@ class SpeechLMConfig(PreTrainedConfig):
             embedding on stream 0 and on the other streams.
         head_offsets: whether the checkpoint holds `head_offsets` [num_streams, hidden_size].
         codec: `name_or_path` and `revision` of the codec, or None.
-        tasks: task prompts by name; each a list of token ids and of "text", "audio", "flush".
+        tasks: task prompts by name; each a list of token ids and of "text", "audio", "voice"
+            and "flush".
         guidance: `null_prompt` (token ids, or "pads") and `audio_only`, or None.
+        voices: token ids by the voice's name, or None.
+        default_voice: the voice of a request that names none, or None.
+        generation_defaults: by task, sampling parameters for what a request leaves out, or None.
     """
 
     model_type = "speech_lm"
@@ -32,6 +36,9 @@ class SpeechLMConfig(PreTrainedConfig):
         codec: dict[str, Any] | None = None,
         tasks: dict[str, list[int | str]] | None = None,
         guidance: dict[str, Any] | None = None,
+        voices: dict[str, list[int]] | None = None,
+        default_voice: str | None = None,
+        generation_defaults: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         if backbone_config is None:
@@ -51,6 +58,9 @@ class SpeechLMConfig(PreTrainedConfig):
         self.codec = codec
         self.tasks = tasks
         self.guidance = guidance
+        self.voices = voices
+        self.default_voice = default_voice
+        self.generation_defaults = generation_defaults
         super().__init__(**kwargs)
 
     def get_text_config(self, decoder: Any = None, encoder: Any = None) -> PreTrainedConfig:

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vllm speak` and `vllm transcribe`, with an engine of their own and with a server."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import io
+import os
+import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.speech.server import API_KEY, MODEL_NAME, SAMPLES_PER_FRAME, Server
+from vllm.entrypoints.speech import cli
+from vllm.entrypoints.speech.encoding import encode_whole
+
+pytestmark = pytest.mark.slow
+
+Run = Callable[..., None]
+
+
+def run(*arguments: str) -> None:
+    parser = argparse.ArgumentParser()
+    subparsers = parser.add_subparsers()
+    for command in cli.cmd_init():
+        command.subparser_init(subparsers).set_defaults(dispatch_function=command.cmd)
+    args = parser.parse_args(arguments)
+    args.dispatch_function(args)
+
+
+@pytest.fixture(scope="module")
+def local(served_model: Path) -> Iterator[list[str]]:
+    """Options of an engine in this process, which is started once for all commands."""
+    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.entrypoints.speech import local as module
+
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    engine = module.LocalEngine(str(served_model), "float32")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(module, "LocalEngine", lambda model, dtype: engine)
+    yield ["--model", str(served_model)]
+    patch.undo()
+    engine.close()
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
+@pytest.fixture
+def remote(server: Server) -> list[str]:
+    """Options of the server."""
+    return ["--url", server.url, "--api-key", API_KEY]
+
+
+def speak_to(path: Path, *options: str) -> bytes:
+    run("speak", "hello there", "-o", str(path), "--seed", "1", "--max-tokens", "20", *options)
+    return path.read_bytes()
+
+
+def test_a_file_is_complete_and_the_same_from_both(
+    local: list[str], remote: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = speak_to(tmp_path / "here.wav", *local)
+    assert f"wrote {tmp_path / 'here.wav'}" in capsys.readouterr().out
+    with wave.open(io.BytesIO(here)) as file:
+        assert file.getnframes() == 20 * SAMPLES_PER_FRAME
+    there = speak_to(tmp_path / "there.wav", *remote, "--model", MODEL_NAME)
+    assert there[:44] == here[:44]
+    samples = [np.frombuffer(data[44:], "<i2").astype(int) for data in (here, there)]
+    assert np.abs(samples[0] - samples[1]).max() <= 1
+
+
+def test_a_file_s_name_says_its_format(local: list[str], tmp_path: Path) -> None:
+    for suffix, begin in ((".flac", b"fLaC"), (".ogg", b"OggS"), (".raw", b"")):
+        data = speak_to(tmp_path / f"speech{suffix}", *local)
+        assert data.startswith(begin)
+        if suffix == ".raw":
+            assert len(data) == 2 * 20 * SAMPLES_PER_FRAME
+    other = speak_to(tmp_path / "speech", *local, "--format", "flac", "--voice", "rms")
+    assert other.startswith(b"fLaC")
+    assert other != speak_to(tmp_path / "other", *local, "--format", "flac", "--voice", "awb")
+
+
+def test_standard_output_holds_the_audio_alone(
+    local: list[str], tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    expected = speak_to(tmp_path / "speech.raw", *local)
+    capfdbinary.readouterr()
+    options = ["--seed", "1", "--max-tokens", "20", "--format", "pcm"]
+    run("speak", "hello there", "-o", "-", *options, *local)
+    assert capfdbinary.readouterr().out == expected
+
+
+def test_guidance_is_passed_on(local: list[str], tmp_path: Path) -> None:
+    guided = [speak_to(tmp_path / "a", *local, "--guidance-scale", scale) for scale in "13"]
+    assert guided[0] != guided[1]
+    negative = speak_to(tmp_path / "a", *local, "--negative-prompt", "goodbye")
+    assert negative not in guided
+
+
+def test_a_player_hears_the_audio(
+    local: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = tmp_path / "heard.wav"
+    monkeypatch.setattr(cli, "PLAYERS", (("no-such-player",), ("dd", "status=none", f"of={heard}")))
+    run("speak", "hello there", "--play", "--seed", "1", "--max-tokens", "20", *local)
+    assert heard.read_bytes()[44:] == speak_to(tmp_path / "b.wav", *local)[44:]
+
+
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_transcription(
+    where: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "clip.wav"
+    noise = (np.random.default_rng(1).standard_normal(8000) / 10).astype(np.float32)
+    path.write_bytes(encode_whole("wav", noise, 16000))
+    run("transcribe", str(path), "--max-tokens", "15", *request.getfixturevalue(where))
+    text = capfd.readouterr().out
+    assert text.endswith("\n") and len(text) > 1
+    assert all(c.isprintable() for c in text[:-1])
+
+
+def test_errors_are_a_line(
+    local: list[str], remote: list[str], tmp_path: Path, server: Server
+) -> None:
+    text = tmp_path / "clip.wav"
+    text.write_text("no audio")
+    out = str(tmp_path / "out.wav")
+    for arguments, message in (
+        (["speak", "hi", "-o", out, "--voice", "kal", *local], "voice must be one of"),
+        (["speak", "hi", "-o", out, "--voice", "kal", *remote], "voice must be one of"),
+        (["speak", "hi", "-o", out, "--task", "sing", *local], "task must be one of"),
+        (["speak", "hi", "-o", out], "--model or --url must be given"),
+        (["speak", "hi", "-o", out, "--url", server.url, "--api-key", "x"], "Unauthorized"),
+        (["speak", "hi", "-o", out, "--url", "http://127.0.0.1:9"], "127.0.0.1:9/v1"),
+        (["transcribe", str(text), *local], "must be a complete audio file"),
+        (["transcribe", str(text), *remote], "must be a complete audio file"),
+        (["transcribe", str(tmp_path / "none"), *local], "No such file"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run(*arguments)
+
+
+def test_soundfile_reads_what_speak_wrote(local: list[str], tmp_path: Path) -> None:
+    speak_to(tmp_path / "speech.wav", *local)
+    samples, rate = soundfile.read(tmp_path / "speech.wav")
+    assert (len(samples), rate) == (20 * SAMPLES_PER_FRAME, 16000)

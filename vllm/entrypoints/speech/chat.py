@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST /v1/chat/completions, with audio in and out."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from vllm.entrypoints.speech.encoding import encode_whole, make_encoder
+from vllm.entrypoints.speech.errors import error_body
+from vllm.entrypoints.speech.media import Clip, decode_base64
+from vllm.entrypoints.speech.parameters import SpeechInput
+from vllm.entrypoints.speech.protocol import (
+    ChatRequest,
+    InputAudioPart,
+    TextPart,
+    UserMessage,
+    voice_name,
+)
+from vllm.entrypoints.speech.service import Generation, SpeechService, Usage
+from vllm.entrypoints.speech.speech import encode, event, finish
+from vllm.multistream.refusal import RequestRefused
+
+
+async def create_chat_completion(
+    service: SpeechService, request: ChatRequest, raw_request: Request
+) -> Response:
+    """Answer a message with text, audio or both, whole or in chunks."""
+    model = service.check(request.model)
+    wanted: set[str] = set(request.modalities or ["text"])
+    _check_combinations(request, wanted)
+    message = request.messages[0]
+    asked = SpeechInput(
+        # OpenAI asks for both modalities where audio is meant: its text is a transcript, if the
+        # model makes one.
+        wanted=frozenset({"audio"} if "audio" in wanted else wanted),
+        text=_text(message),
+        clip=await _clip(service, message),
+        voice=None if request.audio is None else voice_name(request.audio.voice),
+        task=request.task,
+        sampling=_sampling(request),
+    )
+    generation = await service.start(raw_request, "chatcmpl", asked)
+    answer = ChatAnswer(model, generation, "audio" in wanted)
+    audio_format = _format(request)
+    if not request.stream:
+        body = await answer.whole(audio_format, service.sample_rate)
+        return JSONResponse(body)
+    include_usage = request.stream_options is not None and request.stream_options.include_usage
+    chunks = answer.chunks(audio_format, service.sample_rate, include_usage)
+    return StreamingResponse(chunks, media_type="text/event-stream")
+
+
+def _check_combinations(request: ChatRequest, wanted: set[str]) -> None:
+    if request.audio is not None and "audio" not in wanted:
+        raise RequestRefused("audio needs modalities with 'audio'")
+    if request.stream_options is not None and not request.stream:
+        raise RequestRefused("stream_options needs stream")
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        raise RequestRefused("max_tokens and max_completion_tokens must not both be given")
+
+
+def _sampling(request: ChatRequest) -> dict[str, Any]:
+    given = request.sampling()
+    if request.max_completion_tokens is not None:
+        given["max_tokens"] = request.max_completion_tokens
+    return given
+
+
+def _format(request: ChatRequest) -> str:
+    chosen = None if request.audio is None else request.audio.format
+    if chosen is None:
+        chosen = "pcm16" if request.stream else "wav"
+    return "pcm" if chosen == "pcm16" else chosen
+
+
+def _text(message: UserMessage) -> str | None:
+    if isinstance(message.content, str):
+        return message.content
+    texts = [part.text for part in message.content if isinstance(part, TextPart)]
+    return "\n".join(texts) if texts else None
+
+
+async def _clip(service: SpeechService, message: UserMessage) -> Clip | None:
+    if isinstance(message.content, str):
+        return None
+    parts = [part for part in message.content if isinstance(part, InputAudioPart)]
+    if not parts:
+        return None
+    if len(parts) > 1:
+        raise RequestRefused(f"messages must hold one input_audio at most, not {len(parts)}")
+    field = "messages: input_audio.data"
+    data = decode_base64(parts[0].input_audio.data, service.media.limits, field)
+    return await service.media.decode(data, field)
+
+
+class ChatAnswer:
+    """The answer to one message, in OpenAI's shapes.
+
+    Where audio is wanted, text is its transcript, as in OpenAI's answers.
+
+    Args:
+        model: name of the model.
+        generation: the running request.
+        with_audio: whether audio is wanted.
+    """
+
+    def __init__(self, model: str, generation: Generation, with_audio: bool) -> None:
+        self._generation = generation
+        self._with_audio = with_audio
+        self._head = {
+            "id": generation.request_id,
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._audio_id = f"audio-{generation.request_id}"
+
+    async def whole(self, audio_format: str, sample_rate: int) -> dict[str, Any]:
+        """The answer as one object."""
+        texts: list[str] = []
+        samples: list[np.ndarray] = [np.empty(0, np.float32)]
+        finish_reason = None
+        async for completion in self._generation:
+            texts.append(completion.text)
+            finish_reason = completion.finish_reason
+            if completion.audio is not None:
+                samples.append(completion.audio.samples)
+        text = "".join(texts)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self._with_audio:
+            data = encode_whole(audio_format, np.concatenate(samples), sample_rate)
+            message["content"] = None
+            message["audio"] = {
+                "id": self._audio_id,
+                "data": base64.b64encode(data).decode("ascii"),
+                "expires_at": self._head["created"],
+                "transcript": text,
+            }
+        choice = {
+            "index": 0,
+            "message": message,
+            "finish_reason": finish_reason,
+            "logprobs": None,
+        }
+        return {
+            **self._head,
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": chat_usage(self._generation.usage),
+        }
+
+    async def chunks(
+        self, audio_format: str, sample_rate: int, include_usage: bool
+    ) -> AsyncIterator[str]:
+        """The answer as server-sent events."""
+        encoder = make_encoder(audio_format, sample_rate) if self._with_audio else None
+        yield self._chunk({"role": "assistant", "content": None if encoder else ""})
+        finish_reason = None
+        try:
+            async for completion in self._generation:
+                finish_reason = completion.finish_reason
+                if completion.text:
+                    yield self._chunk(self._text_delta(completion.text))
+                if encoder is not None and (data := await encode(encoder, completion.audio)):
+                    yield self._chunk(self._audio_delta(data))
+            if encoder is not None:
+                if data := await finish(encoder):
+                    yield self._chunk(self._audio_delta(data))
+                expiry = {"id": self._audio_id, "expires_at": self._head["created"]}
+                yield self._chunk({"audio": expiry})
+        except Exception as error:
+            yield event(error_body(error))
+            yield "data: [DONE]\n\n"
+            return
+        yield self._chunk({}, finish_reason)
+        if include_usage:
+            usage = chat_usage(self._generation.usage)
+            yield event(
+                {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
+            )
+        yield "data: [DONE]\n\n"
+
+    def _text_delta(self, text: str) -> dict[str, Any]:
+        if self._with_audio:
+            return {"audio": {"id": self._audio_id, "transcript": text}}
+        return {"content": text}
+
+    def _audio_delta(self, data: bytes) -> dict[str, Any]:
+        audio = base64.b64encode(data).decode("ascii")
+        return {"audio": {"id": self._audio_id, "data": audio}}
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> str:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, "logprobs": None}
+        return event({**self._head, "object": "chat.completion.chunk", "choices": [choice]})
+
+
+def chat_usage(usage: Usage) -> dict[str, Any]:
+    """OpenAI's usage object of chat, with frames as audio tokens, and seconds."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "prompt_tokens_details": {
+            "text_tokens": usage.prompt_text_tokens,
+            "audio_tokens": usage.prompt_frames,
+            "audio_seconds": usage.prompt_seconds,
+        },
+        "completion_tokens_details": {
+            "text_tokens": usage.text_tokens,
+            "audio_tokens": usage.frames,
+            "audio_seconds": usage.seconds,
+        },
+    }

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors in OpenAI's shape, naming the field."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.logger import init_logger
+
+logger = init_logger(__name__)
+
+
+def error_body(error: Exception) -> dict[str, Any]:
+    """The body for an error that an answer runs into after it has begun."""
+    body = create_error_response(error)
+    if body.error.code >= 500:
+        logger.error("A streamed answer failed: %s", error)
+    return body.model_dump()
+
+
+def error_response(message: str, status: int, param: str | None = None) -> JSONResponse:
+    """An error of the client's in OpenAI's shape."""
+    error = {"message": message, "type": "BadRequestError", "param": param, "code": status}
+    return JSONResponse({"error": error}, status_code=status)
+
+
+def validation_response(error: RequestValidationError) -> JSONResponse:
+    """400 for a body that does not fit the schema.
+
+    Only the messages of the validation are shown: values may be of any size, and of any bytes.
+    """
+    first = error.errors()[0]
+    where = _path(first.get("loc", ()))
+    words = str(first.get("msg", "invalid"))
+    message = f"{where}: {words}" if where else words
+    return error_response(message, 400, where.split(".")[0].split("[")[0] or None)
+
+
+def _path(location: Sequence[Any]) -> str:
+    """`messages[0].content` of ("body", "messages", 0, "content")."""
+    path = ""
+    for part in location[1:]:
+        if isinstance(part, int):
+            path += f"[{part}]" if path else ""
+        elif str(part).isidentifier():
+            path += f".{part}" if path else str(part)
+        elif not path and len(str(part)) <= 64 and str(part).isprintable():
+            path = str(part)
+    return path

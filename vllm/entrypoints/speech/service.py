@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One request after another from HTTP to the engine: prompt, parameters, outputs, usage."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass
+
+from fastapi import Request
+
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.generate.base.serving import GenerateBaseServing
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.entrypoints.serve.utils.request_logger import RequestLogger
+from vllm.entrypoints.speech.media import AudioLimits, Clip, MediaDecoder
+from vllm.entrypoints.speech.parameters import SpeechInput, plan_request, task_defaults
+from vllm.exceptions import GenerationError, VLLMNotFoundError
+from vllm.multistream.spec import SpeechSpec, multistream_spec
+from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.renderers.inputs.preprocess import parse_model_prompt
+
+
+@dataclass
+class Usage:
+    """What a request took.
+
+    Attributes:
+        prompt_tokens, completion_tokens: ids of stream 0.
+        prompt_text_tokens, text_tokens: those that are text.
+        prompt_frames, frames: frames of audio.
+        prompt_seconds, seconds: length of that audio.
+    """
+
+    prompt_tokens: int = 0
+    prompt_text_tokens: int = 0
+    prompt_frames: int = 0
+    prompt_seconds: float = 0.0
+    completion_tokens: int = 0
+    text_tokens: int = 0
+    frames: int = 0
+    seconds: float = 0.0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+class Generation:
+    """A request that runs in the engine; iterate over its outputs, deltas of text and audio.
+
+    Closing or cancelling the iteration ends the request in the engine.
+
+    Attributes:
+        request_id: as clients see it.
+        usage: grows with the outputs.
+    """
+
+    def __init__(
+        self,
+        outputs: AsyncGenerator[RequestOutput, None],
+        request_id: str,
+        spec: SpeechSpec,
+        usage: Usage,
+    ) -> None:
+        self.request_id = request_id
+        self.usage = usage
+        self._outputs = outputs
+        self._spec = spec
+        self._first: RequestOutput | None = None
+
+    async def begin(self) -> None:
+        """Wait for the first output, so that what is refused is refused before an answer begins."""
+        self._first = await anext(self._outputs)
+        _raise_failure(self._first.outputs[0])
+
+    async def __aiter__(self) -> AsyncIterator[CompletionOutput]:
+        assert self._first is not None, "begin() comes first"
+        try:
+            yield self._count(self._first)
+            async for output in self._outputs:
+                _raise_failure(output.outputs[0])
+                yield self._count(output)
+        finally:
+            await self._outputs.aclose()
+
+    def _count(self, output: RequestOutput) -> CompletionOutput:
+        completion = output.outputs[0]
+        usage, layout = self.usage, self._spec.layout
+        usage.completion_tokens += len(completion.token_ids)
+        usage.text_tokens += sum(map(layout.is_text, completion.token_ids))
+        if completion.audio is not None:
+            usage.frames += len(completion.audio.codes)
+            usage.seconds += completion.audio.seconds
+        return completion
+
+
+def _raise_failure(completion: CompletionOutput) -> None:
+    if completion.finish_reason == "error":
+        raise GenerationError(str(completion.stop_reason or "Internal server error"))
+
+
+class SpeechService(GenerateBaseServing):
+    """What the routes of a multi-stream model share.
+
+    Attributes:
+        spec: the model's specification.
+        media: decodes audio files.
+        sample_rate: Hz of the model's audio; 0 for a model without a codec.
+    """
+
+    def __init__(
+        self,
+        engine_client: EngineClient,
+        models: OpenAIServingModels,
+        *,
+        request_logger: RequestLogger | None = None,
+    ) -> None:
+        super().__init__(engine_client, models, request_logger=request_logger)
+        spec = multistream_spec(self.model_config)
+        assert spec is not None
+        self.spec = spec
+        self.sample_rate, context_seconds = 0, 0.0
+        if spec.has_codec:
+            codec = spec.load_codec("cpu")
+            self.sample_rate = codec.sample_rate
+            frames = self.model_config.max_model_len
+            context_seconds = frames * codec.samples_per_frame / codec.sample_rate
+        self.media = MediaDecoder(AudioLimits.from_environment(context_seconds))
+        self._defaults = task_defaults(self.model_config)
+
+    def check(self, model: str | None) -> str:
+        """The name of the model that serves a request.
+
+        Raises:
+            VLLMNotFoundError: if it asks for another model.
+            GracefulHTTPError: if the server has as many requests as it may.
+        """
+        if not self._is_model_supported(model):
+            served = ", ".join(path.name for path in self.models.base_model_paths)
+            raise VLLMNotFoundError(f"model must be one of {served}, not {model!r}")
+        self._preflight()
+        return model or self.models.base_model_paths[0].name
+
+    async def start(self, raw_request: Request, prefix: str, asked: SpeechInput) -> Generation:
+        """Start a request and wait for its first output.
+
+        Args:
+            raw_request: for its headers.
+            prefix: of the request's id.
+            asked: what the client asks for.
+
+        Raises:
+            RequestRefused: naming the field.
+        """
+        prompt, params = plan_request(self.spec, self._defaults, asked)
+        (engine_input,) = await self.renderer.render_cmpl_async(
+            [parse_model_prompt(self.model_config, prompt)]
+        )
+        request_id = f"{prefix}-{self._base_request_id(raw_request)}"
+        self._log_inputs(request_id, engine_input, params=params, lora_request=None)
+        outputs = self.engine_client.generate(
+            engine_input,
+            params,
+            request_id,
+            trace_headers=await self._get_trace_headers(raw_request.headers),
+        )
+        generation = Generation(
+            outputs,
+            request_id,
+            self.spec,
+            self._prompt_usage(engine_input["prompt_token_ids"], asked.clip),
+        )
+        await generation.begin()
+        return generation
+
+    def _prompt_usage(self, token_ids: list[int], clip: Clip | None) -> Usage:
+        layout = self.spec.layout
+        begin, end = layout.slices[0]
+        return Usage(
+            prompt_tokens=len(token_ids),
+            prompt_text_tokens=sum(map(layout.is_text, token_ids)),
+            prompt_frames=sum(begin <= token < end for token in token_ids),
+            prompt_seconds=0.0 if clip is None else clip.seconds,
+        )

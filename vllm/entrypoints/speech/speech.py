@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POST /v1/audio/speech and GET /v1/audio/voices."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response, StreamingResponse
+
+from vllm.entrypoints.speech.encoding import FORMATS, Encoder, LibsndfileEncoder, make_encoder
+from vllm.entrypoints.speech.errors import error_body
+from vllm.entrypoints.speech.parameters import SpeechInput
+from vllm.entrypoints.speech.protocol import SpeechRequest, voice_name
+from vllm.entrypoints.speech.service import Generation, SpeechService, Usage
+from vllm.multistream.messages import AudioOutput
+
+
+async def create_speech(
+    service: SpeechService, request: SpeechRequest, raw_request: Request
+) -> Response:
+    """Answer with audio as it is made, as a file of unknown length or as server-sent events."""
+    service.check(request.model)
+    asked = SpeechInput(
+        wanted=frozenset({"audio"}),
+        text=request.input,
+        voice=voice_name(request.voice),
+        task=request.task,
+        sampling=request.sampling(),
+    )
+    generation = await service.start(raw_request, "speech", asked)
+    pieces = encoded_pieces(generation, request.response_format, service.sample_rate)
+    if request.stream_format == "sse":
+        return StreamingResponse(speech_events(pieces, generation), media_type="text/event-stream")
+    media_type = FORMATS[request.response_format].media_type
+    if request.response_format == "pcm":
+        media_type += f"; rate={service.sample_rate}; channels=1"
+    return StreamingResponse(pieces, media_type=media_type)
+
+
+async def encoded_pieces(
+    generation: Generation, audio_format: str, sample_rate: int
+) -> AsyncIterator[bytes]:
+    """The bytes of an audio file, as soon as they are known."""
+    encoder = make_encoder(audio_format, sample_rate)
+    async for completion in generation:
+        if piece := await encode(encoder, completion.audio):
+            yield piece
+    if piece := await finish(encoder):
+        yield piece
+
+
+async def encode(encoder: Encoder, audio: AudioOutput | None) -> bytes:
+    """Encode new samples, if there are any; beside the event loop if that computes."""
+    if audio is None or len(audio.samples) == 0:
+        return b""
+    if isinstance(encoder, LibsndfileEncoder):
+        return await asyncio.to_thread(encoder.encode, audio.samples)
+    return encoder.encode(audio.samples)
+
+
+async def finish(encoder: Encoder) -> bytes:
+    """The rest of an encoder's file, in the same way."""
+    if isinstance(encoder, LibsndfileEncoder):
+        return await asyncio.to_thread(encoder.finish)
+    return encoder.finish()
+
+
+async def speech_events(pieces: AsyncIterator[bytes], generation: Generation) -> AsyncIterator[str]:
+    """OpenAI's events of streamed speech; a failure is an event of its error shape."""
+    try:
+        async for piece in pieces:
+            audio = base64.b64encode(piece).decode("ascii")
+            yield event({"type": "speech.audio.delta", "audio": audio})
+    except Exception as error:
+        yield event(error_body(error))
+        return
+    yield event({"type": "speech.audio.done", "usage": token_usage(generation.usage)})
+
+
+def event(data: dict[str, Any]) -> str:
+    """A server-sent event."""
+    return f"data: {json.dumps(data)}\n\n"
+
+
+def token_usage(usage: Usage) -> dict[str, Any]:
+    """OpenAI's usage object of the audio routes, with frames as audio tokens, and seconds."""
+    return {
+        "input_tokens": usage.prompt_tokens,
+        "input_token_details": {
+            "text_tokens": usage.prompt_text_tokens,
+            "audio_tokens": usage.prompt_frames,
+            "audio_seconds": usage.prompt_seconds,
+        },
+        "output_tokens": usage.completion_tokens,
+        "output_token_details": {
+            "text_tokens": usage.text_tokens,
+            "audio_tokens": usage.frames,
+            "audio_seconds": usage.seconds,
+        },
+        "total_tokens": usage.total_tokens,
+    }
+
+
+def list_voices(service: SpeechService) -> dict[str, Any]:
+    """The model's voices."""
+    return {
+        "object": "list",
+        "data": [
+            {
+                "id": name,
+                "object": "audio.voice",
+                "name": name,
+                "default": name == service.spec.default_voice,
+            }
+            for name in service.spec.voices
+        ],
+    }

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From codec frames to samples: whole, or in chunks while the frames are being made."""

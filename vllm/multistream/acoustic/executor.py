@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decodes the audio of streaming requests in chunks, while their frames are being made.
+
+After each step of the model the executor is told what the step emitted. Requests whose next chunk
+is complete, context included, are decoded together: stage by stage, all windows of one shape in
+one call. Only new samples leave it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
+from vllm.multistream.acoustic.frames import CodeError, CodeReader, frames_of_segments, segments_so_far
+from vllm.multistream.acoustic.launch import Launcher, Transfer, launcher_for
+from vllm.multistream.acoustic.pipeline import StagePipeline
+from vllm.multistream.acoustic.stream import AudioStream
+from vllm.multistream.acoustic.tracker import FrameTracker
+from vllm.multistream.acoustic.windows import frames_needed
+from vllm.multistream.codecs.base import Codec
+from vllm.multistream.layout import StreamLayout
+from vllm.multistream.messages import AudioOutput
+from vllm.multistream.phases import Finish, PhaseTable, Replay
+
+
+@dataclass
+class AudioStep:
+    """What the executor has to say after a step.
+
+    Attributes:
+        audio: per request id the audio that is ready.
+        errors: per request id why it must fail.
+    """
+
+    audio: dict[str, AudioOutput] = field(default_factory=dict)
+    errors: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class _Due:
+    """A request with something to decode.
+
+    Attributes:
+        stream: the request's state.
+        slot: that it holds.
+        stops: frame counts up to which to decode, one after the other.
+        ends: whether its audio has ended.
+    """
+
+    stream: AudioStream
+    slot: int
+    stops: list[int]
+    ends: bool
+
+
+class AcousticExecutor:
+    """Streams the audio of requests.
+
+    Admissions and releases may come from another thread than steps do. Steps come one at a time, in
+    order. A release takes effect at once: what a running step still gives for the request is then
+    dropped by the scheduler, which counts what it has seen and says so when the request returns.
+
+    Args:
+        codec: the model's codec; it must give decoder_stages.
+        layout: the stream layout.
+        table: its phase table.
+        policy: sizes of chunks.
+        num_slots: slots that requests may hold.
+        launcher: where the codec runs; default: as befits the codec's device.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        layout: StreamLayout,
+        table: PhaseTable,
+        policy: ChunkPolicy,
+        num_slots: int,
+        launcher: Launcher | None = None,
+    ) -> None:
+        stages = codec.decoder_stages()
+        if stages is None:
+            raise ValueError("codec: this one cannot be decoded in parts")
+        self._codec = codec
+        self._layout = layout
+        self._table = table
+        self._policy = policy
+        self._launcher = launcher or launcher_for(codec.device)
+        self._pipeline = StagePipeline(stages, self._launcher)
+        self._contexts = self._pipeline.contexts
+        self._reader = CodeReader(layout)
+        most_pending = policy.chunk_frames + frames_needed(self._contexts, 1)
+        self._tracker = FrameTracker(layout, table, num_slots, most_pending + 1)
+        self._due_at = np.zeros(num_slots, np.int64)
+        self._in_transfer: dict[int, list[tuple[int, Transfer]]] = {}
+        self._streams: dict[int, AudioStream] = {}
+        self._slot_of: dict[str, int] = {}
+        self._ended: set[str] = set()
+        self._lock = threading.Lock()
+
+    def num_streams(self) -> int:
+        """Requests that the executor holds state of."""
+        return len(self._streams)
+
+    def num_bytes(self) -> int:
+        """Memory of their contexts, states excluded."""
+        return sum(stream.num_bytes() for stream in self._streams.values())
+
+    def holds(self, request_id: str) -> bool:
+        """Whether a request's audio is streamed, until it is released."""
+        return request_id in self._slot_of or request_id in self._ended
+
+    def release_except(self, kept: set[str]) -> None:
+        """Forget all requests that are not among `kept`."""
+        with self._lock:
+            for request_id in [r for r in self._slot_of if r not in kept]:
+                self._release(request_id)
+            self._ended &= kept
+
+    def _release(self, request_id: str) -> None:
+        slot = self._slot_of.pop(request_id)
+        self._tracker.release(slot)
+        self._streams.pop(slot, None)
+        self._in_transfer.pop(slot, None)
+
+    def admit(
+        self,
+        request_id: str,
+        slot: int,
+        tokens: NDArray[np.int32],
+        num_prompt: int,
+        replayed: Replay,
+        num_emitted: int,
+    ) -> None:
+        """Start, or go on, to stream a request's audio.
+
+        Args:
+            request_id: of a request that has been released, if it was held before.
+            slot: the slot that it holds.
+            tokens: [num_known, num_streams] ids of its prompt and what it has emitted.
+            num_prompt: length of its prompt.
+            replayed: what the tokens say.
+            num_emitted: frames whose samples have reached the scheduler.
+        """
+        segments = segments_so_far(self._table, replayed, num_prompt, len(tokens))
+        frames = frames_of_segments(self._layout, tokens, segments)
+        error = None
+        try:
+            codes = self._reader.codes(frames)
+        except CodeError as wrong:
+            # Said with the next step that the request is in.
+            codes, num_emitted, error = self._reader.none, 0, f"the codec failed: {wrong}"
+        stream = AudioStream(
+            request_id, self._contexts, self._pipeline.has_state, codes, num_emitted
+        )
+        stream.error = error
+        with self._lock:
+            self._slot_of[request_id] = slot
+            self._streams[slot] = stream
+            self._in_transfer[slot] = []
+            self._tracker.admit(
+                slot,
+                tokens,
+                num_prompt,
+                replayed.state,
+                replayed.segment_start,
+                len(codes),
+                bool(segments),
+            )
+            self._due_at[slot] = self._next_due(num_emitted) if error is None else 0
+
+    def _next_due(self, num_emitted: int) -> int:
+        return frames_needed(self._contexts, self._policy.boundary_after(num_emitted))
+
+    def step(
+        self,
+        slots: NDArray[np.int64],
+        sampled: NDArray[np.bool_],
+        tokens: NDArray[np.int32],
+        state: NDArray[np.int64],
+        segment_start: NDArray[np.int64],
+        finish: NDArray[Any],
+    ) -> AudioStep:
+        """Take in what a step emitted, and decode what has become due.
+
+        Args:
+            slots: [num_rows] slot of each row.
+            sampled: [num_rows] rows that emitted.
+            tokens: [num_rows, num_streams] ids.
+            state: [num_rows] state of the phase table after the step.
+            segment_start: [num_rows] position at which the newest audio segment begins.
+            finish: [num_rows] phases.Finish; a request that failed gives no more audio.
+
+        Returns:
+            Audio and errors of requests in the step. What is decoded and still on its way to the
+            host comes with a later step, at the latest with the one that ends the request.
+        """
+        result = AudioStep()
+        with self._lock:
+            if not self._streams:
+                return result
+            broken = sampled & (finish == Finish.ERROR)
+            for slot in slots[broken].tolist():
+                if slot in self._streams:
+                    self._end(self._streams[slot].request_id)
+            sampled = sampled & ~broken
+            due, ending = self._collect_due(
+                result, slots, sampled, tokens, state, segment_start, finish
+            )
+        if due:
+            self._decode(due)
+        with self._lock:
+            self._hand_on(result, slots[sampled], {d.slot: d for d in due}, ending)
+        return result
+
+    def _collect_due(
+        self,
+        result: AudioStep,
+        slots: NDArray[np.int64],
+        sampled: NDArray[np.bool_],
+        tokens: NDArray[np.int32],
+        state: NDArray[np.int64],
+        segment_start: NDArray[np.int64],
+        finish: NDArray[Any],
+    ) -> tuple[list[_Due], set[int]]:
+        """Requests with something to decode, and the slots of those that end with this step."""
+        tracked = self._tracker.update(slots, sampled, tokens, state, segment_start)
+        own = slots[tracked.rows]
+        for index, codes in zip(tracked.failed, tracked.wrong_codes, strict=True):
+            slot = int(own[index])
+            frame = self._tracker.num_frames[slot]
+            reason = f"frame {frame} {self._tracker.describe(codes)}"
+            self._fail(result, slot, f"the codec failed: {reason}")
+        ended = finish[tracked.rows] != Finish.NOT_FINISHED
+        is_due = (self._tracker.num_frames[own] >= self._due_at[own]) | ended
+        due, ending = [], set()
+        for index in np.flatnonzero(is_due & self._tracker.is_active[own]):
+            slot = int(own[index])
+            stream = self._streams[slot]
+            if stream.error is not None:
+                self._fail(result, slot, stream.error)
+                continue
+            stream.feed(self._tracker.take(slot))
+            ends = bool(ended[index])
+            stops = self._stops(stream, ends)
+            if ends:
+                ending.add(slot)
+                self._tracker.release(slot)
+            else:
+                reached = stops[-1] if stops else stream.num_emitted
+                self._due_at[slot] = self._next_due(reached)
+            if stops:
+                due.append(_Due(stream, slot, stops, ends))
+        return due, ending
+
+    def _stops(self, stream: AudioStream, ends: bool) -> list[int]:
+        """Chunk boundaries up to which a request can be decoded now.
+
+        For one that went on after an interruption they begin before what has been emitted: stages
+        with a state go through all frames again, in pieces of bounded size.
+        """
+        start = min(stage.num_done for stage in stream.stages)
+        if ends:
+            stops = self._policy.boundaries(start, stream.num_frames)
+            if stream.num_frames > start and (not stops or stops[-1] < stream.num_frames):
+                stops.append(stream.num_frames)
+            return stops
+        boundaries = self._policy.boundaries(start, stream.num_frames)
+        return [b for b in boundaries if frames_needed(self._contexts, b) <= stream.num_frames]
+
+    def _decode(self, due: Sequence[_Due]) -> None:
+        """Decode up to every stop of every request; samples and errors end up in the streams."""
+        with self._launcher.running():
+            self._pipeline.decode([(one.stream, one.stops) for one in due])
+            for one in due:
+                if one.stream.samples and one.stream.error is None:
+                    samples = torch.cat(one.stream.samples)
+                    one.stream.samples = []
+                    transfer = self._launcher.fetch(samples.flatten())
+                    # The slot's list is gone if the request was released in the meantime.
+                    pending = self._in_transfer.get(one.slot)
+                    if pending is not None and self._streams.get(one.slot) is one.stream:
+                        pending.append((len(samples), transfer))
+
+    def _hand_on(
+        self,
+        result: AudioStep,
+        sampled_slots: NDArray[np.int64],
+        due: dict[int, _Due],
+        ending: set[int],
+    ) -> None:
+        """Put what is on the host into the step's result; wait for all that ending requests have."""
+        here = {*sampled_slots.tolist()} if any(self._in_transfer.values()) else set()
+        for slot in sorted((here | ending | due.keys()) & self._streams.keys()):
+            stream = self._streams[slot]
+            if stream.error is not None:
+                self._fail(result, slot, stream.error)
+                continue
+            pending = self._in_transfer[slot]
+            ready, num_frames = [], 0
+            while pending and (slot in ending or pending[0][1].is_done()):
+                count, transfer = pending.pop(0)
+                ready.append(transfer.wait())
+                num_frames += count
+            ends = slot in ending
+            # Audio without a frame is told once, at the end.
+            empty = ends and stream.num_frames == 0 and self._tracker.had_audio[slot]
+            if ready or empty:
+                samples = np.concatenate(ready) if ready else np.empty(0, np.float32)
+                codes = stream.take_codes(num_frames)
+                result.audio[stream.request_id] = AudioOutput(
+                    samples, self._codec.sample_rate, codes
+                )
+            if ends:
+                self._end(stream.request_id)
+
+    def _fail(self, result: AudioStep, slot: int, reason: str) -> None:
+        request_id = self._streams[slot].request_id
+        result.errors[request_id] = reason
+        self._end(request_id)
+
+    def _end(self, request_id: str) -> None:
+        self._release(request_id)
+        self._ended.add(request_id)

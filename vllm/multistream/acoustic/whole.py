@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The audio of a finished request in one call of the codec."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vllm.multistream.acoustic.frames import CodeReader, frames_of_segments
+from vllm.multistream.codecs.base import Codec
+from vllm.multistream.layout import StreamLayout
+from vllm.multistream.messages import AudioOutput
+from vllm.multistream.phases import Segment
+
+
+class WholeDecoder:
+    """Decodes finished requests, each in a call of its own.
+
+    So the samples of a request do not depend, in any bit, on what else ends in the same step.
+
+    Args:
+        codec: the model's codec.
+        layout: its stream layout.
+    """
+
+    def __init__(self, codec: Codec, layout: StreamLayout) -> None:
+        self._codec = codec
+        self._layout = layout
+        self._reader = CodeReader(layout)
+
+    def decode(self, tokens: NDArray[np.int32], segments: tuple[Segment, ...]) -> AudioOutput:
+        """Waveform and codes of a request.
+
+        Args:
+            tokens: [num_steps, num_streams] ids of the request from position 0 on.
+            segments: its finished audio segments, at least one.
+
+        Raises:
+            CodeError: if a code lies outside its codebook and the layout has requests fail.
+        """
+        codes = self._reader.codes(frames_of_segments(self._layout, tokens, segments))
+        samples = self._codec.decode(torch.from_numpy(codes))
+        return AudioOutput(samples.cpu().numpy(), self._codec.sample_rate, codes)

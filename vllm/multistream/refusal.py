@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Refusals of a request, in a form that the engine passes to the client and not to its operator."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from vllm.exceptions import VLLMError, VLLMValidationError
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+_FIELD = re.compile(r"[a-z][a-z_]*(?=\b[^a-z])")
+
+
+class RequestRefused(VLLMValidationError, ValueError):
+    """A request that is refused; its message names the field and what is accepted.
+
+    Upstream's servers answer a VLLMValidationError with status 400, and anything else that is
+    raised while a request is admitted with 500.
+
+    Attributes:
+        parameter: the field, if the message begins with one.
+    """
+
+    def __init__(self, message: str) -> None:
+        found = _FIELD.match(message)
+        super().__init__(message, parameter=found[0] if found else None)
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+def refuses(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a function's ValueErrors, which name the request's fields, be RequestRefused."""
+
+    @functools.wraps(function)
+    def wrapper(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
+        try:
+            return function(*arguments, **options)
+        except VLLMError:
+            raise
+        except ValueError as error:
+            raise RequestRefused(str(error)) from error
+
+    return wrapper
