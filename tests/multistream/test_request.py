@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vllm.multistream.messages import AudioOutput, StreamInputs, StreamOutput
+from vllm.multistream.messages import AudioOutput, StreamInputs, StreamOutput, StreamUpdate
 from vllm.multistream.phases import Finish
 from vllm.multistream.request import (
+    enter_worker,
     RequestStreams,
     block_keys,
     make_request_streams,
     make_stream_update,
     stop_of_streams,
 )
+from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.request import RequestStatus
 
 
@@ -111,9 +113,15 @@ def test_streams_of_a_new_request() -> None:
         streams.block_key(0, 2)
 
 
-def request_with(streams: RequestStreams | None) -> Any:
+def request_with(
+    streams: RequestStreams | None, output_kind: RequestOutputKind = RequestOutputKind.FINAL_ONLY
+) -> Any:
     return SimpleNamespace(
-        request_id="r", streams=streams, status=RequestStatus.RUNNING, stop_reason=None
+        request_id="r",
+        streams=streams,
+        status=RequestStatus.RUNNING,
+        stop_reason=None,
+        sampling_params=SamplingParams(output_kind=output_kind),
     )
 
 
@@ -177,6 +185,28 @@ def test_streams_go_to_the_worker_with_requests_that_enter_its_batch() -> None:
     assert sent == {"new": [[0]], "resumed": [[1]]}
     assert make_stream_update(scheduled([], []), requests) is None
     assert make_stream_update(scheduled(["text"], []), requests) is None
+
+
+@pytest.mark.parametrize("kind", [RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE])
+def test_the_worker_learns_how_much_audio_has_arrived(kind: RequestOutputKind) -> None:
+    streams = RequestStreams(np.zeros((1, 1), np.int32), 1)
+    requests = {"r": request_with(streams, kind)}
+    for frames in (3, 0, 5):
+        audio = AudioOutput(
+            np.zeros(10 * frames, np.float32), 16000, np.zeros((frames, 2), np.int32)
+        )
+        streams.append("r", emitted([1, 2], audio={"r": audio}), 0)
+        streams.append("r", emitted([1, 2], audio={"another": audio}), 0)
+    update = make_stream_update(scheduled([], ["r"]), requests)
+    assert update is not None and update.audio_frames == {"r": 8}
+    # Audio at the end is not streamed, and guidance lanes have none.
+    requests["r"].sampling_params.output_kind = RequestOutputKind.FINAL_ONLY
+    update = make_stream_update(scheduled(["r"], []), requests)
+    assert update is not None and update.audio_frames == {}
+    requests["r"].sampling_params.output_kind = kind
+    update = StreamUpdate()
+    enter_worker(update, "lane", requests["r"], has_audio=False)
+    assert list(update.auxiliary_ids) == ["lane"] and update.audio_frames == {}
 
 
 def test_the_newest_state_is_kept() -> None:

@@ -42,6 +42,7 @@ def engine(speech: bool = True) -> Any:
         kv_transfer_config=None,
         ec_transfer_config=None,
         aux_output_config=SimpleNamespace(enabled=False),
+        additional_config={},
     )
 
 
@@ -77,6 +78,15 @@ REFUSED = {
 
 def test_a_plain_configuration_is_supported() -> None:
     check_multistream_support(engine())
+
+
+def test_chunk_sizes_are_checked_with_the_configuration() -> None:
+    config = engine()
+    config.additional_config = {"acoustic_decoding": {"first_chunk_frames": 0}, "other": 1}
+    with pytest.raises(ValueError, match=r"acoustic_decoding\.first_chunk_frames must be"):
+        check_multistream_support(config)
+    config.additional_config = {"acoustic_decoding": {"first_chunk_frames": 1}, "other": 1}
+    check_multistream_support(config)
 
 
 @pytest.mark.parametrize("option", REFUSED)

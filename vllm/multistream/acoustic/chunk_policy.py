@@ -45,9 +45,7 @@ class ChunkPolicy:
         growth = self.growth
         is_number = isinstance(growth, (int, float)) and not isinstance(growth, bool)
         if not is_number or not math.isfinite(growth) or growth <= 1:
-            raise ValueError(
-                f"{CONFIG_KEY}.growth must be a finite number above 1, not {growth!r}"
-            )
+            raise ValueError(f"{CONFIG_KEY}.growth must be a finite number above 1, not {growth!r}")
 
     @classmethod
     def from_config(cls, additional_config: Any) -> ChunkPolicy:

@@ -9,6 +9,7 @@ one call. Only new samples leave it.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,12 @@ import torch
 from numpy.typing import NDArray
 
 from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
-from vllm.multistream.acoustic.frames import CodeError, CodeReader, frames_of_segments, segments_so_far
+from vllm.multistream.acoustic.frames import (
+    CodeError,
+    CodeReader,
+    frames_of_segments,
+    segments_so_far,
+)
 from vllm.multistream.acoustic.launch import Launcher, Transfer, launcher_for
 from vllm.multistream.acoustic.pipeline import StagePipeline
 from vllm.multistream.acoustic.stream import AudioStream
@@ -60,12 +66,49 @@ class _Due:
     ends: bool
 
 
+@dataclass
+class Admission:
+    """A request whose audio starts, or goes on, to be streamed.
+
+    Attributes:
+        request_id: of the request.
+        slot: that it holds.
+        tokens: [num_known, num_streams] ids of its prompt and what it has emitted.
+        num_prompt: length of its prompt.
+        replayed: what the tokens say.
+        num_emitted: frames whose samples have reached the scheduler.
+    """
+
+    request_id: str
+    slot: int
+    tokens: NDArray[np.int32]
+    num_prompt: int
+    replayed: Replay
+    num_emitted: int
+
+
+@dataclass
+class _Change:
+    """A change of the batch.
+
+    Attributes:
+        num_before: steps launched before it.
+        kept: requests that stay.
+        admissions: requests that enter.
+    """
+
+    num_before: int
+    kept: set[str]
+    admissions: Sequence[Admission]
+
+
 class AcousticExecutor:
     """Streams the audio of requests.
 
-    Admissions and releases may come from another thread than steps do. Steps come one at a time, in
-    order. A release takes effect at once: what a running step still gives for the request is then
-    dropped by the scheduler, which counts what it has seen and says so when the request returns.
+    With asynchronous scheduling the batch changes for a step before the output of the step before
+    is read, perhaps by another thread. What was launched with a request in the batch must still
+    find its audio there (it may turn out to have ended). So changes of the batch take effect in
+    order with the steps: after those that were launched before have been read.
 
     Args:
         codec: the model's codec; it must give decoder_stages.
@@ -103,6 +146,9 @@ class AcousticExecutor:
         self._streams: dict[int, AudioStream] = {}
         self._slot_of: dict[str, int] = {}
         self._ended: set[str] = set()
+        self._changes: deque[_Change] = deque()
+        self._num_launched = 0
+        self._num_read = 0
         self._lock = threading.Lock()
 
     def num_streams(self) -> int:
@@ -117,64 +163,58 @@ class AcousticExecutor:
         """Whether a request's audio is streamed, until it is released."""
         return request_id in self._slot_of or request_id in self._ended
 
-    def release_except(self, kept: set[str]) -> None:
-        """Forget all requests that are not among `kept`."""
+    def change_batch(self, kept: set[str], admissions: Sequence[Admission]) -> None:
+        """Forget all requests that are not among `kept`, and take in those that enter."""
         with self._lock:
-            for request_id in [r for r in self._slot_of if r not in kept]:
+            self._changes.append(_Change(self._num_launched, kept, admissions))
+            self._apply_changes()
+
+    def launch(self) -> None:
+        """A step has been launched; its output will be given to `step`."""
+        with self._lock:
+            self._num_launched += 1
+
+    def _apply_changes(self) -> None:
+        while self._changes and self._changes[0].num_before <= self._num_read:
+            change = self._changes.popleft()
+            for request_id in self._slot_of.keys() - change.kept:
                 self._release(request_id)
-            self._ended &= kept
+            self._ended &= change.kept
+            for admission in change.admissions:
+                self._admit(admission)
 
     def _release(self, request_id: str) -> None:
         slot = self._slot_of.pop(request_id)
         self._tracker.release(slot)
-        self._streams.pop(slot, None)
-        self._in_transfer.pop(slot, None)
+        del self._streams[slot], self._in_transfer[slot]
 
-    def admit(
-        self,
-        request_id: str,
-        slot: int,
-        tokens: NDArray[np.int32],
-        num_prompt: int,
-        replayed: Replay,
-        num_emitted: int,
-    ) -> None:
-        """Start, or go on, to stream a request's audio.
-
-        Args:
-            request_id: of a request that has been released, if it was held before.
-            slot: the slot that it holds.
-            tokens: [num_known, num_streams] ids of its prompt and what it has emitted.
-            num_prompt: length of its prompt.
-            replayed: what the tokens say.
-            num_emitted: frames whose samples have reached the scheduler.
-        """
-        segments = segments_so_far(self._table, replayed, num_prompt, len(tokens))
-        frames = frames_of_segments(self._layout, tokens, segments)
-        error = None
+    def _admit(self, new: Admission) -> None:
+        segments = segments_so_far(self._table, new.replayed, new.num_prompt, len(new.tokens))
+        frames = frames_of_segments(self._layout, new.tokens, segments)
+        num_emitted, error = new.num_emitted, None
         try:
             codes = self._reader.codes(frames)
         except CodeError as wrong:
             # Said with the next step that the request is in.
             codes, num_emitted, error = self._reader.none, 0, f"the codec failed: {wrong}"
         stream = AudioStream(
-            request_id, self._contexts, self._pipeline.has_state, codes, num_emitted
+            new.request_id, self._contexts, self._pipeline.has_state, codes, num_emitted
         )
         stream.error = error
-        with self._lock:
-            self._slot_of[request_id] = slot
-            self._streams[slot] = stream
-            self._in_transfer[slot] = []
-            self._tracker.admit(
-                slot,
-                tokens,
-                num_prompt,
-                replayed.state,
-                replayed.segment_start,
-                len(codes),
-                bool(segments),
-            )
-            self._due_at[slot] = self._next_due(num_emitted) if error is None else 0
+        slot = new.slot
+        self._slot_of[new.request_id] = slot
+        self._streams[slot] = stream
+        self._in_transfer[slot] = []
+        self._tracker.admit(
+            slot,
+            new.tokens,
+            new.num_prompt,
+            new.replayed.state,
+            new.replayed.segment_start,
+            len(codes),
+            bool(segments),
+        )
+        self._due_at[slot] = self._next_due(num_emitted) if error is None else 0
 
     def _next_due(self, num_emitted: int) -> int:
         return frames_needed(self._contexts, self._policy.boundary_after(num_emitted))
@@ -204,8 +244,7 @@ class AcousticExecutor:
         """
         result = AudioStep()
         with self._lock:
-            if not self._streams:
-                return result
+            self._apply_changes()
             broken = sampled & (finish == Finish.ERROR)
             for slot in slots[broken].tolist():
                 if slot in self._streams:
@@ -217,7 +256,9 @@ class AcousticExecutor:
         if due:
             self._decode(due)
         with self._lock:
-            self._hand_on(result, slots[sampled], {d.slot: d for d in due}, ending)
+            self._hand_on(result, slots[sampled], {d.slot for d in due}, ending)
+            self._num_read += 1
+            self._apply_changes()
         return result
 
     def _collect_due(
@@ -284,21 +325,18 @@ class AcousticExecutor:
                     samples = torch.cat(one.stream.samples)
                     one.stream.samples = []
                     transfer = self._launcher.fetch(samples.flatten())
-                    # The slot's list is gone if the request was released in the meantime.
-                    pending = self._in_transfer.get(one.slot)
-                    if pending is not None and self._streams.get(one.slot) is one.stream:
-                        pending.append((len(samples), transfer))
+                    self._in_transfer[one.slot].append((len(samples), transfer))
 
     def _hand_on(
         self,
         result: AudioStep,
         sampled_slots: NDArray[np.int64],
-        due: dict[int, _Due],
+        due: set[int],
         ending: set[int],
     ) -> None:
-        """Put what is on the host into the step's result; wait for all that ending requests have."""
+        """Put what is on the host into the result; wait for all that ending requests have."""
         here = {*sampled_slots.tolist()} if any(self._in_transfer.values()) else set()
-        for slot in sorted((here | ending | due.keys()) & self._streams.keys()):
+        for slot in sorted((here | ending | due) & self._streams.keys()):
             stream = self._streams[slot]
             if stream.error is not None:
                 self._fail(result, slot, stream.error)

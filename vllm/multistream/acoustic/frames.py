@@ -90,7 +90,7 @@ class CodeReader:
         """
         codes = frames[:, self._streams] - self._begins
         outside = (codes < 0) | (codes >= self._sizes)
-        broken = outside.any(1)
+        broken: NDArray[np.bool_] = np.any(outside, axis=1)
         none = np.zeros(len(codes), np.bool_)
         if not broken.any():
             return codes, ~none, none

@@ -95,7 +95,9 @@ class LstmStage(StateStage):
         before = tuple(torch.stack([pair[i] for pair in pairs], dim=1) for i in (0, 1))
         by_time = inputs.transpose(0, 1)
         outputs, (hidden, cell) = lstm(by_time, before)
-        after = [(h.clone(), c.clone()) for h, c in zip(hidden.unbind(1), cell.unbind(1))]
+        after = [
+            (h.clone(), c.clone()) for h, c in zip(hidden.unbind(1), cell.unbind(1), strict=True)
+        ]
         return (outputs + by_time).transpose(0, 1), after
 
 
@@ -139,7 +141,7 @@ class SlidingAttentionStage(StateStage):
         A state is (number of positions, keys and values [layers, 2, heads, past, head size]).
         """
         hidden = inputs.flatten(1, 2)
-        batch, new = hidden.shape[:2]
+        new = hidden.shape[1]
         device = hidden.device
         layers = self._transformer.layers
         heads, size = self._past_shape
@@ -186,6 +188,6 @@ class SlidingAttentionStage(StateStage):
         real = key >= longest - lengths[:, None]
         allowed = seen & real[:, None]
         lowest = torch.finfo(dtype).min
-        return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(
-            ~allowed, lowest
-        )[:, None]
+        return torch.zeros(allowed.shape, dtype=dtype, device=device).masked_fill(~allowed, lowest)[
+            :, None
+        ]

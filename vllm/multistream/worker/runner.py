@@ -18,7 +18,7 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.guidance.worker import GuidedBatch, GuidedRunner
 from vllm.logger import init_logger
 from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
-from vllm.multistream.acoustic.executor import AcousticExecutor
+from vllm.multistream.acoustic.executor import AcousticExecutor, Admission
 from vllm.multistream.acoustic.pipeline import check_stages
 from vllm.multistream.acoustic.whole import WholeDecoder
 from vllm.multistream.messages import StreamOutput
@@ -176,22 +176,24 @@ class _MultiStreamRunner(GuidedRunner):
         this: Any = self
         update = scheduler_output.streams
         entering = {} if update is None else update.auxiliary_ids
+        streaming = {} if update is None else update.audio_frames
         rows = this.input_batch.req_ids
         staying = set(rows) - entering.keys()
         self._streams.release_except(staying)
         self._decoded &= staying
-        if self._audio is not None:
-            self._audio.release_except(staying)
+        admissions = []
         for request_id, auxiliary_ids in entering.items():
             request = this.requests[request_id]
             prompt, output = request.prompt_token_ids, request.output_token_ids
             replayed = self._streams.admit(
                 request_id, prompt, output, auxiliary_ids, request.sampling_params
             )
-            if self._audio is not None and request_id in update.audio_frames:
+            if self._audio is not None and request_id in streaming:
                 steps = steps_of(prompt, output, auxiliary_ids)[: len(prompt) + len(output)]
-                slot, sent = self._streams.slot_of(request_id), update.audio_frames[request_id]
-                self._audio.admit(request_id, slot, steps, len(prompt), replayed, sent)
+                slot, sent = self._streams.slot_of(request_id), streaming[request_id]
+                admissions.append(Admission(request_id, slot, steps, len(prompt), replayed, sent))
+        if self._audio is not None:
+            self._audio.change_batch(staying, admissions)
         if entering:
             self._streams.forget_rows()
         self._streams.set_rows(rows)
@@ -268,6 +270,8 @@ class _MultiStreamRunner(GuidedRunner):
         if step is None:
             return output
         asynchronous = isinstance(output, AsyncModelRunnerOutput)
+        if self._audio is not None:
+            self._audio.launch()
         pending = _PendingStreams(
             step,
             this.input_batch.req_ids.copy(),

@@ -8,15 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.multistream.random_layouts import example, layouts
+from vllm.multistream.acoustic.frames import CodeError, CodeReader, frames_of_segments
+from vllm.multistream.acoustic.whole import WholeDecoder
 from vllm.multistream.codecs.base import Codec
 from vllm.multistream.delay import interleave
-from vllm.multistream.layout import StreamLayout
+from vllm.multistream.layout import LayoutError, StreamLayout
 from vllm.multistream.phases import Segment
-from vllm.multistream.worker.acoustic import (
-    AcousticDecoder,
-    codes_of_frames,
-    frames_of_segments,
-)
 
 LAYOUT = StreamLayout.from_dict(example())
 
@@ -97,16 +94,16 @@ def test_frames_of_random_segments(layout: StreamLayout, data: st.DataObject) ->
 
 def test_codes_are_counted_from_the_slice_s_begin_in_the_codec_s_order() -> None:
     frames = np.array([[20, 25, 30], [23, 24, 31]], np.int32)
-    np.testing.assert_array_equal(codes_of_frames(LAYOUT, frames), [[0, 1, 2], [3, 0, 3]])
+    np.testing.assert_array_equal(CodeReader(LAYOUT).codes(frames), [[0, 1, 2], [3, 0, 3]])
     layout = StreamLayout.from_dict(example(codebook_streams=[2, 1]))
-    codes = codes_of_frames(layout, frames)
+    codes = CodeReader(layout).codes(frames)
     np.testing.assert_array_equal(codes, [[2, 1], [3, 0]])
     assert codes.flags.c_contiguous and codes.dtype == np.int32
-    assert codes_of_frames(layout, frames[:0]).shape == (0, 2)
+    assert CodeReader(layout).codes(frames[:0]).shape == (0, 2)
 
 
 def test_a_finished_request_becomes_a_waveform() -> None:
-    audio = AcousticDecoder(ExampleCodec(), LAYOUT).decode(TOKENS, (FIRST, SECOND))
+    audio = WholeDecoder(ExampleCodec(), LAYOUT).decode(TOKENS, (FIRST, SECOND))
     assert audio.sample_rate == 8000
     assert audio.codes.tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
     assert audio.samples.dtype == np.float32
@@ -115,11 +112,63 @@ def test_a_finished_request_becomes_a_waveform() -> None:
 
 
 def test_a_request_without_frames_has_no_samples() -> None:
-    audio = AcousticDecoder(ExampleCodec(), LAYOUT).decode(TOKENS, (Segment(1, 0, 0),))
+    audio = WholeDecoder(ExampleCodec(), LAYOUT).decode(TOKENS, (Segment(1, 0, 0),))
     assert audio.codes.shape == (0, 3)
     assert audio.samples.shape == (0,)
 
 
 def test_tokens_that_are_no_codes_are_not_decoded() -> None:
-    with pytest.raises(ValueError, match=r"codes must be in \[0, 3\]"):
-        AcousticDecoder(ExampleCodec(), LAYOUT).decode(TOKENS, (Segment(6, 2, 0),))
+    message = r"frame 1 has code -18 in codebook 0, which must be in \[0, 3\]"
+    with pytest.raises(CodeError, match=message):
+        WholeDecoder(ExampleCodec(), LAYOUT).decode(TOKENS, (Segment(6, 2, 0),))
+
+
+# Stream 1 has ids 24 to 27. Each is outside: its pad, the end token, other streams' codes, text.
+OUTSIDE = [0, 2, 20, 28, 39]
+
+
+@pytest.mark.parametrize("token", OUTSIDE)
+@pytest.mark.parametrize("stream", [0, 1, 2])
+def test_a_code_outside_its_codebook_fails_drops_or_is_replaced(token: int, stream: int) -> None:
+    frames = np.array([[20, 25, 30], [23, 24, 31], [21, 27, 28]], np.int32)
+    begin, end = LAYOUT.slices[stream]
+    if begin <= token < end:
+        token = 3
+    frames[1, stream] = token
+    whole = [[0, 1, 2], [3, 0, 3], [1, 3, 0]]
+
+    with pytest.raises(CodeError, match=rf"frame 1 has code {token - begin} in codebook {stream}"):
+        CodeReader(StreamLayout.from_dict(example(outside_codebook="fail"))).codes(frames)
+
+    dropping = CodeReader(StreamLayout.from_dict(example(outside_codebook="drop")))
+    assert dropping.codes(frames).tolist() == [whole[0], whole[2]]
+
+    for code in (0, 3):
+        replaced = [list(row) for row in whole]
+        replaced[1][stream] = code
+        replacing = CodeReader(StreamLayout.from_dict(example(outside_codebook=code)))
+        assert replacing.codes(frames).tolist() == replaced
+
+
+@pytest.mark.parametrize("rule", ["error", -1, 4, True, None, 1.0])
+def test_rules_that_a_layout_cannot_have(rule: object) -> None:
+    message = r"outside_codebook must be 'fail', 'drop' or a code in \[0, 3\]"
+    with pytest.raises(LayoutError, match=message):
+        StreamLayout.from_dict(example(outside_codebook=rule))
+
+
+def test_the_rule_is_written_and_read_back() -> None:
+    for rule in ("fail", "drop", 2):
+        layout = StreamLayout.from_dict(example(outside_codebook=rule))
+        assert layout.outside_codebook == rule
+        assert StreamLayout.from_dict(layout.to_dict()) == layout
+    assert LAYOUT.outside_codebook == "fail"
+
+
+@pytest.mark.parametrize("rule", ["drop", 1])
+def test_a_request_of_broken_frames_is_decoded_by_the_rule(rule: str | int) -> None:
+    layout = StreamLayout.from_dict(example(outside_codebook=rule))
+    audio = WholeDecoder(ExampleCodec(), layout).decode(TOKENS, (Segment(6, 2, 0),))
+    expected = [[2, 2, 2]] if rule == "drop" else [[2, 2, 2], [1, 1, 1]]
+    assert audio.codes.tolist() == expected
+    assert len(audio.samples) == 4 * len(expected)
