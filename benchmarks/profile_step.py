@@ -107,9 +107,8 @@ def instrument(engine: Any, timer: PartTimer) -> None:
         timer.wrap(runner, "collect_streams", "output rows")
     import vllm.multistream.worker.sampler as sampler_module
 
-    for name in ("multistream_sample", "guided_multistream_sample"):
-        if hasattr(sampler_module, name):
-            timer.wrap(sampler_module, name, "sampling")
+    timer.wrap(sampler_module, "merge_lanes", "lane merge")
+    timer.wrap(sampler_module, "guided_multistream_sample", "sampling")
 
 
 def count_operators(timer: PartTimer) -> Any:
@@ -146,9 +145,7 @@ def profile(side: Side, timer: PartTimer, count: int, num_steps: int) -> dict[st
         engine.step()
     parts = sorted({part for step in steps for part in step})
     total = statistics.median(sum(step.values()) for step in steps) * 1e3
-    outside = statistics.median(
-        1 - step.get(BACKBONE, 0.0) / sum(step.values()) for step in steps
-    )
+    outside = statistics.median(1 - step.get(BACKBONE, 0.0) / sum(step.values()) for step in steps)
     return {
         "requests": count,
         "step_ms": round(total, 3),

@@ -203,7 +203,9 @@ def random_guided_problem(
     num_slots = 3 * groups + 2
     num_rows = groups * most_lanes + 3
     num_logits = groups * most_lanes + 1
-    settings = random_problem(seed, max(num_slots, num_rows, num_logits), streams, candidates, dtype)
+    settings = random_problem(
+        seed, max(num_slots, num_rows, num_logits), streams, candidates, dtype
+    )
     left = (uniform(num_rows, streams) < 0.1) & (settings.forced[:num_rows] < 0)
     settings = replace(
         settings,
