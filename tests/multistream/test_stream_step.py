@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.multistream.random_layouts import layouts
+from tests.multistream.random_layouts import example, layouts
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.phases import PhaseTable
 from vllm.multistream.worker.state import StreamState
@@ -53,9 +53,13 @@ def everything(state: StreamState) -> list[torch.Tensor]:
     return [state.history, progress.state, progress.segment_start, progress.flush_end]
 
 
-@settings(deadline=None, max_examples=150)
-@given(layouts(max_streams=4, max_delay=3), st.integers(0, 2**32))
-def test_begin(layout: StreamLayout, seed: int) -> None:
+def published_layout() -> StreamLayout:
+    """A layout with text, audio, forced tokens and delays."""
+    return StreamLayout.from_dict(example())
+
+
+def check_begin(layout: StreamLayout, seed: int) -> None:
+    """What rows may emit, operator against definition; nothing else is written."""
     generator = torch.Generator().manual_seed(seed)
     state = random_state(layout, generator)
     rule = StreamStep(layout, state.table, state)
@@ -73,9 +77,8 @@ def test_begin(layout: StreamLayout, seed: int) -> None:
         assert torch.equal(was, now)
 
 
-@settings(deadline=None, max_examples=150)
-@given(layouts(max_streams=4, max_delay=3), st.integers(0, 2**32), st.booleans())
-def test_advance(layout: StreamLayout, seed: int, grouped: bool) -> None:
+def check_advance(layout: StreamLayout, seed: int, grouped: bool) -> None:
+    """Tokens, outcomes, history and progress, operator against definition."""
     generator = torch.Generator().manual_seed(seed)
     state = random_state(layout, generator)
     rule = StreamStep(layout, state.table, state)
@@ -107,9 +110,8 @@ def test_advance(layout: StreamLayout, seed: int, grouped: bool) -> None:
         assert torch.equal(now, right)
 
 
-@settings(deadline=None, max_examples=50)
-@given(st.integers(0, 2**32), st.integers(1, 9), st.sampled_from([torch.int32, torch.int64]))
-def test_gather(seed: int, streams: int, dtype: torch.dtype) -> None:
+def check_gather(seed: int, streams: int, dtype: torch.dtype) -> None:
+    """Auxiliary ids of tokens, operator against definition; the rest of the buffer stays."""
     generator = torch.Generator().manual_seed(seed)
     history = torch.randint(0, 99, (7, 11, streams), generator=generator).int()
     slots = torch.randint(0, 7, (4,), generator=generator)
@@ -120,6 +122,24 @@ def test_gather(seed: int, streams: int, dtype: torch.dtype) -> None:
     gather_streams(history, slots, rows, positions, found)
     gather_streams_reference(history, slots, rows, positions, expected)
     assert torch.equal(found, expected)
+
+
+@settings(deadline=None, max_examples=150)
+@given(layouts(max_streams=4, max_delay=3), st.integers(0, 2**32))
+def test_begin(layout: StreamLayout, seed: int) -> None:
+    check_begin(layout, seed)
+
+
+@settings(deadline=None, max_examples=150)
+@given(layouts(max_streams=4, max_delay=3), st.integers(0, 2**32), st.booleans())
+def test_advance(layout: StreamLayout, seed: int, grouped: bool) -> None:
+    check_advance(layout, seed, grouped)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32), st.integers(1, 9), st.sampled_from([torch.int32, torch.int64]))
+def test_gather(seed: int, streams: int, dtype: torch.dtype) -> None:
+    check_gather(seed, streams, dtype)
 
 
 def test_wrong_arguments_are_named() -> None:

@@ -232,3 +232,29 @@ def random_guided_problem(
     slots = slots[integers(0, len(slots), num_rows)]
     slots[uniform(num_rows) < 0.05] = -1
     return GuidedProblem(settings, sources, weights, rows, slots)
+
+
+def embedding_arguments(
+    seed: int, streams: int, width: int, dtype: torch.dtype, ids_dtype: torch.dtype | None
+) -> tuple[Any, ...]:
+    """The arguments of multistream_embed; `ids_dtype` None: stream 0's embeddings as they are."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary, auxiliary_rows, tokens = 40, 17, 23
+
+    def integers(low: int, high: int, *size: int) -> torch.Tensor:
+        return torch.randint(low, high, size, generator=generator)
+
+    primary = torch.randn((vocabulary, width), generator=generator).to(dtype)
+    auxiliary = torch.randn((auxiliary_rows, width), generator=generator).to(dtype)
+    # Never read: it stands for ids that add nothing.
+    auxiliary[0] = torch.nan
+    row_of = integers(0, auxiliary_rows, vocabulary).int()
+    ids = None
+    skipped = None
+    if ids_dtype is None:
+        primary = primary[torch.arange(tokens) % vocabulary]
+    else:
+        ids = integers(-1, vocabulary + 1, tokens).to(ids_dtype)
+        skipped = torch.rand(vocabulary, generator=generator) < 0.2
+    auxiliary_ids = integers(-1, vocabulary + 1, tokens, streams - 1).int()
+    return primary, ids, skipped, auxiliary, row_of, auxiliary_ids

@@ -16,6 +16,8 @@ from vllm.multistream.row_sums import (
     multistream_embed_reference,
 )
 
+from .problems import embedding_arguments
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 WIDTHS = st.one_of(st.integers(1, 70), st.sampled_from([256, 1023, 1024, 1025, 3000]))
 
@@ -62,31 +64,6 @@ def test_rounding_is_that_of_torch(dtype: torch.dtype, instruction_sets: list[st
     for name in instruction_sets:
         torch.ops.unison.set_instruction_set(name)
         assert equal_bits(merge_lanes(values, sources, weights), expected), name
-
-
-def embedding_arguments(
-    seed: int, streams: int, width: int, dtype: torch.dtype, ids_dtype: torch.dtype | None
-) -> tuple[torch.Tensor | None, ...]:
-    generator = torch.Generator().manual_seed(seed)
-    vocabulary, auxiliary_rows, tokens = 40, 17, 23
-
-    def integers(low: int, high: int, *size: int) -> torch.Tensor:
-        return torch.randint(low, high, size, generator=generator)
-
-    primary = torch.randn((vocabulary, width), generator=generator).to(dtype)
-    auxiliary = torch.randn((auxiliary_rows, width), generator=generator).to(dtype)
-    # Never read: it stands for ids that add nothing.
-    auxiliary[0] = torch.nan
-    row_of = integers(0, auxiliary_rows, vocabulary).int()
-    ids = None
-    skipped = None
-    if ids_dtype is None:
-        primary = primary[torch.arange(tokens) % vocabulary]
-    else:
-        ids = integers(-1, vocabulary + 1, tokens).to(ids_dtype)
-        skipped = torch.rand(vocabulary, generator=generator) < 0.2
-    auxiliary_ids = integers(-1, vocabulary + 1, tokens, streams - 1).int()
-    return primary, ids, skipped, auxiliary, row_of, auxiliary_ids
 
 
 @settings(deadline=None, max_examples=80)

@@ -165,7 +165,7 @@ class SpeechLMForConditionalGeneration(nn.Module):
         return AutoWeightsLoader(self).load_weights(weights)
 
     def _embeds_by_table(self, embedding: VocabParallelEmbedding) -> bool:
-        """Whether the backbone embeds an id by its row of the table, and does nothing else to it."""
+        """Whether the backbone embeds an id by its row of the table and nothing else."""
         table = embedding.weight
         if not table.is_floating_point():
             return False

@@ -3,9 +3,9 @@
 
 The C++ and CUDA operators must give the same tokens, bit for bit. One *item* is one stream of one
 group. A group is one or more rows of the step's batch, its lanes: it is sampled once, with the
-settings of its first row, and all its rows get the token. Its logits are the weighted sum of some rows
-of `logits`, multiplied and added in float32, lane by lane in the order given. A request without
-guidance is a group of one lane with weight 1.
+settings of its first row, and all its rows get the token. Its logits are the weighted sum of some
+rows of `logits`, multiplied and added in float32, lane by lane in the order given. A request
+without guidance is a group of one lane with weight 1.
 
 With float32 arithmetic throughout, and "allowed" meaning that the candidate is not padding and
 the row's mask admits it, an item is decided as follows; the first rule that applies holds.
@@ -202,7 +202,7 @@ def guided_multistream_sample_oracle(
             None: row r has slot r.
         log_probability: [R, K] float32, written like `tokens`; None if not asked for.
     """
-    num_streams, num_candidates = logits.shape[1:]
+    num_candidates = logits.shape[2]
     if not 1 <= num_candidates <= MAX_CANDIDATES:
         raise ValueError(
             f"logits has {num_candidates} candidates; accepted are 1 to {MAX_CANDIDATES}"

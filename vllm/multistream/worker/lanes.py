@@ -13,8 +13,8 @@ class Lanes:
     """The groups of a step's batch: what is sampled once, and for whom.
 
     Attributes:
-        rows: [num_groups, most lanes] int64 rows of each group, the conditional lane first; -1 where
-            a group has fewer. Every row of the batch is in one group.
+        rows: [num_groups, most lanes] int64 rows of each group, the conditional lane first; -1
+            where a group has fewer. Every row of the batch is in one group.
         weights: [num_groups, most lanes] float32; 1 for the only lane of a group.
         first_host: [num_groups] the first column of `rows` on the host.
     """

@@ -61,8 +61,9 @@ class HeadRows:
     """The groups that a head is multiplied for.
 
     Attributes:
-        hidden_states: [num_head_rows, hidden_size]: one row per group, merged over its lanes. Groups
-            with unguided streams have a second row further down, of their conditional lane alone.
+        hidden_states: [num_head_rows, hidden_size]: one row per group, merged over its lanes.
+            Groups with unguided streams have a second row further down, of their conditional lane
+            alone.
         rows: [num_groups, most lanes] rows that get the tokens; None if group g is row g.
         sources: [num_groups, num_streams, 1] head row of each stream; None if group g has row g.
         weights: ones of the same shape, or None.

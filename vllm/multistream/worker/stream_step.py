@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a step does to the rows of its batch, before and after sampling.
 
-Before: which token each stream must emit, and what it may choose among. After: the tokens are written
-into the history of every lane, and each row moves through its phases. Each is one compiled operator;
-the methods named ``_reference`` define them in PyTorch, with the phase rule of
+Before: which token each stream must emit, and what it may choose among. After: the tokens are
+written into the history of every lane, and each row moves through its phases. Each is one compiled
+operator; the methods named ``_reference`` define them in PyTorch, with the phase rule of
 :func:`vllm.multistream.phases.advance`.
 """
 
@@ -49,8 +49,8 @@ class StepTokens:
 
     Attributes:
         tokens: [num_rows, num_streams] int32.
-        outcome: [3, num_rows] int64: phases.Finish, the state of the phase table after the step, and
-            the position at which the newest audio segment begins.
+        outcome: [3, num_rows] int64: phases.Finish, the state of the phase table after the step,
+            and the position at which the newest audio segment begins.
     """
 
     tokens: torch.Tensor
