@@ -95,48 +95,53 @@ class Side:
     Args:
         kind: one of KINDS.
         model: folder of the checkpoint.
+        enforce_eager: run without torch.compile.
+
+    Attributes:
+        kind: what `start` adds; "naive" only if the engine was made for it.
+        engine: the LLMEngine.
     """
 
-    def __init__(self, kind: str, model: str) -> None:
+    def __init__(self, kind: str, model: str, enforce_eager: bool = True) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["HF_HUB_OFFLINE"] = "1"
         from vllm import LLM
 
-        self._kind = kind
-        self._engine: Any = LLM(
+        self.kind = kind
+        self.engine: Any = LLM(
             model,
             dtype="bfloat16",
-            enforce_eager=True,
+            enforce_eager=enforce_eager,
             max_model_len=512,
             max_num_seqs=2 * max(STEP_GROUPS),
             disable_log_stats=True,
         ).llm_engine
         self._made = 0
         if kind == "naive":
-            merge_pairs_by_hand(self._engine.model_executor.driver_worker.worker.model_runner)
+            merge_pairs_by_hand(self.engine.model_executor.driver_worker.worker.model_runner)
 
     def step(self, count: int, num_steps: int) -> float:
         """Median milliseconds of a decode step with `count` requests (or pairs) running."""
-        ids = self._start(count, num_steps + WARM_UP_STEPS + 2)
+        ids = self.start(count, num_steps + WARM_UP_STEPS + 2)
         times = []
         for _ in range(num_steps + WARM_UP_STEPS):
             start = time.perf_counter()
-            self._engine.step()
+            self.engine.step()
             times.append((time.perf_counter() - start) * 1e3)
         self._check_rows(count)
-        self._engine.abort_request(ids)
-        while self._engine.has_unfinished_requests():
-            self._engine.step()
+        self.engine.abort_request(ids)
+        while self.engine.has_unfinished_requests():
+            self.engine.step()
         return statistics.median(times[WARM_UP_STEPS:])
 
     def throughput(self, count: int, num_frames: int) -> float:
         """Frames per second of `count` requests at once."""
         start = time.perf_counter()
-        self._start(count, num_frames)
-        while self._engine.has_unfinished_requests():
-            for output in self._engine.step():
+        self.start(count, num_frames)
+        while self.engine.has_unfinished_requests():
+            for output in self.engine.step():
                 completion = output.outputs[0]
                 if completion.finish_reason not in (None, "length"):
                     raise RuntimeError(f"a request ended with {completion.finish_reason}")
@@ -152,14 +157,14 @@ class Side:
         negative = [FIRST_TEXT + token for token in text]
         for _ in range(1 + is_cached):
             start = time.perf_counter()
-            ids = self._start(1, 4, negative)
-            while not any(output.outputs[0].token_ids for output in self._engine.step()):
+            ids = self.start(1, 4, negative)
+            while not any(output.outputs[0].token_ids for output in self.engine.step()):
                 pass
             milliseconds = (time.perf_counter() - start) * 1e3
-            self._engine.abort_request(ids)
+            self.engine.abort_request(ids)
         return milliseconds
 
-    def _start(
+    def start(
         self, count: int, num_frames: int, negative_prompt: list[int] | None = None
     ) -> list[str]:
         """Add requests; returns their ids."""
@@ -171,7 +176,7 @@ class Side:
             self._made += 1
             text = [FIRST_TEXT + (7 * index + 3 * i) % 250 for i in range(PROMPT_TOKENS - 2)]
             prompts = {"": [BEGIN_TEXT, *text, BEGIN_AUDIO]}
-            if self._kind == "naive":
+            if self.kind == "naive":
                 prompts = {"conditional": prompts[""], "null": [BEGIN_AUDIO]}
             for lane, token_ids in prompts.items():
                 params = SamplingParams(
@@ -180,19 +185,19 @@ class Side:
                     max_tokens=num_frames,
                     ignore_eos=True,
                     detokenize=False,
-                    guidance_scale=SCALE if self._kind == "guided" else None,
+                    guidance_scale=SCALE if self.kind == "guided" else None,
                     negative_prompt_token_ids=negative_prompt,
                 )
                 request_id = f"{self._made}:{lane}:"
-                self._engine.add_request(request_id, {"prompt_token_ids": token_ids}, params)
+                self.engine.add_request(request_id, {"prompt_token_ids": token_ids}, params)
                 ids.append(request_id)
         return ids
 
     def _check_rows(self, count: int) -> None:
         """Raise unless the last step had a row for each lane of each request."""
-        core = self._engine.engine_core.engine_core
+        core = self.engine.engine_core.engine_core
         batch = core.model_executor.driver_worker.worker.model_runner.input_batch
-        rows = count if self._kind == "plain" else 2 * count
+        rows = count if self.kind == "plain" else 2 * count
         if batch.num_reqs != rows:
             raise RuntimeError(f"the step had {batch.num_reqs} rows instead of {rows}")
 

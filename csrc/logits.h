@@ -1,36 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reading a logit by (row, stream, candidate), the one place that knows how logits are stored.
+// Reading a group's logits: the weighted sum over its lanes, the one place that knows how logits are
+// stored and merged.
 #pragma once
 
 #include <cstdint>
 
 #include "deterministic_math.h"
+#include "storage.h"
 
 namespace unison {
-
-// Storage of the two 16-bit formats. Conversion by integer operations vectorizes on every
-// instruction set and is exact.
-struct Bfloat16Bits {
-  uint16_t bits;
-};
-struct Float16Bits {
-  uint16_t bits;
-};
-
-UNISON_INLINE float to_float(float value) { return value; }
-
-UNISON_INLINE float to_float(Bfloat16Bits value) {
-  return bits_float(static_cast<int32_t>(static_cast<uint32_t>(value.bits) << 16));
-}
-
-UNISON_INLINE float to_float(Float16Bits value) {
-  const int32_t sign = static_cast<int32_t>(static_cast<uint32_t>(value.bits & 0x8000) << 16);
-  const int32_t magnitude = value.bits & 0x7fff;
-  const int32_t exponent_bias = magnitude >= 0x7c00 ? 224 : 112;  // infinity and NaN, else finite
-  const int32_t normal = (magnitude << 13) + (exponent_bias << 23);
-  const int32_t subnormal = float_bits(multiply(int_to_float(magnitude), 0x1p-24f));
-  return bits_float((magnitude >= 0x0400 ? normal : subnormal) | sign);
-}
 
 template <typename storage_t>
 struct LogitTensor {
@@ -38,9 +16,27 @@ struct LogitTensor {
   int64_t row_stride;
   int64_t stream_stride;  // candidates are contiguous
 
-  UNISON_INLINE float operator()(int64_t row, int64_t stream, int64_t candidate) const {
-    return to_float(data[row * row_stride + stream * stream_stride + candidate]);
+  UNISON_INLINE const storage_t* at(int64_t row, int64_t stream) const {
+    return data + row * row_stride + stream * stream_stride;
   }
+};
+
+// The rows of logits that an item merges. An index that is no row of logits is no lane.
+struct ItemSources {
+  const int64_t* rows;  // null: one lane, row `single`, with weight 1
+  int64_t row_stride;
+  const float* weights;
+  int64_t weight_stride;
+  int64_t count;
+  int64_t single;
+  int64_t num_logit_rows;
+
+  UNISON_INLINE bool exists(int64_t lane) const {
+    const int64_t row = rows[lane * row_stride];
+    return row >= 0 && row < num_logit_rows;
+  }
+  UNISON_INLINE int64_t row(int64_t lane) const { return rows[lane * row_stride]; }
+  UNISON_INLINE float weight(int64_t lane) const { return weights[lane * weight_stride]; }
 };
 
 }  // namespace unison

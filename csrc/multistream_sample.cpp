@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Multi-stream sampler for CPU. vllm/multistream/sampling/oracle.py defines what it computes.
+// Guided multi-stream sampler for CPU. vllm/multistream/sampling/oracle.py defines what it computes.
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
@@ -7,17 +7,17 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <functional>
 #include <limits>
-#include <string>
+#include <optional>
 #include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "deterministic_math.h"
+#include "instruction_set.h"
 #include "logits.h"
 #include "multistream_sample.h"
 #include "philox.h"
@@ -41,14 +41,17 @@ struct Best {
   int64_t index;
 };
 
+// The loops that read logits as they are stored.
 template <typename storage_t>
-using LoadLogits = LoadedLogits (*)(LogitTensor<storage_t>, int64_t, int64_t, const int32_t*,
-                                    const uint8_t*, int64_t, float*);
+struct ReadingLoops {
+  LoadedLogits (*load)(const storage_t*, const int32_t*, const uint8_t*, int64_t, float*);
+  void (*merge_lane)(const storage_t*, float, bool, int64_t, float*);
+};
 
 struct SamplingLoops {
-  LoadLogits<float> load_float32;
-  LoadLogits<Bfloat16Bits> load_bfloat16;
-  LoadLogits<Float16Bits> load_float16;
+  ReadingLoops<float> float32;
+  ReadingLoops<Bfloat16Bits> bfloat16;
+  ReadingLoops<Float16Bits> float16;
   void (*divide_scores)(float*, int64_t, float);
   void (*group_maxima)(const float*, int64_t, int64_t, float*);
   int64_t (*collect_at_least)(const float*, int64_t, float, int64_t, int32_t*);
@@ -58,13 +61,13 @@ struct SamplingLoops {
   int64_t (*argmax_with_noise_listed)(const float*, const int32_t*, int64_t, NoiseKey, int32_t*);
 
   template <typename storage_t>
-  LoadLogits<storage_t> load() const {
+  const ReadingLoops<storage_t>& reading() const {
     if constexpr (std::is_same_v<storage_t, float>) {
-      return load_float32;
+      return float32;
     } else if constexpr (std::is_same_v<storage_t, Bfloat16Bits>) {
-      return load_bfloat16;
+      return bfloat16;
     } else {
-      return load_float16;
+      return float16;
     }
   }
 };
@@ -78,16 +81,15 @@ struct SamplingLoops {
 #undef UNISON_LOOPS_NAMESPACE
 #undef UNISON_LOOPS_TARGET
 
-#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-#define UNISON_X86_LOOPS 1
+#ifdef UNISON_X86_LOOPS
 #define UNISON_LOOPS_NAMESPACE avx2_loops
-#define UNISON_LOOPS_TARGET __attribute__((target("avx2")))
+#define UNISON_LOOPS_TARGET UNISON_AVX2_TARGET
 #include "sampling_loops.h"
 #undef UNISON_LOOPS_NAMESPACE
 #undef UNISON_LOOPS_TARGET
 
 #define UNISON_LOOPS_NAMESPACE avx512_loops
-#define UNISON_LOOPS_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#define UNISON_LOOPS_TARGET UNISON_AVX512_TARGET
 #include "sampling_loops.h"
 #undef UNISON_LOOPS_NAMESPACE
 #undef UNISON_LOOPS_TARGET
@@ -96,36 +98,22 @@ struct SamplingLoops {
 namespace unison {
 namespace {
 
-struct InstructionSet {
-  const char* name;
-  const SamplingLoops* loops;
-};
-
-// Those this processor can run, the fastest last.
-const std::vector<InstructionSet>& instruction_sets() {
-  static const std::vector<InstructionSet> available = [] {
-    std::vector<InstructionSet> sets{{"baseline", &baseline_loops::kLoops}};
+const SamplingLoops& selected_loops() {
+  switch (selected_instruction_set()) {
 #ifdef UNISON_X86_LOOPS
-    if (__builtin_cpu_supports("avx2")) {
-      sets.push_back({"avx2", &avx2_loops::kLoops});
-    }
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-      sets.push_back({"avx512", &avx512_loops::kLoops});
-    }
+    case InstructionSet::avx2:
+      return avx2_loops::kLoops;
+    case InstructionSet::avx512:
+      return avx512_loops::kLoops;
 #endif
-    return sets;
-  }();
-  return available;
-}
-
-std::atomic<const SamplingLoops*>& selected_loops() {
-  static std::atomic<const SamplingLoops*> loops{instruction_sets().back().loops};
-  return loops;
+    default:
+      return baseline_loops::kLoops;
+  }
 }
 
 // Buffers of one thread, kept between calls.
 struct Scratch {
+  std::vector<float> merged;
   std::vector<float> scores;
   std::vector<int32_t> indices;
   std::vector<float> listed_scores;
@@ -137,6 +125,7 @@ struct Scratch {
   void reserve(int64_t num_candidates) {
     const size_t size = static_cast<size_t>(num_candidates + kCollectBlock);
     if (scores.size() < size) {
+      merged.resize(size);
       scores.resize(size);
       indices.resize(size);
       listed_scores.resize(size);
@@ -225,38 +214,68 @@ float top_p_threshold(const SamplingLoops& loops, const float* scores, int64_t c
   return lowest_kept;
 }
 
-// Index of the chosen candidate, -1 if there is none.
+// scores[i] = the merged logit of an allowed candidate, -infinity for the others. An item without a
+// lane is unusable.
 template <typename storage_t>
-int64_t choose(const SamplingLoops& loops, const SamplingProblem& problem,
-               const LogitTensor<storage_t>& logits, int64_t row, int64_t stream,
-               Scratch& scratch) {
-  const int32_t mask_index = problem.mask_index(row);
-  if (!problem.mask_exists(mask_index)) {
-    return -1;
+LoadedLogits load_merged(const SamplingLoops& loops, const SamplingProblem& problem,
+                         const LogitTensor<storage_t>& logits, const ItemSources& sources,
+                         int64_t stream, int32_t mask_index, Scratch& scratch) {
+  const ReadingLoops<storage_t>& reading = loops.reading<storage_t>();
+  const int64_t count = problem.num_candidates;
+  const int32_t* ids = problem.stream_candidate_ids(stream);
+  const uint8_t* mask = problem.stream_mask(mask_index, stream);
+  float* scores = scratch.scores.data();
+  if (sources.rows == nullptr) {
+    return reading.load(logits.at(sources.single, stream), ids, mask, count, scores);
   }
+  int64_t num_lanes = 0;
+  int64_t first = 0;
+  for (int64_t lane = sources.count - 1; lane >= 0; --lane) {
+    if (sources.exists(lane)) {
+      ++num_lanes;
+      first = lane;
+    }
+  }
+  if (num_lanes == 0) {
+    return {true, 0.0f};
+  }
+  if (num_lanes == 1 && sources.weight(first) == 1.0f) {
+    return reading.load(logits.at(sources.row(first), stream), ids, mask, count, scores);
+  }
+  float* merged = scratch.merged.data();
+  for (int64_t lane = first; lane < sources.count; ++lane) {
+    if (sources.exists(lane)) {
+      reading.merge_lane(logits.at(sources.row(lane), stream), sources.weight(lane), lane == first,
+                         count, merged);
+    }
+  }
+  return loops.float32.load(merged, ids, mask, count, scores);
+}
+
+struct Choice {
+  int64_t candidate;  // -1 if there is none
+  float log_probability;
+};
+
+// The candidate, given the scores of the allowed ones.
+int64_t choose(const SamplingLoops& loops, const SamplingProblem& problem, int64_t row,
+               int64_t slot, int64_t stream, float largest_logit, Scratch& scratch) {
   const int64_t count = problem.num_candidates;
   float* scores = scratch.scores.data();
   int32_t* indices = scratch.indices.data();
-  const LoadedLogits loaded =
-      loops.load<storage_t>()(logits, row, stream, problem.stream_candidate_ids(stream),
-                              problem.stream_mask(mask_index, stream), count, scores);
-  if (loaded.unusable || loaded.largest == negative_infinity()) {
-    return -1;
-  }
-
-  const float temperature = problem.temperature(row, stream);
-  const float largest = temperature > 0.0f ? divide(loaded.largest, temperature) : 0.0f;
+  const float temperature = problem.temperature(slot, stream);
+  const float largest = temperature > 0.0f ? divide(largest_logit, temperature) : 0.0f;
   if (!(temperature > 0.0f) || !std::isfinite(largest)) {
-    loops.collect_at_least(scores, count, loaded.largest, 0, indices);
+    loops.collect_at_least(scores, count, largest_logit, 0, indices);
     return indices[0];
   }
   loops.divide_scores(scores, count, temperature);
 
-  const NoiseKey noise{static_cast<uint64_t>(problem.seed(row)),
+  const NoiseKey noise{static_cast<uint64_t>(problem.seed(slot)),
                        static_cast<uint64_t>(problem.position(row)),
                        static_cast<uint32_t>(problem.first_stream + stream)};
-  const int64_t top_k = problem.top_k(row, stream);
-  const float top_p = problem.top_p(row, stream);
+  const int64_t top_k = problem.top_k(slot, stream);
+  const float top_p = problem.top_p(slot, stream);
   const bool filter_k = top_k > 0 && top_k < count;
   const bool filter_p = top_p < 1.0f;
   if (!filter_k && !filter_p) {
@@ -291,36 +310,74 @@ int64_t choose(const SamplingLoops& loops, const SamplingProblem& problem,
 }
 
 template <typename storage_t>
+Choice sample_item(const SamplingLoops& loops, const SamplingProblem& problem,
+                   const LogitTensor<storage_t>& logits, int64_t group, int64_t row,
+                   int64_t stream, Scratch& scratch) {
+  constexpr float kNoNumber = std::numeric_limits<float>::quiet_NaN();
+  const int32_t mask_index = problem.mask_index(row);
+  const int64_t slot = problem.slot(row);
+  if (slot < 0 || !problem.mask_exists(mask_index)) {
+    return {-1, kNoNumber};
+  }
+  const ItemSources sources = problem.item_sources(group, stream);
+  const LoadedLogits loaded =
+      load_merged(loops, problem, logits, sources, stream, mask_index, scratch);
+  if (loaded.unusable || loaded.largest == negative_infinity()) {
+    return {-1, kNoNumber};
+  }
+  if (problem.log_probability.data == nullptr) {
+    return {choose(loops, problem, row, slot, stream, loaded.largest, scratch), kNoNumber};
+  }
+  // Choosing divides the scores in place; `merged` may be what they were read from, and is free.
+  const int64_t count = problem.num_candidates;
+  std::copy_n(scratch.scores.data(), count, scratch.merged.data());
+  const int64_t total =
+      loops.weigh(scratch.merged.data(), count, loaded.largest, negative_infinity(),
+                  scratch.integers.data(), scratch.buckets.data());
+  const int64_t candidate =
+      choose(loops, problem, row, slot, stream, loaded.largest, scratch);
+  return {candidate, log_probability_of(scratch.merged[static_cast<size_t>(candidate)],
+                                        loaded.largest, total)};
+}
+
+template <typename storage_t>
 void sample_items(const SamplingProblem& problem, const LogitTensor<storage_t>& logits) {
-  const SamplingLoops& loops = *selected_loops().load(std::memory_order_relaxed);
-  const int64_t num_items = problem.num_rows * problem.num_streams;
+  const SamplingLoops& loops = selected_loops();
+  const int64_t num_items = problem.num_groups * problem.num_streams;
   // A thread is worth waking for some 32768 candidates, about 0.1 ms of work.
   const int64_t grain = std::max<int64_t>(1, 32768 / problem.num_candidates);
   at::parallel_for(0, num_items, grain, [&](int64_t begin, int64_t end) {
     thread_local Scratch scratch;
     scratch.reserve(problem.num_candidates);
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t row = item / problem.num_streams;
+      const int64_t group = item / problem.num_streams;
       const int64_t stream = item % problem.num_streams;
-      int32_t token = problem.forced(row, stream);
-      if (token < 0) {
-        const int64_t chosen = choose(loops, problem, logits, row, stream, scratch);
-        token = chosen < 0 ? -1 : problem.stream_candidate_ids(stream)[chosen];
+      const int64_t row = problem.row(group, 0);
+      const int32_t forced = row < 0 ? kLeave : problem.forced(row, stream);
+      if (forced >= 0) {
+        problem.write(group, stream, forced, 0.0f);
+      } else if (forced == kSample) {
+        const Choice choice =
+            sample_item(loops, problem, logits, group, row, stream, scratch);
+        const int32_t token =
+            choice.candidate < 0 ? -1 : problem.stream_candidate_ids(stream)[choice.candidate];
+        problem.write(group, stream, token, choice.log_probability);
       }
-      problem.tokens(row, stream) = token;
     }
   });
 }
 
-void multistream_sample(const at::Tensor& logits, const at::Tensor& candidate_ids,
-                        const at::Tensor& masks, const at::Tensor& mask_index,
-                        const at::Tensor& temperature, const at::Tensor& top_k,
-                        const at::Tensor& top_p, const at::Tensor& seed,
-                        const at::Tensor& position, int64_t first_stream, const at::Tensor& forced,
-                        const at::Tensor& tokens) {
-  const SamplingProblem problem =
-      sampling_problem(logits, candidate_ids, masks, mask_index, temperature, top_k, top_p, seed,
-                       position, first_stream, forced, tokens);
+void guided_multistream_sample(
+    const at::Tensor& logits, const at::Tensor& candidate_ids, const at::Tensor& masks,
+    const at::Tensor& mask_index, const at::Tensor& temperature, const at::Tensor& top_k,
+    const at::Tensor& top_p, const at::Tensor& seed, const at::Tensor& position,
+    int64_t first_stream, const at::Tensor& forced, const at::Tensor& tokens,
+    const std::optional<at::Tensor>& sources, const std::optional<at::Tensor>& weights,
+    const std::optional<at::Tensor>& rows, const std::optional<at::Tensor>& slots,
+    const std::optional<at::Tensor>& log_probability) {
+  const SamplingProblem problem = sampling_problem(
+      logits, candidate_ids, masks, mask_index, temperature, top_k, top_p, seed, position,
+      first_stream, forced, tokens, sources, weights, rows, slots, log_probability);
   const int64_t row_stride = logits.stride(0);
   const int64_t stream_stride = logits.stride(1);
   const void* data = logits.const_data_ptr();
@@ -366,35 +423,15 @@ std::vector<at::Tensor> candidate_noise(int64_t seed, int64_t position, int64_t 
   return {words, noise};
 }
 
-std::vector<std::string> sampler_instruction_sets() {
-  std::vector<std::string> names;
-  for (const InstructionSet& set : instruction_sets()) {
-    names.emplace_back(set.name);
-  }
-  return names;
-}
-
-void set_sampler_instruction_set(std::string name) {
-  for (const InstructionSet& set : instruction_sets()) {
-    if (name == set.name) {
-      selected_loops().store(set.loops);
-      return;
-    }
-  }
-  TORCH_CHECK(false, "name must be one of ", sampler_instruction_sets(), ", not ", name);
-}
-
 }  // namespace
 }  // namespace unison
 
 TORCH_LIBRARY_IMPL(unison, CPU, m) {
-  m.impl("multistream_sample", unison::multistream_sample);
+  m.impl("guided_multistream_sample", unison::guided_multistream_sample);
   m.impl("deterministic_log", unison::map_float32<unison::log_scalar>);
   m.impl("deterministic_exp", unison::map_float32<unison::exp_scalar>);
 }
 
 TORCH_LIBRARY_IMPL(unison, CompositeExplicitAutograd, m) {
   m.impl("candidate_noise", unison::candidate_noise);
-  m.impl("sampler_instruction_sets", unison::sampler_instruction_sets);
-  m.impl("set_sampler_instruction_set", unison::set_sampler_instruction_set);
 }

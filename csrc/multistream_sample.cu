@@ -16,7 +16,7 @@ template <typename storage_t>
 void launch(const SamplingProblem& problem, const at::Tensor& logits) {
   const LogitTensor<storage_t> source{static_cast<const storage_t*>(logits.const_data_ptr()),
                                       logits.stride(0), logits.stride(1)};
-  const auto blocks = static_cast<unsigned>(problem.num_rows * problem.num_streams);
+  const auto blocks = static_cast<unsigned>(problem.num_groups * problem.num_streams);
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream(logits.get_device());
   if (problem.num_candidates <= kMaxCachedCandidates) {
     const size_t cache_bytes = static_cast<size_t>(problem.num_candidates) * sizeof(float);
@@ -27,16 +27,18 @@ void launch(const SamplingProblem& problem, const at::Tensor& logits) {
   C10_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void multistream_sample_cuda(const at::Tensor& logits, const at::Tensor& candidate_ids,
-                             const at::Tensor& masks, const at::Tensor& mask_index,
-                             const at::Tensor& temperature, const at::Tensor& top_k,
-                             const at::Tensor& top_p, const at::Tensor& seed,
-                             const at::Tensor& position, int64_t first_stream,
-                             const at::Tensor& forced, const at::Tensor& tokens) {
-  const SamplingProblem problem =
-      sampling_problem(logits, candidate_ids, masks, mask_index, temperature, top_k, top_p, seed,
-                       position, first_stream, forced, tokens);
-  if (problem.num_rows == 0 || problem.num_streams == 0) {
+void guided_multistream_sample_cuda(
+    const at::Tensor& logits, const at::Tensor& candidate_ids, const at::Tensor& masks,
+    const at::Tensor& mask_index, const at::Tensor& temperature, const at::Tensor& top_k,
+    const at::Tensor& top_p, const at::Tensor& seed, const at::Tensor& position,
+    int64_t first_stream, const at::Tensor& forced, const at::Tensor& tokens,
+    const std::optional<at::Tensor>& sources, const std::optional<at::Tensor>& weights,
+    const std::optional<at::Tensor>& rows, const std::optional<at::Tensor>& slots,
+    const std::optional<at::Tensor>& log_probability) {
+  const SamplingProblem problem = sampling_problem(
+      logits, candidate_ids, masks, mask_index, temperature, top_k, top_p, seed, position,
+      first_stream, forced, tokens, sources, weights, rows, slots, log_probability);
+  if (problem.num_groups == 0 || problem.num_streams == 0) {
     return;
   }
   const c10::cuda::CUDAGuard guard(logits.device());
@@ -84,7 +86,7 @@ at::Tensor map_float32_cuda(const at::Tensor& x) {
 }  // namespace unison
 
 TORCH_LIBRARY_IMPL(unison, CUDA, m) {
-  m.impl("multistream_sample", unison::multistream_sample_cuda);
+  m.impl("guided_multistream_sample", unison::guided_multistream_sample_cuda);
   m.impl("deterministic_log", unison::map_float32_cuda<unison::Logarithm>);
   m.impl("deterministic_exp", unison::map_float32_cuda<unison::Exponential>);
 }

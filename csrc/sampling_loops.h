@@ -12,11 +12,27 @@
 namespace unison {
 namespace UNISON_LOOPS_NAMESPACE {
 
+// merged[i] = weight * lane[i], added to what is there unless it is the first lane.
+template <typename storage_t>
+UNISON_LOOPS_TARGET void merge_lane(const storage_t* lane, float weight, bool is_first,
+                                    int64_t count, float* __restrict merged) {
+  if (is_first) {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+      merged[i] = multiply(weight, to_float(lane[i]));
+    }
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < count; ++i) {
+      merged[i] = add(merged[i], multiply(weight, to_float(lane[i])));
+    }
+  }
+}
+
 // scores[i] = the logit of an allowed candidate, -infinity for the others. Tells whether an allowed
 // logit is NaN or +infinity, and the largest score.
 template <typename storage_t>
-UNISON_LOOPS_TARGET LoadedLogits load_logits(LogitTensor<storage_t> logits, int64_t row,
-                                             int64_t stream, const int32_t* candidate_ids,
+UNISON_LOOPS_TARGET LoadedLogits load_logits(const storage_t* logits, const int32_t* candidate_ids,
                                              const uint8_t* mask, int64_t count,
                                              float* __restrict scores) {
   int32_t unusable = 0;
@@ -24,7 +40,7 @@ UNISON_LOOPS_TARGET LoadedLogits load_logits(LogitTensor<storage_t> logits, int6
   if (mask != nullptr) {
 #pragma omp simd reduction(| : unusable) reduction(max : largest)
     for (int64_t i = 0; i < count; ++i) {
-      const float logit = logits(row, stream, i);
+      const float logit = to_float(logits[i]);
       const bool allowed = (candidate_ids[i] >= 0) & (mask[i] != 0);
       unusable |= allowed & !(logit < infinity());
       scores[i] = select(allowed, logit, negative_infinity());
@@ -34,7 +50,7 @@ UNISON_LOOPS_TARGET LoadedLogits load_logits(LogitTensor<storage_t> logits, int6
   } else {
 #pragma omp simd reduction(| : unusable) reduction(max : largest)
     for (int64_t i = 0; i < count; ++i) {
-      const float logit = logits(row, stream, i);
+      const float logit = to_float(logits[i]);
       const bool allowed = candidate_ids[i] >= 0;
       unusable |= allowed & !(logit < infinity());
       scores[i] = select(allowed, logit, negative_infinity());
@@ -196,9 +212,16 @@ UNISON_LOOPS_TARGET inline int64_t argmax_with_noise_listed(const float* scores,
 }
 
 constexpr SamplingLoops kLoops = {
-    load_logits<float>, load_logits<Bfloat16Bits>, load_logits<Float16Bits>, divide_scores,
-    group_maxima,       collect_at_least,          gather,                   weigh,
-    argmax_with_noise,  argmax_with_noise_listed,
+    {load_logits<float>, merge_lane<float>},
+    {load_logits<Bfloat16Bits>, merge_lane<Bfloat16Bits>},
+    {load_logits<Float16Bits>, merge_lane<Float16Bits>},
+    divide_scores,
+    group_maxima,
+    collect_at_least,
+    gather,
+    weigh,
+    argmax_with_noise,
+    argmax_with_noise_listed,
 };
 
 }  // namespace UNISON_LOOPS_NAMESPACE

@@ -19,6 +19,6 @@ def _compiled_operators() -> None:
 @pytest.fixture
 def instruction_sets() -> Iterator[list[str]]:
     """Names of the versions of the CPU loops this processor runs; the fastest is restored."""
-    names: list[str] = torch.ops.unison.sampler_instruction_sets()
+    names: list[str] = torch.ops.unison.instruction_sets()
     yield names
-    torch.ops.unison.set_sampler_instruction_set(names[-1])
+    torch.ops.unison.set_instruction_set(names[-1])

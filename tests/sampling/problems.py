@@ -143,3 +143,118 @@ def equal_scores_problem(rows: int, candidates: int) -> Problem:
     masks = torch.ones((2, 2, candidates), dtype=torch.bool)
     masks[1, :, : candidates // 2] = False
     return replace(problem, masks=masks, mask_index=torch.arange(rows).remainder(2).int())
+
+
+@dataclass(frozen=True)
+class GuidedProblem:
+    """The arguments of the guided sampler: groups of lanes in a step's batch.
+
+    Attributes:
+        settings: logits [N, K, C]; per slot temperature, top_k, top_p and seed; per row mask_index,
+            position and forced.
+        sources, weights: [G, K, S] lanes of each item.
+        rows: [G, L] rows that get the tokens.
+        slots: [R] slot of each row.
+    """
+
+    settings: Problem
+    sources: torch.Tensor
+    weights: torch.Tensor
+    rows: torch.Tensor
+    slots: torch.Tensor
+
+    def results(self, sample: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens and log-probabilities that an implementation writes over poisoned outputs."""
+        shape = (len(self.slots), self.settings.logits.shape[1])
+        tokens = torch.full(shape, 0x5A5A5A5A, dtype=torch.int32)
+        log_probability = torch.full(shape, 12345.0)
+        sample(**self.arguments(), tokens=tokens, log_probability=log_probability)
+        return tokens, log_probability
+
+    def arguments(self) -> dict[str, Any]:
+        return self.settings.arguments() | {
+            "sources": self.sources,
+            "weights": self.weights,
+            "rows": self.rows,
+            "slots": self.slots,
+        }
+
+
+def random_guided_problem(
+    seed: int,
+    groups: int,
+    streams: int,
+    candidates: int,
+    dtype: torch.dtype = torch.float32,
+    most_lanes: int = 3,
+) -> GuidedProblem:
+    """Groups of none to `most_lanes` lanes, in any order in the batch, beside rows of no group.
+
+    Some streams of some groups have one lane with weight 1, as at the edge of a guidance interval.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def integers(low: int, high: int, *size: int) -> torch.Tensor:
+        return torch.randint(low, high, size, generator=generator)
+
+    def uniform(*size: int) -> torch.Tensor:
+        return torch.rand(size, generator=generator)
+
+    num_slots = 3 * groups + 2
+    num_rows = groups * most_lanes + 3
+    num_logits = groups * most_lanes + 1
+    settings = random_problem(
+        seed, max(num_slots, num_rows, num_logits), streams, candidates, dtype
+    )
+    left = (uniform(num_rows, streams) < 0.1) & (settings.forced[:num_rows] < 0)
+    settings = replace(
+        settings,
+        logits=settings.logits[:num_logits],
+        mask_index=settings.mask_index[:num_rows],
+        temperature=settings.temperature[:num_slots],
+        top_k=settings.top_k[:num_slots],
+        top_p=settings.top_p[:num_slots],
+        seed=settings.seed[:num_slots],
+        position=settings.position[:num_rows],
+        forced=torch.where(left, -2, settings.forced[:num_rows]).int(),
+    )
+    rows = torch.randperm(num_rows, generator=generator)[: groups * most_lanes]
+    rows = rows.view(groups, most_lanes)
+    rows[uniform(groups, most_lanes) < 0.2] = -1
+    sources = integers(0, num_logits, groups, streams, most_lanes)
+    sources[uniform(groups, streams, most_lanes) < 0.2] = -1
+    sources[uniform(groups, streams, most_lanes) < 0.02] = num_logits
+    weights = _choose(generator, [1.0, 3.0, -2.0, 0.3, 0.0], tuple(sources.shape))
+    alone = uniform(groups, streams) < 0.2
+    weights[alone] = 1.0
+    sources[..., 1:][alone] = -1
+    slots = torch.randperm(num_slots, generator=generator)[:num_rows]
+    slots = slots[integers(0, len(slots), num_rows)]
+    slots[uniform(num_rows) < 0.05] = -1
+    return GuidedProblem(settings, sources, weights, rows, slots)
+
+
+def embedding_arguments(
+    seed: int, streams: int, width: int, dtype: torch.dtype, ids_dtype: torch.dtype | None
+) -> tuple[Any, ...]:
+    """The arguments of multistream_embed; `ids_dtype` None: stream 0's embeddings as they are."""
+    generator = torch.Generator().manual_seed(seed)
+    vocabulary, auxiliary_rows, tokens = 40, 17, 23
+
+    def integers(low: int, high: int, *size: int) -> torch.Tensor:
+        return torch.randint(low, high, size, generator=generator)
+
+    primary = torch.randn((vocabulary, width), generator=generator).to(dtype)
+    auxiliary = torch.randn((auxiliary_rows, width), generator=generator).to(dtype)
+    # Never read: it stands for ids that add nothing.
+    auxiliary[0] = torch.nan
+    row_of = integers(0, auxiliary_rows, vocabulary).int()
+    ids = None
+    skipped = None
+    if ids_dtype is None:
+        primary = primary[torch.arange(tokens) % vocabulary]
+    else:
+        ids = integers(-1, vocabulary + 1, tokens).to(ids_dtype)
+        skipped = torch.rand(vocabulary, generator=generator) < 0.2
+    auxiliary_ids = integers(-1, vocabulary + 1, tokens, streams - 1).int()
+    return primary, ids, skipped, auxiliary, row_of, auxiliary_ids

@@ -267,7 +267,7 @@ class TestInvariance:
             problem = random_problem(candidates, 30, 3, candidates, dtype)
             expected = problem.oracle()
             for name in instruction_sets:
-                torch.ops.unison.set_sampler_instruction_set(name)
+                torch.ops.unison.set_instruction_set(name)
                 assert torch.equal(problem.operator(), expected), name
 
     def test_padding_candidates_change_nothing(self) -> None:
@@ -337,17 +337,17 @@ def test_wrong_arguments_are_named(field: str, value: torch.Tensor) -> None:
 def test_fake_implementation() -> None:
     problem = random_problem(16, 3, 2, 50)
     tokens = torch.empty((3, 2), dtype=torch.int32)
-    arguments = (*problem.arguments().values(), tokens)
+    arguments = (*problem.arguments().values(), tokens, None, None, None, None, None)
     torch.library.opcheck(
-        torch.ops.unison.multistream_sample.default,
+        torch.ops.unison.guided_multistream_sample.default,
         arguments,
         test_utils=("test_schema", "test_faketensor"),
     )
 
 
 def test_missing_extension_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from vllm.multistream.sampling import operator
+    from vllm.multistream import extension
 
-    monkeypatch.setattr(operator, "extension_path", lambda: tmp_path / "_unison_C.so")
+    monkeypatch.setattr(extension, "extension_path", lambda: tmp_path / "_unison_C.so")
     with pytest.raises(ImportError, match=r"_unison_C\.so"):
-        operator.load_extension.__wrapped__()
+        extension.load_extension.__wrapped__()

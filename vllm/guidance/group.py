@@ -48,10 +48,9 @@ class Row:
     num_adopted: int = 0
     is_main: bool = False
 
-    @property
-    def row_id(self) -> str:
+    def __post_init__(self) -> None:
+        self.row_id: str = self.request.request_id
         """Id of the lane's row in the worker's batch."""
-        return self.request.request_id
 
 
 @dataclass
@@ -96,16 +95,18 @@ class SequenceGroup:
 
     def __post_init__(self) -> None:
         self.main_row = Row(self.main, self.inputs.weight, is_main=True)
+        self._set_rows()
+
+    def _set_rows(self) -> None:
+        self.rows: list[Row] = [self.main_row, *self.lanes]
+        """The active lanes, the conditional one first."""
+        self.row_ids = [row.row_id for row in self.rows]
+        self.weights = [row.weight for row in self.rows]
 
     @property
     def most_lanes(self) -> int:
         """Guidance lanes that the group may have at any time."""
         return len(self.inputs.lanes)
-
-    @property
-    def rows(self) -> list[Row]:
-        """The active lanes, the conditional one first."""
-        return [self.main_row, *self.lanes]
 
     def join(self, guided_from: int) -> None:
         """Make the guidance lanes.
@@ -116,10 +117,12 @@ class SequenceGroup:
         assert not self.lanes
         for number, lane in enumerate(self.inputs.lanes, start=1):
             self.lanes.append(Row(self._make_request(lane, number, guided_from), lane.weight))
+        self._set_rows()
 
     def leave(self) -> list[Row]:
         """Drop the guidance lanes; returns them, so that their blocks can be freed."""
         gone, self.lanes = self.lanes, []
+        self._set_rows()
         return gone
 
     def append(self, token_ids: int | list[int]) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.guidance.group import Row, SequenceGroup
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import RequestStatus
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ class GroupKVCacheManager(KVCacheManager):
         super().__init__(*args, **kwargs)
         self._finished_rows: set[str] = set()
         self._num_preempted_groups = 0
+        managers = self.coordinator.single_type_managers
+        # With full attention alone, blocks that suffice need no further book-keeping.
+        is_plain = len(managers) == 1 and type(managers[0]) is FullAttentionManager
+        self._plain_manager = managers[0] if is_plain else None
 
     def take_finished_rows(self) -> set[str]:
         """Row ids of guidance lanes that are gone since the last call and that the worker knows."""
@@ -78,14 +83,18 @@ class GroupKVCacheManager(KVCacheManager):
         if main_arguments.get("full_sequence_must_fit") and not self._fits(group, main_arguments):
             return None
         result = self.empty_kv_cache_blocks
+        adopted = main_arguments.get("num_new_computed_tokens", 0)
         for row, tokens in zip(plan.rows, plan.tokens, strict=True):
-            arguments = main_arguments if row.is_main else {}
             if not row.is_main:
                 row.request.status = group.main.status
                 row.request.num_in_flight_tokens = row.num_last
-                arguments = {"has_scheduled_reqs": main_arguments.get("has_scheduled_reqs", True)}
-            if tokens == 0 and not arguments.get("num_new_computed_tokens"):
+            if not (row.is_main and adopted) and (
+                tokens == 0 or self._has_slots(row.request, tokens)
+            ):
                 continue
+            arguments = main_arguments
+            if not row.is_main:
+                arguments = {"has_scheduled_reqs": main_arguments.get("has_scheduled_reqs", True)}
             # Not hashed yet: blocks of lanes that are given up must not be found by their content,
             # which nobody has computed.
             arguments = arguments | {"delay_cache_blocks": True}
@@ -97,9 +106,27 @@ class GroupKVCacheManager(KVCacheManager):
         for row, tokens in zip(plan.rows, plan.tokens, strict=True):
             computed = row.request.num_computed_tokens + tokens
             if row.is_main:
-                computed += main_arguments.get("num_new_computed_tokens", 0)
-            super().cache_blocks(row.request, min(computed, row.request.num_tokens))
+                computed += adopted
+            self._cache_row(row.request, min(computed, row.request.num_tokens))
         return result
+
+    def _has_slots(self, request: Request, num_tokens: int) -> bool:
+        """Whether the blocks that a request holds are known to take its next tokens."""
+        manager = self._plain_manager
+        if manager is None:
+            return False
+        held = manager.req_to_blocks.get(request.request_id)
+        needed = request.num_computed_tokens + num_tokens
+        return held is not None and needed <= len(held) * manager.block_size
+
+    def _cache_row(self, request: Request, num_tokens: int) -> None:
+        """Cache a lane's full blocks among its first tokens."""
+        manager = self._plain_manager
+        if manager is not None:
+            num_cached = manager.num_cached_block.get(request.request_id, 0)
+            if num_cached >= num_tokens // manager.block_size:
+                return
+        super().cache_blocks(request, num_tokens)
 
     def _fits(self, group: SequenceGroup, main_arguments: dict[str, Any]) -> bool:
         """Whether all known tokens of all lanes fit the free blocks."""
@@ -144,9 +171,11 @@ class GroupKVCacheManager(KVCacheManager):
 
     def cache_blocks(self, request: Request, num_computed_tokens: int) -> None:
         """Cache a request's full blocks, and those of its lanes."""
-        super().cache_blocks(request, num_computed_tokens)
-        if request.group is not None:
-            for row in request.group.lanes:
-                lane = row.request
-                known = lane.num_computed_tokens - request.num_output_placeholders
-                super().cache_blocks(lane, min(known, lane.num_tokens))
+        if request.group is None:
+            super().cache_blocks(request, num_computed_tokens)
+            return
+        self._cache_row(request, num_computed_tokens)
+        for row in request.group.lanes:
+            lane = row.request
+            known = lane.num_computed_tokens - request.num_output_placeholders
+            self._cache_row(lane, min(known, lane.num_tokens))

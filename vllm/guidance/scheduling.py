@@ -98,22 +98,19 @@ class GroupScheduler:
             self._manager.free_lanes(group.leave())
         in_flight = request.num_output_placeholders
         computed = request.num_computed_tokens if num_computed is None else num_computed
-        remaining = [request.num_tokens - computed]
-        for row in group.lanes:
-            row.num_adopted += self._manager.adopt_cached_prefix(row)
+        remaining = []
+        all_hold = True
+        for row in group.rows:
             lane = row.request
-            remaining.append(lane.num_tokens - lane.num_computed_tokens)
-        # Only lanes that sampled in the last step hold the tokens that are in flight.
-        holds = [
-            row.row_id in self._rows_last_step
-            and row.num_held == row.request.num_tokens + in_flight
-            for row in group.rows
-        ]
-        remaining = [
-            count + in_flight if held else count
-            for count, held in zip(remaining, holds, strict=True)
-        ]
-        can_level = not in_flight or all(holds)
+            if not row.is_main:
+                row.num_adopted += self._manager.adopt_cached_prefix(row)
+                computed = lane.num_computed_tokens
+            known = lane.num_tokens
+            # Only lanes that sampled in the last step hold the tokens that are in flight.
+            holds = row.row_id in self._rows_last_step and row.num_held == known + in_flight
+            remaining.append(known - computed + (in_flight if holds else 0))
+            all_hold &= holds
+        can_level = not in_flight or all_hold
         tokens, samples = plan_step(remaining, budget, can_level)
         group.plan = StepPlan(group.rows, tokens, samples, guided.frame)
         return group.plan.total
@@ -131,14 +128,21 @@ class GroupScheduler:
         self._scheduled = []
         if self._has_groups:
             requests = self._scheduler.requests
-            groups = [
+            self._scheduled = [
                 group
                 for request_id in output.num_scheduled_tokens
                 if (group := requests[request_id].group) is not None
             ]
-            self._remove_entries(output, {group.main_row.row_id for group in groups})
-            for group in groups:
-                self._split_group(output, group)
+            going_on = [self._goes_on(group) for group in self._scheduled]
+            changed = {
+                group.main_row.row_id
+                for group, goes_on in zip(self._scheduled, going_on, strict=True)
+                if not goes_on
+            }
+            if changed:
+                self._remove_entries(output, changed)
+            for group, goes_on in zip(self._scheduled, going_on, strict=True):
+                self._split_group(output, group, goes_on)
         output.finished_req_ids |= self._manager.take_finished_rows()
         self._rows_last_step = {row.row_id for row, tokens in self._scheduled_rows() if tokens}
 
@@ -179,30 +183,69 @@ class GroupScheduler:
                 output.streams.auxiliary_ids.pop(row_id, None)
                 output.streams.audio_frames.pop(row_id, None)
 
-    def _split_group(self, output: SchedulerOutput, group: SequenceGroup) -> None:
+    def _goes_on(self, group: SequenceGroup) -> bool:
+        """Whether all lanes sampled in the last step and compute their next token in this one.
+
+        Upstream's entry then holds for the conditional lane, unless the lane has new blocks: some
+        of them may be left from a try in which another lane got none.
+        """
         plan = group.plan
         assert plan is not None
-        self._scheduled.append(group)
+        if not plan.samples or self._num_blocks(group.main_row) != group.main_row.num_blocks_sent:
+            return False
+        for row in plan.rows:
+            if (
+                not row.is_known
+                or row.num_blocks_sent is None
+                or row.row_id not in self._rows_last_step
+                or row.num_held < row.request.num_tokens
+            ):
+                return False
+        return True
+
+    def _split_group(self, output: SchedulerOutput, group: SequenceGroup, goes_on: bool) -> None:
+        plan = group.plan
+        assert plan is not None
         for row, tokens in zip(plan.rows, plan.tokens, strict=True):
-            if tokens:
-                self._add_entry(output, group, row)
+            if not goes_on:
+                if tokens:
+                    self._add_entry(output, group, row)
+                continue
+            if not row.is_main:
+                self._continue_entry(output, row)
+            row.num_held += 1
+        main = group.main_row.row_id
         if plan.tokens[0]:
-            output.num_scheduled_tokens[group.main_row.row_id] = plan.tokens[0]
+            output.num_scheduled_tokens[main] = plan.tokens[0]
         else:
-            del output.num_scheduled_tokens[group.main_row.row_id]
+            del output.num_scheduled_tokens[main]
         if plan.samples and group.lanes:
             inputs = group.inputs
             if output.guidance is None:
                 output.guidance = []
             output.guidance.append(
-                GuidedRows(
-                    [row.row_id for row in plan.rows],
-                    [row.weight for row in plan.rows],
-                    plan.frame,
-                    inputs.first,
-                    inputs.last,
-                )
+                GuidedRows(group.row_ids, group.weights, plan.frame, inputs.first, inputs.last)
             )
+
+    def _continue_entry(self, output: SchedulerOutput, row: Row) -> None:
+        """Add the entry of a guidance lane that goes on."""
+        blocks = self._manager.coordinator.get_blocks(row.row_id)
+        sent = row.num_blocks_sent
+        assert sent is not None
+        fresh = None
+        counts = [len(of_cache) for of_cache in blocks]
+        if counts != sent:
+            fresh = _ids_from(blocks, sent)
+            row.num_blocks_sent = counts
+        cached = output.scheduled_cached_reqs
+        cached.req_ids.append(row.row_id)
+        cached.new_block_ids.append(fresh)
+        cached.num_computed_tokens.append(row.request.num_computed_tokens)
+        cached.num_output_tokens.append(row.num_held - row.num_prompt_sent)
+
+    def _num_blocks(self, row: Row) -> list[int]:
+        """Per KV cache group the blocks of a lane."""
+        return [len(of_cache) for of_cache in self._manager.coordinator.get_blocks(row.row_id)]
 
     def _add_entry(self, output: SchedulerOutput, group: SequenceGroup, row: Row) -> None:
         request, row_id = row.request, row.row_id

@@ -34,6 +34,20 @@ class Guided:
     frame: int
 
 
+@dataclass(frozen=True)
+class _Decision:
+    """Whether a token is audio.
+
+    Attributes:
+        is_audio: None if it is not known yet.
+        starts_after: steps from the request's known tokens to the start of the audio segment; None
+            if it has begun before them.
+    """
+
+    is_audio: bool | None
+    starts_after: int | None
+
+
 NOT_GUIDED = Guided(False, 0, 0)
 
 
@@ -47,6 +61,7 @@ class GuidanceTiming:
     def __init__(self, table: PhaseTable | None) -> None:
         self._table = table
         self._outcomes: dict[tuple[int, int], frozenset[tuple[int, int | None]]] = {}
+        self._decisions: dict[tuple[int, int], _Decision] = {}
 
     def of_next_token(self, group: SequenceGroup) -> Guided | None:
         """Guidance of the token that the next step emits; None if that is not known yet."""
@@ -58,21 +73,37 @@ class GuidanceTiming:
             start = main.num_prompt_tokens
         else:
             assert main.streams is not None
-            outcomes = self._outcomes_of(main.streams.state, in_flight)
-            kinds = {StateKind(int(self._table.kind[state])) for state, _ in outcomes}
-            kinds.discard(StateKind.DONE)
-            if not kinds & _AUDIO:
-                # Finished, or text whatever is in flight.
-                return NOT_GUIDED
-            starts = {start for state, start in outcomes if int(self._table.kind[state]) in _AUDIO}
-            if not kinds <= _AUDIO or len(starts) > 1:
+            decision = self._decide(main.streams.state, in_flight)
+            if decision.is_audio is None:
                 return None
-            steps = starts.pop()
-            start = main.streams.segment_start if steps is None else main.num_tokens + steps
+            if not decision.is_audio:
+                return NOT_GUIDED
+            start = main.streams.segment_start
+            if decision.starts_after is not None:
+                start = main.num_tokens + decision.starts_after
         frame = position - start
         last = None if inputs.last is None else inputs.last + group.max_delay
         inside = frame >= inputs.first and (last is None or frame <= last)
         return Guided(inside, start, frame)
+
+    def _decide(self, state: int, in_flight: int) -> _Decision:
+        """What is known of the token after `in_flight` unknown ones, from a state on."""
+        key = (state, in_flight)
+        if key not in self._decisions:
+            assert self._table is not None
+            outcomes = self._outcomes_of(state, in_flight)
+            kinds = {StateKind(int(self._table.kind[state])) for state, _ in outcomes}
+            kinds.discard(StateKind.DONE)
+            starts = {start for state, start in outcomes if int(self._table.kind[state]) in _AUDIO}
+            if not kinds & _AUDIO:
+                # Finished, or text whatever is in flight.
+                decision = _Decision(False, None)
+            elif not kinds <= _AUDIO or len(starts) > 1:
+                decision = _Decision(None, None)
+            else:
+                decision = _Decision(True, starts.pop())
+            self._decisions[key] = decision
+        return self._decisions[key]
 
     def _outcomes_of(self, state: int, count: int) -> frozenset[tuple[int, int | None]]:
         """What `count` more tokens may lead to.

@@ -6,8 +6,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from vllm.multistream.row_sums import merge_lanes
+from vllm.multistream.worker.lanes import Lanes
 from vllm.v1.outputs import SamplerOutput
 
 if TYPE_CHECKING:
@@ -15,8 +18,12 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
 
 
+NO_LAST_FRAME = 2**62
+"""Stands for the end of a guidance interval that has none."""
+
+
 class GuidedBatch:
-    """The sampling groups of a step, as indices into its batch.
+    """The groups of a step's batch, as indices into it.
 
     Args:
         groups: the groups that sample with guidance.
@@ -25,10 +32,15 @@ class GuidedBatch:
         device: where the indices live.
 
     Attributes:
-        sampling_rows: [num_sampling] rows that are sampled: all but the guidance lanes.
-        source: [num_rows] for each row the index in sampling_rows of the row whose tokens it gets.
-        guided: [num_groups] indices in sampling_rows of the conditional lanes.
-        lane_rows: [num_guidance_lanes] rows of the guidance lanes.
+        lanes: all groups that are sampled, rows of their own included, in the order of their first
+            rows.
+        guided_host: [num_guided] indices in `lanes` of the groups of `groups`.
+        guided_rows, guided_lanes, guided_weights: of the guided groups alone: [num_guided] first
+            rows, and [num_guided, most lanes] lanes and weights.
+        source: [num_rows] for each row the row whose tokens it gets.
+        lane_rows_host: rows of the guidance lanes.
+        has_intervals: whether some stretch has unguided frames.
+        first, last: [num_guided] first and last guided frame of each guided group.
     """
 
     def __init__(
@@ -38,37 +50,40 @@ class GuidedBatch:
         num_rows: int,
         device: torch.device,
     ) -> None:
-        rows = [[row_of[row_id] for row_id in group.row_ids] for group in groups]
-        most = max(len(lanes) for lanes in rows)
-        # A lane that a group lacks is its conditional lane with weight 0, which adds nothing.
-        padded = [lanes + lanes[:1] * (most - len(lanes)) for lanes in rows]
-        weights = [group.weights + [0.0] * (most - len(group.weights)) for group in groups]
-        lane_of = {lane: lanes[0] for lanes in rows for lane in lanes[1:]}
-        sampling = [row for row in range(num_rows) if row not in lane_of]
-        index = {row: i for i, row in enumerate(sampling)}
+        guided = [[row_of[row_id] for row_id in group.row_ids] for group in groups]
+        most = max(len(rows) for rows in guided)
+        leader_of = {lane: rows[0] for rows in guided for lane in rows[1:]}
+        rows_of = {rows[0]: rows for rows in guided}
+        weights_of = {rows[0]: group.weights for rows, group in zip(guided, groups, strict=True)}
+        firsts = [row for row in range(num_rows) if row not in leader_of]
+        index = {row: number for number, row in enumerate(firsts)}
 
         def tensor(values: list[Any], dtype: torch.dtype = torch.int64) -> torch.Tensor:
             return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
-        self._lanes = tensor(padded).T.contiguous()
-        self._weights = tensor(weights, torch.float32).T.contiguous()
-        self.sampling_rows_host = sampling
-        self.sampling_rows = tensor(sampling)
-        self.source = tensor([index[lane_of.get(row, row)] for row in range(num_rows)])
-        self.guided_host = [index[lanes[0]] for lanes in rows]
-        self.guided = tensor(self.guided_host)
-        self.lane_rows_host = list(lane_of)
-        self.lane_rows = tensor(self.lane_rows_host)
+        def padded(values: list[Any], pad: float) -> list[Any]:
+            return values + [pad] * (most - len(values))
+
+        self.lanes = Lanes(
+            tensor([padded(rows_of.get(row, [row]), -1) for row in firsts]),
+            tensor([padded(weights_of.get(row, [1.0]), 0.0) for row in firsts], torch.float32),
+            np.array(firsts, np.int64),
+        )
+        self.guided_host = np.array([index[rows[0]] for rows in guided], np.int64)
+        own = torch.from_numpy(self.guided_host).to(device, non_blocking=True)
+        self.guided_lanes, self.guided_weights = self.lanes.rows[own], self.lanes.weights[own]
+        self.guided_rows = self.guided_lanes[:, 0]
+        self.source = tensor([leader_of.get(row, row) for row in range(num_rows)])
+        self.lane_rows_host = list(leader_of)
+        self.first = np.array([group.first for group in groups], np.int64)
+        self.last = np.array(
+            [NO_LAST_FRAME if group.last is None else group.last for group in groups], np.int64
+        )
+        self.has_intervals = any(group.first or group.last is not None for group in groups)
 
     def merge(self, values: torch.Tensor) -> torch.Tensor:
-        """[num_groups, width] weighted sums over the lanes of [num_rows, width] values.
-
-        Computed in float32, lane by lane in order, so that a group's sum depends on nothing else.
-        """
-        merged = values[self._lanes[0]].float() * self._weights[0][:, None]
-        for lanes, weights in zip(self._lanes[1:], self._weights[1:], strict=True):
-            merged += values[lanes].float() * weights[:, None]
-        return merged
+        """[num_guided, width] float32 weighted sums over the lanes of [num_rows, width] values."""
+        return merge_lanes(values, self.guided_lanes, self.guided_weights, torch.float32)
 
 
 class GuidedRunner:
@@ -79,7 +94,8 @@ class GuidedRunner:
     """
 
     _guidance: list[GuidedRows] | None = None
-    _guided_key: tuple[Any, ...] = ()
+    _guided_groups: list[Any] | None = None
+    _guided_req_ids: list[str] | None = None
     _guided_batch: GuidedBatch | None = None
 
     def _update_states(self, scheduler_output: SchedulerOutput) -> Any:
@@ -92,10 +108,12 @@ class GuidedRunner:
             return None
         this: Any = self
         batch = this.input_batch
-        key = (tuple(tuple(group.row_ids) for group in self._guidance), tuple(batch.req_ids))
-        if key != self._guided_key or self._guided_batch is None:
-            # Groups and their rows stay the same from step to step in steady decoding.
-            self._guided_key = key
+        # Groups and their rows stay the same from step to step in steady decoding.
+        groups = [
+            (group.row_ids, group.weights, group.first, group.last) for group in self._guidance
+        ]
+        if groups != self._guided_groups or batch.req_ids != self._guided_req_ids:
+            self._guided_groups, self._guided_req_ids = groups, list(batch.req_ids)
             self._guided_batch = GuidedBatch(
                 self._guidance, batch.req_id_to_index, batch.num_reqs, this.device
             )
@@ -107,10 +125,9 @@ class GuidedRunner:
             return super()._sample(logits, spec_decode_metadata)  # type: ignore[misc]
         merged = batch.merge(logits)
         logits = logits.float()
-        logits[batch.sampling_rows[batch.guided]] = merged
+        logits[batch.guided_rows] = merged
         output = super()._sample(logits, spec_decode_metadata)  # type: ignore[misc]
-        own = output.sampled_token_ids[batch.sampling_rows]
-        output.sampled_token_ids = own[batch.source]
+        output.sampled_token_ids = output.sampled_token_ids[batch.source]
         return output
 
     def sample_tokens(self, grammar_output: Any) -> Any:

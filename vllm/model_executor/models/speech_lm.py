@@ -23,7 +23,9 @@ from vllm.model_executor.models.utils import (
     init_vllm_registered_model,
     maybe_prefix,
 )
+from vllm.multistream.extension import load_extension
 from vllm.multistream.heads import Heads
+from vllm.multistream.row_sums import multistream_embed
 from vllm.multistream.spec import SpeechSpec, multistream_spec
 from vllm.sequence import IntermediateTensors
 
@@ -41,6 +43,7 @@ class SpeechLMForConditionalGeneration(nn.Module):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
+        load_extension()
         spec = multistream_spec(vllm_config.model_config)
         assert spec is not None
         config = vllm_config.model_config.hf_config.backbone_config
@@ -98,6 +101,7 @@ class SpeechLMForConditionalGeneration(nn.Module):
         self.register_buffer(
             "_primary_skipped", skipped if spec.primary_skip_ids else None, persistent=False
         )
+        self._primary_table: torch.Tensor | None = None
         self.head_offsets: nn.Parameter | None = None
         if spec.has_head_offsets:
             self.head_offsets = nn.Parameter(
@@ -109,15 +113,15 @@ class SpeechLMForConditionalGeneration(nn.Module):
 
         Stream 0 is `input_ids` [num_tokens]; the others are the first rows of `auxiliary_ids`.
         """
+        auxiliary_ids = self.auxiliary_ids[: input_ids.shape[0]]
+        tables = (self._auxiliary_embedding, self._auxiliary_row, auxiliary_ids)
+        if self._primary_table is not None:
+            # One pass over the rows of all streams.
+            return multistream_embed(self._primary_table, input_ids, self._primary_skipped, *tables)
         embedded = self.backbone.embed_input_ids(input_ids)
         if self._primary_skipped is not None:
             embedded = embedded.masked_fill(self._primary_skipped[input_ids][:, None], 0)
-        if self.auxiliary_ids.shape[1] == 0:
-            return embedded
-        rows = self._auxiliary_row[self.auxiliary_ids[: input_ids.shape[0]].long()]
-        return embedded + F.embedding_bag(
-            rows, self._auxiliary_embedding, mode="sum", padding_idx=0
-        )
+        return multistream_embed(embedded, None, None, *tables)
 
     def forward(
         self,
@@ -160,6 +164,14 @@ class SpeechLMForConditionalGeneration(nn.Module):
         """Load a checkpoint: `backbone.*` in the backbone's own names, and `head_offsets`."""
         return AutoWeightsLoader(self).load_weights(weights)
 
+    def _embeds_by_table(self, embedding: VocabParallelEmbedding) -> bool:
+        """Whether the backbone embeds an id by its row of the table and nothing else."""
+        table = embedding.weight
+        if not table.is_floating_point():
+            return False
+        ids = torch.arange(min(16, len(self._auxiliary_row)), device=table.device)
+        return torch.equal(self.backbone.embed_input_ids(ids), table[ids])
+
     @torch.inference_mode()
     def prepare_streams(self) -> None:
         """Take the rows that codec streams need out of the loaded embedding and head.
@@ -167,6 +179,8 @@ class SpeechLMForConditionalGeneration(nn.Module):
         Called once, on all ranks, when the weights are loaded.
         """
         embedding = self.backbone.model.embed_tokens
+        if not self._tensor_parallel and self._embeds_by_table(embedding):
+            self._primary_table = embedding.weight.detach()
         self._auxiliary_embedding[1:] = _whole_rows(embedding, self._auxiliary_vocabulary)
         head = embedding if self._tied else self.backbone.lm_head
         rows = _whole_rows(head, self._candidates.clamp(min=0))

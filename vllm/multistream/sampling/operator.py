@@ -1,28 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled multi-stream sampler, ``torch.ops.unison.multistream_sample``."""
+"""The compiled multi-stream sampler, ``torch.ops.unison.guided_multistream_sample``."""
 
 from __future__ import annotations
 
-import functools
-from pathlib import Path
-
 import torch
 
-import vllm
+from vllm.multistream.extension import load_extension
 from vllm.multistream.sampling.oracle import MAX_CANDIDATES, multistream_sample_oracle
-
-EXTENSION_NAME = "_unison_C.so"
 
 sample_reference = multistream_sample_oracle
 """The oracle under the signature of :func:`multistream_sample`, to be put in its place."""
 
 
-def extension_path() -> Path:
-    """Where the built package keeps its compiled operators."""
-    return Path(vllm.__file__).parent / EXTENSION_NAME
-
-
-def _multistream_sample_fake(
+def guided_multistream_sample(
     logits: torch.Tensor,
     candidate_ids: torch.Tensor,
     masks: torch.Tensor,
@@ -35,25 +25,46 @@ def _multistream_sample_fake(
     first_stream: int,
     forced: torch.Tensor,
     tokens: torch.Tensor,
+    sources: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+    slots: torch.Tensor | None = None,
+    log_probability: torch.Tensor | None = None,
 ) -> None:
-    torch._check(tokens.shape == logits.shape[:2], lambda: "tokens must have the shape [R, K]")
+    """Merge lanes and sample one token per group and stream, in one launch.
 
+    The rules and arguments are those of
+    :func:`vllm.multistream.sampling.oracle.guided_multistream_sample_oracle`; so are the results,
+    bit for bit. No element of an argument is read on the host, and nothing is allocated.
 
-@functools.cache
-def load_extension() -> None:
-    """Load the compiled operators into ``torch.ops.unison``; once per process.
+    `logits` must be contiguous in its last dimension, `candidate_ids` and `masks` altogether. All
+    other tensors may have any strides, so they can be broadcast (``expand``) or be columns of a
+    larger tensor.
 
     Raises:
+        RuntimeError: a tensor has a wrong shape, type or device; the message names it.
         ImportError: the installed package has no compiled operators.
     """
-    path = extension_path()
-    if not path.is_file():
-        raise ImportError(
-            f"the compiled operators of multi-stream generation are missing: no {path}. "
-            "Install a wheel built from this fork, or build csrc/ with CMake."
-        )
-    torch.ops.load_library(str(path))
-    torch.library.register_fake("unison::multistream_sample", _multistream_sample_fake)
+    load_extension()
+    torch.ops.unison.guided_multistream_sample.default(
+        logits,
+        candidate_ids,
+        masks,
+        mask_index,
+        temperature,
+        top_k,
+        top_p,
+        seed,
+        position,
+        first_stream,
+        forced,
+        tokens,
+        sources,
+        weights,
+        rows,
+        slots,
+        log_probability,
+    )
 
 
 def multistream_sample(
@@ -70,10 +81,7 @@ def multistream_sample(
     forced: torch.Tensor,
     out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Sample one token per row and stream in one launch.
-
-    The rules are those of :mod:`vllm.multistream.sampling.oracle`; so are the tokens, bit for bit.
-    No element of an argument is read on the host, and nothing but ``out`` is allocated.
+    """Sample rows that are groups of their own: one lane with weight 1 each.
 
     Args:
         logits: [R, K, C] float32, bfloat16 or float16, 1 <= C <= 2^18, contiguous in C.
@@ -86,11 +94,8 @@ def multistream_sample(
         seed: [R] int64, all 64 bits are used.
         position: [R] int64, absolute position of the emitted token.
         first_stream: number of the stream in column 0.
-        forced: [R, K] int32, a token to emit as it is, or -1 to sample.
-        out: [R, K] int32 to write into; allocated if None.
-
-    Per-row and per-item tensors, and ``out``, may have any strides, so they can be broadcast
-    (``expand``) or be columns of a larger tensor.
+        forced: [R, K] int32, a token to emit as it is, -1 to sample, -2 to leave what is in `out`.
+        out: [R, K] int32 to write into; allocated, filled with -1, if None.
 
     Returns:
         [R, K] int32 tokens; -1 where an item cannot be sampled.
@@ -99,10 +104,9 @@ def multistream_sample(
         RuntimeError: a tensor has a wrong shape, type or device; the message names it.
         ImportError: the installed package has no compiled operators.
     """
-    load_extension()
     if out is None:
-        out = torch.empty(logits.shape[:2], dtype=torch.int32, device=logits.device)
-    torch.ops.unison.multistream_sample(
+        out = torch.full(logits.shape[:2], -1, dtype=torch.int32, device=logits.device)
+    guided_multistream_sample(
         logits,
         candidate_ids,
         masks,
@@ -120,9 +124,8 @@ def multistream_sample(
 
 
 __all__ = [
-    "EXTENSION_NAME",
     "MAX_CANDIDATES",
-    "extension_path",
+    "guided_multistream_sample",
     "load_extension",
     "multistream_sample",
     "sample_reference",

@@ -7,7 +7,6 @@ the V1 runner lives in the modules beside this one and in vllm.guidance.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,8 +23,9 @@ from vllm.multistream.acoustic.whole import WholeDecoder
 from vllm.multistream.messages import StreamOutput
 from vllm.multistream.phases import Finish, replay
 from vllm.multistream.spec import multistream_spec
-from vllm.multistream.worker.sampler import StepTokens, StreamSampler, UnguidedStreams
+from vllm.multistream.worker.sampler import StreamSampler
 from vllm.multistream.worker.state import StreamState, steps_of, stream_limit
+from vllm.multistream.worker.stream_step import StepTokens
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput, SamplerOutput
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ class _MultiStreamRunner(GuidedRunner):
         )
         self._stream_sampler = StreamSampler(spec.layout, spec.table, self._streams)
         self._step: StepTokens | None = None
+        self._delays = np.array(spec.layout.delays)
         self._decoder: WholeDecoder | None = None
         self._audio: AcousticExecutor | None = None
         self._decoded: set[str] = set()
@@ -203,7 +204,7 @@ class _MultiStreamRunner(GuidedRunner):
         this: Any = self
         count = int(this.query_start_loc.np[this.input_batch.num_reqs])
         self._streams.gather_inputs(
-            this.req_indices.gpu[:count].long(),
+            this.req_indices.gpu[:count],
             this.positions[:count],
             this.model.auxiliary_ids,
         )
@@ -215,27 +216,18 @@ class _MultiStreamRunner(GuidedRunner):
         this: Any = self
         this.input_batch.update_async_output_token_ids()
         rows = this.input_batch.num_reqs
-        position = this.seq_lens[:rows].long()
-        discard = this.discard_request_mask.gpu[:rows]
         kept = ~this.discard_request_mask.np[:rows]
-        current = self._host_is_device or not this.use_async_scheduling
         batch = self.guided_batch()
-        if batch is None:
-            step = self._stream_sampler.step(this.model, logits, position, discard, current)
-        else:
-            own = logits[batch.sampling_rows]
-            merged = own.clone()
-            merged[batch.guided] = batch.merge(logits).to(own.dtype)
-            step = self._stream_sampler.step(
-                this.model,
-                merged,
-                position[batch.sampling_rows],
-                discard[batch.sampling_rows],
-                current,
-                rows=np.asarray(batch.sampling_rows_host, np.int64),
-                unguided=self._unguided_streams(batch, own),
-            ).of_rows(batch.source)
-            self._streams.write_history(batch.lane_rows, position, step.tokens)
+        step = self._stream_sampler.step(
+            this.model,
+            logits,
+            this.seq_lens[:rows].long(),
+            this.discard_request_mask.gpu[:rows],
+            self._host_is_device or not this.use_async_scheduling,
+            None if batch is None else batch.lanes,
+            None if batch is None else self._unguided_streams(batch),
+        )
+        if batch is not None:
             kept[batch.lane_rows_host] = False
         self._step, self._kept = step, kept
         if self._host_is_device:
@@ -243,23 +235,18 @@ class _MultiStreamRunner(GuidedRunner):
             self._streams.known_state[slots] = step.state.numpy()[kept]
         return SamplerOutput(step.tokens[:, :1], logprobs_tensors=None)
 
-    def _unguided_streams(
-        self, batch: GuidedBatch, hidden_states: torch.Tensor
-    ) -> UnguidedStreams | None:
+    def _unguided_streams(self, batch: GuidedBatch) -> NDArray[np.bool_] | None:
         """Streams at the edges of a guidance interval: each stream's own frame decides."""
-        assert self._guidance is not None
-        delays = self._spec.layout.delays
-        rows, outside = [], []
-        for row, group in zip(batch.guided_host, self._guidance, strict=True):
-            if group.first or group.last is not None:
-                last = math.inf if group.last is None else group.last
-                rows.append(row)
-                outside.append([not group.first <= group.frame - d <= last for d in delays])
-        if not any(map(any, outside)):
+        if not batch.has_intervals:
             return None
-        streams = torch.zeros(len(hidden_states), len(delays), dtype=torch.bool)
-        streams[rows] = torch.tensor(outside)
-        return UnguidedStreams(hidden_states, streams.to(hidden_states.device))
+        assert self._guidance is not None
+        frames = np.array([group.frame for group in self._guidance])[:, None] - self._delays
+        outside = (frames < batch.first[:, None]) | (frames > batch.last[:, None])
+        if not outside.any():
+            return None
+        unguided = np.zeros((len(batch.lanes.first_host), len(self._delays)), np.bool_)
+        unguided[batch.guided_host] = outside
+        return unguided
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         this: Any = self

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One step's sampling: from hidden states to the tokens of all streams, without a device sync."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,18 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.multistream.heads import Heads, StreamGroup
+from vllm.multistream.heads import Heads
 from vllm.multistream.layout import StreamLayout
-from vllm.multistream.phases import (
-    NO_TOKEN,
-    Finish,
-    PhaseTable,
-    Progress,
-    StateKind,
-    advance,
-)
-from vllm.multistream.sampling import multistream_sample
-from vllm.multistream.worker.state import StreamState
+from vllm.multistream.phases import PhaseTable, StateKind
+from vllm.multistream.row_sums import merge_lanes
+from vllm.multistream.sampling import guided_multistream_sample
+from vllm.multistream.worker.lanes import Lanes
+from vllm.multistream.worker.state import SlotSettings, StreamState
+from vllm.multistream.worker.stream_step import Choices, StepTokens, StreamStep
 
 _AUDIO_KINDS = frozenset({StateKind.AUDIO, StateKind.FLUSH})
 
@@ -36,52 +34,104 @@ class HeadModel(Protocol):
         ...
 
 
-@dataclass
-class StepTokens:
-    """What a step emitted.
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a step, as the sampler's calls share them.
 
     Attributes:
-        tokens: [num_rows, num_streams] int32.
-        finish: [num_rows] int64 phases.Finish.
-        state: [num_rows] int64 state of the phase table after the step.
-        segment_start: [num_rows] int64 position at which the newest audio segment begins.
-    """
-
-    tokens: torch.Tensor
-    finish: torch.Tensor
-    state: torch.Tensor
-    segment_start: torch.Tensor
-
-    def of_rows(self, rows: torch.Tensor) -> "StepTokens":
-        """The step of some rows, in the order given."""
-        return StepTokens(
-            self.tokens[rows], self.finish[rows], self.state[rows], self.segment_start[rows]
-        )
-
-
-@dataclass
-class UnguidedStreams:
-    """Streams of guided rows that lie outside the guidance interval.
-
-    Attributes:
-        hidden_states: [num_rows, hidden_size] of the conditional lanes alone.
-        streams: [num_rows, num_streams] bool, where these hidden states hold.
+        hidden_states: [num_rows, hidden_size] of the whole batch.
+        position: [num_rows] position of the emitted tokens.
+        slots: [num_rows] slot of each row.
+        lanes: the groups; None if every row is one of its own.
+        unguided: [num_groups, num_streams] bool on the host, streams that are sampled from the
+            conditional lane alone; None if there are none.
+        choices: what the rows may emit.
     """
 
     hidden_states: torch.Tensor
-    streams: torch.Tensor
+    position: torch.Tensor
+    slots: torch.Tensor
+    lanes: Lanes | None
+    unguided: NDArray[np.bool_] | None
+    choices: Choices
 
 
-class _Group:
-    """A stream group's tables on the device."""
+@dataclass(frozen=True)
+class HeadRows:
+    """The groups that a head is multiplied for.
 
-    def __init__(self, group: StreamGroup, heads: Heads, device: torch.device) -> None:
-        self.first_stream = group.first_stream
-        self.streams = slice(group.first_stream, group.first_stream + group.num_streams)
-        self.columns = slice(group.first_column, group.first_column + group.candidate_ids.size)
-        self.shape = group.candidate_ids.shape
-        self.candidate_ids = torch.from_numpy(group.candidate_ids).to(device)
-        self.masks = torch.from_numpy(heads.audio_masks(group)).to(device)
+    Attributes:
+        hidden_states: [num_head_rows, hidden_size]: one row per group, merged over its lanes.
+            Groups with unguided streams have a second row further down, of their conditional lane
+            alone.
+        rows: [num_groups, most lanes] rows that get the tokens; None if group g is row g.
+        sources: [num_groups, num_streams, 1] head row of each stream; None if group g has row g.
+        weights: ones of the same shape, or None.
+    """
+
+    hidden_states: torch.Tensor
+    rows: torch.Tensor | None
+    sources: torch.Tensor | None
+    weights: torch.Tensor | None
+
+
+class _StreamGroup:
+    """Tables and settings of neighbouring streams that one sampler call serves.
+
+    Args:
+        candidate_ids: [num_streams, width] int32.
+        masks: [num_masks, num_streams, width].
+        first_stream: number of the first stream.
+        first_column: of the group's logits in the head's output.
+        first_setting: column of the first stream's settings, and of its forced tokens.
+        settings: of all slots.
+        device: where the tables live.
+    """
+
+    def __init__(
+        self,
+        candidate_ids: NDArray[np.int32],
+        masks: NDArray[np.bool_],
+        first_stream: int,
+        first_column: int,
+        first_setting: int,
+        settings: SlotSettings,
+        device: torch.device,
+    ) -> None:
+        self._first_stream = first_stream
+        self._streams = slice(first_stream, first_stream + len(candidate_ids))
+        self._columns = slice(first_column, first_column + candidate_ids.size)
+        self._shape = candidate_ids.shape
+        self._candidate_ids = torch.from_numpy(candidate_ids).to(device)
+        self._masks = torch.from_numpy(masks).to(device)
+        self._settings_columns = slice(first_setting, first_setting + len(candidate_ids))
+        self._temperature = settings.temperature[:, self._settings_columns]
+        self._top_k = settings.top_k[:, self._settings_columns]
+        self._top_p = settings.top_p[:, self._settings_columns]
+        self._seed = settings.seed
+
+    def sample(self, logits: torch.Tensor, head: HeadRows, rows: Rows) -> None:
+        """Write the tokens of the group's streams, given the head's output."""
+        streams = self._streams
+        sources, weights = head.sources, head.weights
+        guided_multistream_sample(
+            logits[:, self._columns].view(len(logits), *self._shape),
+            self._candidate_ids,
+            self._masks,
+            rows.choices.mask_index,
+            self._temperature,
+            self._top_k,
+            self._top_p,
+            self._seed,
+            rows.position,
+            self._first_stream,
+            rows.choices.forced[:, self._settings_columns],
+            rows.choices.tokens[:, streams],
+            None if sources is None else sources[:, streams],
+            None if weights is None else weights[:, streams],
+            head.rows,
+            rows.slots,
+        )
 
 
 class StreamSampler:
@@ -94,20 +144,28 @@ class StreamSampler:
     """
 
     def __init__(self, layout: StreamLayout, table: PhaseTable, state: StreamState) -> None:
-        device = state.device
-        self._layout = layout
+        device, settings = state.device, state.settings
         self._state = state
-        self._table = table.on(device)
+        self._rule = StreamStep(layout, table, state)
         self._kinds = table.kind
         self._kinds_soon = table.kinds_within_one_step
         heads = Heads(layout, table)
-        begin, end = heads.text_range
-        self._text_ids = torch.arange(begin, end, dtype=torch.int32, device=device)[None]
-        self._text_masks = torch.from_numpy(heads.text_masks()).to(device)
-        self._groups = [_Group(group, heads, device) for group in heads.groups]
-        self._delays = torch.tensor(layout.delays, dtype=torch.int64, device=device)
-        self._pads = torch.tensor(layout.pad_token_ids, dtype=torch.int32, device=device)
-        self._max_delay = layout.max_delay
+        self._text: _StreamGroup | None = None
+        if layout.has_text:
+            text_ids = np.arange(*heads.text_range, dtype=np.int32)[None]
+            self._text = _StreamGroup(text_ids, heads.text_masks(), 0, 0, 0, settings, device)
+        self._audio = [
+            _StreamGroup(
+                group.candidate_ids,
+                heads.audio_masks(group),
+                group.first_stream,
+                group.first_column,
+                1 + group.first_stream,
+                settings,
+                device,
+            )
+            for group in heads.groups
+        ]
 
     def step(
         self,
@@ -116,110 +174,48 @@ class StreamSampler:
         position: torch.Tensor,
         discard: torch.Tensor,
         states_are_current: bool,
-        rows: NDArray[np.int64] | None = None,
-        unguided: UnguidedStreams | None = None,
+        lanes: Lanes | None = None,
+        unguided: NDArray[np.bool_] | None = None,
     ) -> StepTokens:
-        """Sample the next token of every stream of every row.
+        """Sample the next token of every stream of every group.
 
         Args:
             model: multiplies the heads.
             hidden_states: [num_rows, hidden_size] at each row's last scheduled token.
-            position: [num_rows] position of the emitted tokens.
+            position: [num_rows] int64 position of the emitted tokens.
             discard: [num_rows] bool, rows that have not reached their last known token; what is
                 sampled for them is thrown away and changes nothing.
             states_are_current: whether the host knows each row's state (else it may be one token
                 behind, and heads for everything a row may have become are multiplied).
-            rows: the batch's rows that the other arguments are about; default all.
-            unguided: streams that are sampled from other hidden states; default none.
+            lanes: the groups that are sampled; default each row by itself.
+            unguided: [num_groups, num_streams] streams outside the guidance interval; default none.
 
         Returns:
             The step's tokens; a row that cannot be sampled has Finish.ERROR and pads.
         """
         state = self._state
-        slots, slots_host = state.row_slots, state.row_slots_host
-        if rows is not None:
-            slots_host = slots_host[rows]
-            slots = slots[torch.from_numpy(rows).to(slots.device)]
-        progress = Progress(
-            state.progress.state[slots],
-            state.progress.segment_start[slots],
-            state.progress.flush_end[slots],
+        choices = self._rule.begin(position)
+        rows = Rows(hidden_states, position, state.row_slots, lanes, unguided, choices)
+        slots = state.row_slots_host
+        text, audio = self._groups_by_head(
+            slots if lanes is None else slots[lanes.first_host], states_are_current
         )
-        kind = self._table.kind[progress.state]
-        forced = self._forced(slots, progress, kind, position)
-        tokens = forced.clamp(min=0)
-        text_rows, audio_rows = self._rows_by_head(slots_host, states_are_current)
-        no_end = (position < state.settings.earliest_end[slots]).to(torch.int64)
-        mask_index = (2 * progress.state + no_end).to(torch.int32)
-        self._sample_text(
-            model,
-            hidden_states,
-            text_rows,
-            slots,
-            position,
-            mask_index,
-            kind,
-            forced,
-            tokens,
-            unguided,
-        )
-        self._sample_audio(
-            model,
-            hidden_states,
-            audio_rows,
-            slots,
-            position,
-            mask_index,
-            kind,
-            forced,
-            tokens,
-            unguided,
+        if len(text) and self._text is not None:
+            head = _head_rows(rows, text)
+            self._text.sample(model.text_logits(head.hidden_states), head, rows)
+        if len(audio) and self._audio:
+            head = _head_rows(rows, audio)
+            logits = model.audio_logits(head.hidden_states)
+            for group in self._audio:
+                group.sample(logits, head, rows)
+        return self._rule.advance(
+            position, discard, choices.tokens, None if lanes is None else lanes.rows
         )
 
-        failed = (tokens < 0).any(dim=1)
-        tokens = torch.where(tokens < 0, self._pads, tokens)
-        after = advance(
-            self._table, progress, position, tokens[:, 0].long(), state.settings.limit[slots]
-        )
-        finish = torch.where(failed, Finish.ERROR, self._table.finish[after.state])
-
-        kept = torch.where(discard, state.scratch_slot, slots)
-        state.progress.state[kept] = after.state
-        state.progress.segment_start[kept] = after.segment_start
-        state.progress.flush_end[kept] = after.flush_end
-        place = position.clamp(max=state.max_model_len)
-        state.history[kept, place] = tokens
-        return StepTokens(tokens, finish, after.state, after.segment_start)
-
-    def _forced(
-        self, slots: torch.Tensor, progress: Progress, kind: torch.Tensor, position: torch.Tensor
-    ) -> torch.Tensor:
-        """[num_rows, num_streams] int32 token that a stream must emit, or NO_TOKEN."""
-        state = self._state
-        in_audio = (kind == StateKind.AUDIO)[:, None]
-        in_flush = (kind == StateKind.FLUSH)[:, None]
-        here = position[:, None]
-        started = here >= progress.segment_start[:, None] + self._delays
-        unfinished = here < progress.flush_end[:, None] - self._max_delay + self._delays
-        active = started & (in_audio | (in_flush & unfinished))
-        forced = torch.where(active, NO_TOKEN, self._pads)
-        forced[:, 0] = torch.where(
-            kind == StateKind.AUDIO,
-            forced[:, 0],
-            self._table.forced_token[progress.state].to(torch.int32),
-        )
-        # What a prompt's delayed tail says goes before everything else.
-        if forced.shape[1] > 1:
-            place = position.clamp(max=state.max_model_len)
-            tail = state.history[slots, place, 1:]
-            in_tail = (position < state.tail_end[slots])[:, None] & (tail >= 0)
-            forced[:, 1:] = torch.where(in_tail, tail, forced[:, 1:])
-        return forced
-
-    def _rows_by_head(
+    def _groups_by_head(
         self, slots: NDArray[np.int64], states_are_current: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows for which the text head, and those for which the audio head, is multiplied."""
+        """Groups for which the text head, and those for which the audio head, is multiplied."""
         states = self._state.known_state[slots]
         if states_are_current:
             kinds = self._kinds[states]
@@ -231,90 +227,42 @@ class StreamSampler:
             audio = np.array([bool(_AUDIO_KINDS & kinds) for kinds in soon], np.bool_)
         return np.flatnonzero(text), np.flatnonzero(audio)
 
-    def _sample_text(
-        self,
-        model: HeadModel,
-        hidden_states: torch.Tensor,
-        rows: NDArray[np.int64],
-        slots: torch.Tensor,
-        position: torch.Tensor,
-        mask_index: torch.Tensor,
-        kind: torch.Tensor,
-        forced: torch.Tensor,
-        tokens: torch.Tensor,
-        unguided: UnguidedStreams | None,
-    ) -> None:
-        if len(rows) == 0 or not self._layout.has_text:
-            return
-        index = torch.from_numpy(rows).to(tokens.device)
-        own, settings = slots[index], self._state.settings
-        hidden_states = hidden_states[index]
-        if unguided is not None:
-            # Text is stream 0.
-            hidden_states = torch.where(
-                unguided.streams[index, :1], unguided.hidden_states[index], hidden_states
-            )
-        sampled = multistream_sample(
-            model.text_logits(hidden_states)[:, None],
-            self._text_ids,
-            self._text_masks,
-            mask_index[index],
-            settings.temperature[own, :1],
-            settings.top_k[own, :1],
-            settings.top_p[own, :1],
-            settings.seed[own],
-            position[index],
-            0,
-            forced[index, :1],
-        )
-        is_text = kind[index] == StateKind.TEXT
-        tokens[index, 0] = torch.where(is_text, sampled[:, 0], tokens[index, 0])
 
-    def _sample_audio(
-        self,
-        model: HeadModel,
-        hidden_states: torch.Tensor,
-        rows: NDArray[np.int64],
-        slots: torch.Tensor,
-        position: torch.Tensor,
-        mask_index: torch.Tensor,
-        kind: torch.Tensor,
-        forced: torch.Tensor,
-        tokens: torch.Tensor,
-        unguided: UnguidedStreams | None,
-    ) -> None:
-        if len(rows) == 0 or not self._groups:
-            return
-        index = torch.from_numpy(rows).to(tokens.device)
-        own, settings = slots[index], self._state.settings
-        logits = model.audio_logits(hidden_states[index])
-        plain = None
-        if unguided is not None:
-            plain = model.audio_logits(unguided.hidden_states[index])
-        temperature = settings.temperature[own, 1:]
-        top_k, top_p = settings.top_k[own, 1:], settings.top_p[own, 1:]
-        is_audio = (kind[index] == StateKind.AUDIO) | (kind[index] == StateKind.FLUSH)
-        for group in self._groups:
-            shape = (len(rows), *group.shape)
-            logits_of_group = logits[:, group.columns].view(shape)
-            if unguided is not None and plain is not None:
-                logits_of_group = torch.where(
-                    unguided.streams[index, group.streams][:, :, None],
-                    plain[:, group.columns].view(shape),
-                    logits_of_group,
-                )
-            sampled = multistream_sample(
-                logits_of_group,
-                group.candidate_ids,
-                group.masks,
-                mask_index[index],
-                temperature[:, group.streams],
-                top_k[:, group.streams],
-                top_p[:, group.streams],
-                settings.seed[own],
-                position[index],
-                group.first_stream,
-                forced[index, group.streams],
-            )
-            before = tokens[index, group.streams]
-            tokens[index, group.streams] = torch.where(is_audio[:, None], sampled, before)
+def _head_rows(rows: Rows, groups: NDArray[np.int64]) -> HeadRows:
+    """The rows that a head is multiplied for.
+
+    Heads are linear and weights sum to 1, so hidden states are merged before a head instead of
+    logits after it, which multiplies it once per group instead of once per lane.
+    """
+    hidden_states, lanes = rows.hidden_states, rows.lanes
+    device = hidden_states.device
+    num_groups = len(hidden_states) if lanes is None else len(lanes.first_host)
+    index = None
+    if len(groups) < num_groups:
+        index = torch.from_numpy(groups).to(device, non_blocking=True)
+    if lanes is None:
+        if index is None:
+            return HeadRows(hidden_states, None, None, None)
+        return HeadRows(hidden_states[index], index[:, None], None, None)
+    members, weights = lanes.rows, lanes.weights
+    if index is not None:
+        members, weights = members[index], weights[index]
+    outside = None if rows.unguided is None else rows.unguided[groups]
+    if outside is None or not outside.any():
+        merged = merge_lanes(hidden_states, members, weights)
+        return HeadRows(merged, members, None, None)
+    mixed = np.flatnonzero(outside.any(axis=1))
+    alone = torch.from_numpy(mixed).to(device, non_blocking=True)
+    # The second row of a group at the edge of its interval: its conditional lane with weight 1.
+    own = torch.full((len(mixed), members.shape[1]), -1, dtype=torch.int64, device=device)
+    own[:, 0] = members[alone, 0]
+    merged = merge_lanes(
+        hidden_states,
+        torch.cat([members, own]),
+        torch.cat([weights, torch.ones_like(own, dtype=torch.float32)]),
+    )
+    second = np.zeros(len(groups), np.int64)
+    second[mixed] = len(groups) + np.arange(len(mixed))
+    head_row = np.where(outside, second[:, None], np.arange(len(groups))[:, None])
+    sources = torch.from_numpy(head_row).to(device, non_blocking=True)[:, :, None]
+    return HeadRows(merged, members, sources, torch.ones((), device=device).expand(sources.shape))

@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vllm.multistream.extension import load_extension
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.phases import PhaseTable, Progress, Replay, replay
 from vllm.multistream.sampling_fields import per_stream
+from vllm.multistream.worker.stream_step import gather_streams
 from vllm.sampling_params import SamplingParams
 
 NEVER = 2**31 - 1
@@ -61,10 +63,12 @@ class StreamState:
         max_model_len: int,
         device: torch.device,
     ) -> None:
+        load_extension()
         self.layout = layout
         self.table = table
         self.device = device
         self.max_model_len = max_model_len
+        self.max_requests = max_requests
         # A slot rests for two steps after its release: with asynchronous scheduling the output of
         # a step is read after later steps have changed the batch.
         num_slots = 3 * max_requests
@@ -189,30 +193,15 @@ class StreamState:
         """Make the next `set_rows` rebuild the rows (a request may hold another slot now)."""
         self._rows = []
 
-    def write_history(
-        self, rows: torch.Tensor, position: torch.Tensor, tokens: torch.Tensor
-    ) -> None:
-        """Write what some rows were given, without moving them through phases.
-
-        Args:
-            rows: [n] rows of the batch.
-            position: [num_rows] position of the tokens, of every row of the batch.
-            tokens: [num_rows, num_streams] ids of every row of the batch.
-        """
-        place = position[rows].clamp(max=self.max_model_len)
-        self.history[self.row_slots[rows], place] = tokens[rows]
-
     def gather_inputs(self, rows: torch.Tensor, positions: torch.Tensor, out: torch.Tensor) -> None:
         """Write the auxiliary ids of a step's tokens.
 
         Args:
-            rows: [num_tokens] batch row of each token.
-            positions: [num_tokens] position of each token.
+            rows: [num_tokens] int32 or int64 batch row of each token.
+            positions: [num_tokens] int64 position of each token.
             out: [>= num_tokens, num_streams - 1] int32 buffer that the model's forward reads.
         """
-        index = self.row_slots[rows] * self.history.shape[1] + positions
-        flat = self.history.view(-1, self.layout.num_streams)
-        out[: len(index)] = flat[index, 1:]
+        gather_streams(self.history, self.row_slots, rows, positions, out)
 
 
 def steps_of(

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The step's compiled operators against their definitions, on random states of random layouts."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.multistream.random_layouts import example, layouts
+from vllm.multistream.layout import StreamLayout
+from vllm.multistream.phases import PhaseTable
+from vllm.multistream.worker.state import StreamState
+from vllm.multistream.worker.stream_step import (
+    LEAVE,
+    StreamStep,
+    gather_streams,
+    gather_streams_reference,
+)
+
+CPU = torch.device("cpu")
+MAX_MODEL_LEN = 20
+MAX_REQUESTS = 6
+POISON = 0x5A5A5A5A
+
+
+def random_state(layout: StreamLayout, generator: torch.Generator) -> StreamState:
+    """Slots in any state of the phase table, whether or not requests can get there."""
+    table = PhaseTable(layout)
+    state = StreamState(layout, table, MAX_REQUESTS, MAX_MODEL_LEN, CPU)
+    slots = len(state.tail_end)
+
+    def integers(low: int, high: int, *size: int) -> torch.Tensor:
+        return torch.randint(low, high, size or (slots,), generator=generator)
+
+    state.history[:] = integers(-1, layout.vocabulary_size, *state.history.shape)
+    state.tail_end[:] = integers(0, MAX_MODEL_LEN + 1)
+    state.progress.state[:] = integers(0, table.num_states)
+    state.progress.segment_start[:] = integers(0, MAX_MODEL_LEN)
+    state.progress.flush_end[:] = integers(0, MAX_MODEL_LEN)
+    state.settings.limit[:] = integers(1, MAX_MODEL_LEN)
+    state.settings.earliest_end[:] = integers(0, MAX_MODEL_LEN)
+    rows = int(integers(1, MAX_REQUESTS + 1, 1))
+    state.row_slots = torch.randperm(slots - 1, generator=generator)[:rows]
+    return state
+
+
+def everything(state: StreamState) -> list[torch.Tensor]:
+    progress = state.progress
+    return [state.history, progress.state, progress.segment_start, progress.flush_end]
+
+
+def published_layout() -> StreamLayout:
+    """A layout with text, audio, forced tokens and delays."""
+    return StreamLayout.from_dict(example())
+
+
+def check_begin(layout: StreamLayout, seed: int) -> None:
+    """What rows may emit, operator against definition; nothing else is written."""
+    generator = torch.Generator().manual_seed(seed)
+    state = random_state(layout, generator)
+    rule = StreamStep(layout, state.table, state)
+    rows = len(state.row_slots)
+    position = torch.randint(0, MAX_MODEL_LEN + 3, (rows,), generator=generator)
+    rule._forced.fill_(POISON)
+    rule._mask_index.fill_(POISON)
+    before = [tensor.clone() for tensor in everything(state)]
+    found, expected = rule.begin(position), rule.begin_reference(position)
+    assert torch.equal(found.forced, expected.forced)
+    assert torch.equal(found.mask_index, expected.mask_index)
+    assert torch.equal(found.tokens, expected.tokens)
+    assert (found.forced >= LEAVE).all()
+    for was, now in zip(before, everything(state), strict=True):
+        assert torch.equal(was, now)
+
+
+def check_advance(layout: StreamLayout, seed: int, grouped: bool) -> None:
+    """Tokens, outcomes, history and progress, operator against definition."""
+    generator = torch.Generator().manual_seed(seed)
+    state = random_state(layout, generator)
+    rule = StreamStep(layout, state.table, state)
+    num_rows = len(state.row_slots)
+
+    def integers(low: int, high: int, *size: int) -> torch.Tensor:
+        return torch.randint(low, high, size, generator=generator)
+
+    position = integers(0, MAX_MODEL_LEN + 3, num_rows)
+    discard = torch.rand(num_rows, generator=generator) < 0.2
+    tokens = integers(0, layout.vocabulary_size, num_rows, layout.num_streams).int()
+    tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = -1
+    groups = None
+    if grouped:
+        order = torch.randperm(num_rows, generator=generator).tolist()
+        lists: list[list[int]] = []
+        while order:
+            size = int(integers(1, 4, 1))
+            lists.append(order[:size])
+            order = order[size:]
+        groups = torch.tensor([rows + [-1] * (3 - len(rows)) for rows in lists])
+    other = copy.deepcopy(state)
+    reference = StreamStep(layout, state.table, other)
+    found = rule.advance(position, discard, tokens.clone(), groups)
+    expected = reference.advance_reference(position, discard, tokens.clone(), groups)
+    assert torch.equal(found.tokens, expected.tokens)
+    assert torch.equal(found.outcome, expected.outcome)
+    for now, right in zip(everything(state), everything(other), strict=True):
+        assert torch.equal(now, right)
+
+
+def check_gather(seed: int, streams: int, dtype: torch.dtype) -> None:
+    """Auxiliary ids of tokens, operator against definition; the rest of the buffer stays."""
+    generator = torch.Generator().manual_seed(seed)
+    history = torch.randint(0, 99, (7, 11, streams), generator=generator).int()
+    slots = torch.randint(0, 7, (4,), generator=generator)
+    rows = torch.randint(0, 4, (13,), generator=generator).to(dtype)
+    positions = torch.randint(0, 11, (13,), generator=generator)
+    found = torch.full((20, streams - 1), POISON, dtype=torch.int32)
+    expected = found.clone()
+    gather_streams(history, slots, rows, positions, found)
+    gather_streams_reference(history, slots, rows, positions, expected)
+    assert torch.equal(found, expected)
+
+
+@settings(deadline=None, max_examples=150)
+@given(layouts(max_streams=4, max_delay=3), st.integers(0, 2**32))
+def test_begin(layout: StreamLayout, seed: int) -> None:
+    check_begin(layout, seed)
+
+
+@settings(deadline=None, max_examples=150)
+@given(layouts(max_streams=4, max_delay=3), st.integers(0, 2**32), st.booleans())
+def test_advance(layout: StreamLayout, seed: int, grouped: bool) -> None:
+    check_advance(layout, seed, grouped)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(0, 2**32), st.integers(1, 9), st.sampled_from([torch.int32, torch.int64]))
+def test_gather(seed: int, streams: int, dtype: torch.dtype) -> None:
+    check_gather(seed, streams, dtype)
+
+
+def test_wrong_arguments_are_named() -> None:
+    history = torch.zeros((2, 3, 4), dtype=torch.int32)
+    index = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(RuntimeError, match="ids must be contiguous of shape"):
+        gather_streams(history, index, index, index, torch.zeros((2, 4), dtype=torch.int32))
+    with pytest.raises(RuntimeError, match="positions"):
+        gather_streams(history, index, index, index[:1], torch.zeros((2, 3), dtype=torch.int32))

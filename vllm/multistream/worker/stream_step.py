@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a step does to the rows of its batch, before and after sampling.
+
+Before: which token each stream must emit, and what it may choose among. After: the tokens are
+written into the history of every lane, and each row moves through its phases. Each is one compiled
+operator; the methods named ``_reference`` define them in PyTorch, with the phase rule of
+:func:`vllm.multistream.phases.advance`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from vllm.multistream.phases import NO_TOKEN, Finish, Progress, StateKind, advance
+
+if TYPE_CHECKING:
+    from vllm.multistream.layout import StreamLayout
+    from vllm.multistream.phases import PhaseTable
+    from vllm.multistream.worker.state import StreamState
+
+LEAVE = -2
+"""A forced value that tells the sampler to leave an item's token as it is."""
+
+
+@dataclass
+class Choices:
+    """What a step's rows may emit.
+
+    Attributes:
+        forced: [num_rows, 1 + num_streams] int32. Column 0 is for the text head's stream 0, column
+            1 + k for the audio head's stream k: a token that must be emitted, NO_TOKEN to sample,
+            or LEAVE where the row's phase does not use the head.
+        mask_index: [num_rows] int32 row of the heads' masks.
+        tokens: [num_rows, num_streams] int32 what is forced, NO_TOKEN where the sampler decides. A
+            cell that nothing decides stays so and fails its row.
+    """
+
+    forced: torch.Tensor
+    mask_index: torch.Tensor
+    tokens: torch.Tensor
+
+
+@dataclass
+class StepTokens:
+    """What a step emitted.
+
+    Attributes:
+        tokens: [num_rows, num_streams] int32.
+        outcome: [3, num_rows] int64: phases.Finish, the state of the phase table after the step,
+            and the position at which the newest audio segment begins.
+    """
+
+    tokens: torch.Tensor
+    outcome: torch.Tensor
+
+    @property
+    def finish(self) -> torch.Tensor:
+        """[num_rows] int64 phases.Finish."""
+        return self.outcome[0]
+
+    @property
+    def state(self) -> torch.Tensor:
+        """[num_rows] int64 state of the phase table after the step."""
+        return self.outcome[1]
+
+    @property
+    def segment_start(self) -> torch.Tensor:
+        """[num_rows] int64 position at which the newest audio segment begins."""
+        return self.outcome[2]
+
+
+class StreamStep:
+    """The step's rule over a batch.
+
+    Args:
+        layout: the model's stream layout.
+        table: its phase table.
+        state: the per-request state, read by `begin` and updated by `advance`.
+    """
+
+    def __init__(self, layout: StreamLayout, table: PhaseTable, state: StreamState) -> None:
+        device = state.device
+        self._state = state
+        self._table = table.on(device)
+        self._delays = torch.tensor(layout.delays, dtype=torch.int64, device=device)
+        self._pads = torch.tensor(layout.pad_token_ids, dtype=torch.int32, device=device)
+        self._num_streams = layout.num_streams
+        self._forced = torch.empty(
+            (state.max_requests, 1 + layout.num_streams), dtype=torch.int32, device=device
+        )
+        self._mask_index = torch.empty(state.max_requests, dtype=torch.int32, device=device)
+
+    def begin(self, position: torch.Tensor) -> Choices:
+        """What the rows of the state's batch may emit.
+
+        Args:
+            position: [num_rows] int64 position of the emitted tokens.
+
+        Returns:
+            The choices, of which `forced` and `mask_index` hold until the next step.
+        """
+        state, table = self._state, self._table
+        rows = len(position)
+        choices = Choices(
+            self._forced[:rows],
+            self._mask_index[:rows],
+            self._forced.new_empty((rows, self._num_streams)),
+        )
+        torch.ops.unison.begin_streams.default(
+            table.kind,
+            table.forced_token,
+            self._delays,
+            self._pads,
+            table.max_delay,
+            state.progress.state,
+            state.progress.segment_start,
+            state.progress.flush_end,
+            state.tail_end,
+            state.settings.earliest_end,
+            state.history,
+            state.row_slots,
+            position,
+            choices.forced,
+            choices.mask_index,
+            choices.tokens,
+        )
+        return choices
+
+    def advance(
+        self,
+        position: torch.Tensor,
+        discard: torch.Tensor,
+        tokens: torch.Tensor,
+        rows: torch.Tensor | None,
+    ) -> StepTokens:
+        """Take in what was sampled: write the history, move rows through their phases.
+
+        Args:
+            position: [num_rows] int64 position of the tokens.
+            discard: [num_rows] bool, rows for which nothing is written.
+            tokens: [num_rows, num_streams] int32, negative where a row could not be sampled. Those
+                rows fail and emit pads; all rows of a group get the tokens of its first.
+            rows: [num_groups, most rows of a group] int64 rows of the sampled groups, the one that
+                moves through phases first; -1 for none. None: each row is a group.
+
+        Returns:
+            The step, with `tokens` written in place. Rows of no group have undefined outcomes.
+        """
+        state, table = self._state, self._table
+        outcome = torch.empty((3, len(position)), dtype=torch.int64, device=position.device)
+        torch.ops.unison.advance_streams.default(
+            table.token_class,
+            table.next_state,
+            table.kind,
+            table.after_flush,
+            table.at_limit,
+            table.finish,
+            self._pads,
+            table.max_delay,
+            table.end_length,
+            table.flush_length,
+            int(Finish.ERROR),
+            state.progress.state,
+            state.progress.segment_start,
+            state.progress.flush_end,
+            state.settings.limit,
+            state.history,
+            state.row_slots,
+            position,
+            discard,
+            rows,
+            tokens,
+            outcome,
+        )
+        return StepTokens(tokens, outcome)
+
+    def begin_reference(self, position: torch.Tensor) -> Choices:
+        """The definition of `begin`."""
+        state, table, slots = self._state, self._table, self._state.row_slots
+        own_state = state.progress.state[slots]
+        kind = table.kind[own_state]
+        in_audio = (kind == StateKind.AUDIO)[:, None]
+        in_flush = (kind == StateKind.FLUSH)[:, None]
+        here = position[:, None]
+        started = here >= state.progress.segment_start[slots][:, None] + self._delays
+        flush_end = state.progress.flush_end[slots][:, None]
+        unfinished = here < flush_end - table.max_delay + self._delays
+        active = started & (in_audio | (in_flush & unfinished))
+        tokens = torch.where(active, NO_TOKEN, self._pads)
+        tokens[:, 0] = torch.where(
+            in_audio[:, 0], tokens[:, 0], table.forced_token[own_state].to(torch.int32)
+        )
+        # What a prompt's delayed tail says goes before everything else.
+        place = position.clamp(max=state.max_model_len)
+        tail = state.history[slots, place, 1:]
+        in_tail = (position < state.tail_end[slots])[:, None] & (tail >= 0)
+        tokens[:, 1:] = torch.where(in_tail, tail, tokens[:, 1:])
+        text = torch.where((kind == StateKind.TEXT)[:, None], tokens[:, :1], LEAVE)
+        audio = torch.where(in_audio | in_flush, tokens, LEAVE)
+        no_end = (position < state.settings.earliest_end[slots]).to(torch.int64)
+        mask_index = (2 * own_state + no_end).to(torch.int32)
+        return Choices(torch.cat([text, audio], dim=1), mask_index, tokens)
+
+    def advance_reference(
+        self,
+        position: torch.Tensor,
+        discard: torch.Tensor,
+        tokens: torch.Tensor,
+        rows: torch.Tensor | None,
+    ) -> StepTokens:
+        """The definition of `advance`."""
+        state, table = self._state, self._table
+        num_rows = len(position)
+        if rows is None:
+            rows = torch.arange(num_rows, device=position.device)[:, None]
+        rows = rows[(rows[:, 0] >= 0) & (rows[:, 0] < num_rows)]
+        first = rows[:, 0]
+        slots = state.row_slots[first]
+        own = tokens[first]
+        failed = (own < 0).any(dim=1)
+        own = torch.where(own < 0, self._pads, own)
+        before = Progress(
+            state.progress.state[slots],
+            state.progress.segment_start[slots],
+            state.progress.flush_end[slots],
+        )
+        after = advance(
+            table, before, position[first], own[:, 0].long(), state.settings.limit[slots]
+        )
+        kept = slots[~discard[first]]
+        state.progress.state[kept] = after.state[~discard[first]]
+        state.progress.segment_start[kept] = after.segment_start[~discard[first]]
+        state.progress.flush_end[kept] = after.flush_end[~discard[first]]
+        finish = torch.where(failed, Finish.ERROR, table.finish[after.state])
+        outcome = torch.empty((3, num_rows), dtype=torch.int64, device=position.device)
+        for place in range(rows.shape[1]):
+            lane = rows[:, place]
+            is_row = (lane >= 0) & (lane < num_rows)
+            lane = lane[is_row]
+            tokens[lane] = own[is_row]
+            values = torch.stack([finish, after.state, after.segment_start])
+            outcome[:, lane] = values[:, is_row]
+            written = lane[~discard[lane]]
+            where = position[written].clamp(max=state.max_model_len)
+            state.history[state.row_slots[written], where] = tokens[written]
+        return StepTokens(tokens, outcome)
+
+
+def gather_streams(
+    history: torch.Tensor,
+    slots: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    """Write the auxiliary ids of a step's tokens.
+
+    Args:
+        history: [num_slots, num_positions, num_streams] int32.
+        slots: [num_rows] int64 slot of each row of the batch.
+        rows: [num_tokens] int32 or int64 batch row of each token.
+        positions: [num_tokens] int64 position of each token.
+        out: [>= num_tokens, num_streams - 1] int32, written.
+
+    Raises:
+        RuntimeError: a tensor has a wrong shape or type; the message names it.
+    """
+    torch.ops.unison.gather_streams.default(history, slots, rows, positions, out)
+
+
+def gather_streams_reference(
+    history: torch.Tensor,
+    slots: torch.Tensor,
+    rows: torch.Tensor,
+    positions: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    """The definition of :func:`gather_streams`."""
+    out[: len(rows)] = history[slots[rows.long()], positions, 1:]
