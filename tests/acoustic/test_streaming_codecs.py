@@ -89,7 +89,9 @@ class Crowd:
 
     def possible(self, num_frames: int) -> int:
         """Frames that can be decoded while more may follow."""
-        return max(n for n in range(num_frames + 1) if frames_needed(self.contexts, n) <= num_frames)
+        return max(
+            n for n in range(num_frames + 1) if frames_needed(self.contexts, n) <= num_frames
+        )
 
     def all_samples(self, name: int) -> torch.Tensor:
         return torch.cat(self.samples[name]).flatten()

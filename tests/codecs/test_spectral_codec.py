@@ -102,6 +102,19 @@ def test_residual_books_reduce_what_is_left() -> None:
     torch.testing.assert_close(latents - residual, quantizer.decode(codes))
 
 
+def test_samples_depend_on_the_stated_context_only() -> None:
+    """Changing a frame changes samples as far as the context says, and no further."""
+    codec = SpectralCodec(model(12))
+    context = codec.decoder_context()
+    codes = torch.randint(0, 11, (60, 4))
+    changed = codes.clone()
+    changed[30] = (codes[30] + 1) % 11
+    differ = (codec.decode(codes) != codec.decode(changed)).reshape(60, 640).any(1)
+    assert differ.nonzero().flatten().tolist() == list(
+        range(30 - context.right, 30 + context.left + 1)
+    )
+
+
 @pytest.mark.parametrize("used", [1, 2, 4])
 def test_first_codebooks_alone(used: int) -> None:
     samples = 0.1 * torch.randn(6400)

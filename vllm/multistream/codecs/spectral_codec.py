@@ -21,6 +21,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
+from vllm.multistream.acoustic.receptive_field import (
+    Context,
+    Convolution,
+    TransposedConvolution,
+    receptive_field,
+)
 from vllm.multistream.codecs.base import Codec
 
 MODEL_TYPE = "spectral_codec"
@@ -383,6 +389,19 @@ class SpectralCodec(Codec):
             folder = Path(snapshot_download(name_or_path, revision=revision))
         model = SpectralCodecModel.load(folder)
         return cls(model.to(device), num_codebooks, dtype)
+
+    def decoder_context(self) -> Context:
+        """The frames around a frame that its samples depend on."""
+        config = self.model.config
+        kernel = config.kernel_size
+        convolutions = [
+            Convolution(kernel, padding=kernel - 1 - ahead) for ahead in config.decoder_lookahead
+        ]
+        margin = (config.window_length - config.hop_length) // 2
+        transform = TransposedConvolution(config.window_length, config.hop_length, margin)
+        return receptive_field(
+            [*convolutions, transform], self.samples_per_frame, config.steps_per_frame
+        )
 
     def _encode(self, samples: torch.Tensor) -> torch.Tensor:
         missing = -samples.shape[0] % self.samples_per_frame
