@@ -41,23 +41,10 @@ $(VENV)/.overlay-linked: $(VENV)/.fork-installed $(shell find vllm -type d -not 
 	@$(bin)/python -m tools.fork link >/dev/null
 	@touch $@
 
-demo: sentence := the quick brown fox jumps over the lazy dog
+demo: sentence := please open the blue window
 demo: build
-	@command -v flite >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-		&& echo "installing flite" && apt-get install -y -qq flite >/dev/null; } \
-		|| echo "flite is not installed, so the demo has no speech to transcribe but its own"
 	@$(bin)/python examples/speak.py "$(sentence)" --output demo.wav
-	@if command -v flite >/dev/null; then \
-		flite -voice slt -t "$(sentence)" -o build/flite.wav \
-		&& echo "transcribing build/flite.wav" \
-		&& $(bin)/python examples/speak.py --transcribe build/flite.wav \
-		&& echo "speaking with build/flite.wav as the voice prompt" \
-		&& $(bin)/python examples/speak.py "$(sentence)" --audio build/flite.wav --output demo-voice.wav \
-		&& ls -l demo.wav build/flite.wav demo-voice.wav; \
-	else \
-		echo "transcribing demo.wav" \
-		&& $(bin)/python examples/speak.py --transcribe demo.wav && ls -l demo.wav; \
-	fi
+	@$(bin)/python examples/speak.py --transcribe demo.wav
 
 test: build
 	@$(bin)/python -m pytest tests

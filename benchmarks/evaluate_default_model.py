@@ -204,6 +204,23 @@ def plot(result: dict[str, Any], file: Path) -> None:
     figure.savefig(file, dpi=120)
 
 
+def plot_spectrograms(file: Path, title: str, clips: dict[str, NDArray[np.float32]]) -> None:
+    """Log-magnitude spectrograms of clips, one above the other, on one time axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, panels = plt.subplots(len(clips), 1, figsize=(8, 2 * len(clips)), sharex=True)
+    for panel, (name, samples) in zip(panels, clips.items(), strict=True):
+        panel.specgram(samples + 1e-5, 512, SAMPLE_RATE, noverlap=384, cmap="magma", vmin=-120)
+        panel.set_ylabel(f"{name}\nHz")
+    panels[0].set_title(title)
+    panels[-1].set_xlabel("seconds")
+    figure.tight_layout()
+    figure.savefig(file, dpi=100)
+
+
 def main() -> None:
     """Measure everything, print it and write it."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
@@ -212,6 +229,7 @@ def main() -> None:
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
     parser.add_argument("--output-json", type=Path)
     parser.add_argument("--output-plot", type=Path, help="PNG of error rate over guidance scale")
+    parser.add_argument("--output-spectrograms", type=Path, help="PNG of one sentence")
     options = parser.parse_args()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -251,6 +269,16 @@ def main() -> None:
         options.output_json.write_text(json.dumps(result, indent=2) + "\n")
     if options.output_plot:
         plot(result, options.output_plot)
+    if options.output_spectrograms:
+        first = spoken[0]
+        clips = {
+            "original": first.samples,
+            "codec": codec.decode(codec.encode(torch.from_numpy(first.samples))).numpy(),
+        }
+        for scale in (1.0, best["guidance_scale"]):
+            said = speak(llm, [first], scale)[0].audio
+            clips[f"generated, scale {scale:g}"] = said.samples
+        plot_spectrograms(options.output_spectrograms, first.text, clips)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says a sentence into a WAV file, or reads one: text to speech, voice prompts, speech to text.
+"""Says a sentence into a WAV file, or reads one: text to speech, speech to text, voice prompts.
 
-python examples/speak.py "the quick brown fox" --output fox.wav
-python examples/speak.py "the quick brown fox" --audio voice.wav --output fox.wav
-python examples/speak.py "the quick brown fox" --guidance-scale 3 --output fox.wav
-python examples/speak.py --transcribe fox.wav
+python examples/speak.py "please open the blue window" --output window.wav
+python examples/speak.py "please open the blue window" --voice rms --guidance-scale 3
+python examples/speak.py --transcribe window.wav
+python examples/speak.py "any text" --audio voice.wav --model FOLDER_OR_HUB_ID
+
+Without --model it is the small model that is installed with the package; its model card
+(vllm/multistream/default_model/README.md) lists the words that it knows.
 """
 
 from __future__ import annotations
@@ -30,9 +33,14 @@ import transformers
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from vllm.multistream.packaged_model import DEFAULT_MODEL
+
 if TYPE_CHECKING:
     from vllm import LLM
     from vllm.outputs import CompletionOutput
+
+RANDOM_MODEL = "random"
+"""Name that stands for the demo model with random weights."""
 
 DEMO_FRAMES = 150
 """Frames that the random demo model speaks when --max-tokens is not given: 3 seconds."""
@@ -69,8 +77,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, metavar="WAV", help="where to (default: out.wav)")
     parser.add_argument("--audio", type=Path, metavar="WAV", help="voice prompt: speak like this")
     parser.add_argument("--transcribe", type=Path, metavar="WAV", help="write this as text instead")
+    parser.add_argument("--voice", metavar="NAME", help="one of the model's voices")
     parser.add_argument(
-        "--model", help="folder or hub id of a SpeechLM checkpoint (default: a random one)"
+        "--model",
+        default=DEFAULT_MODEL,
+        help="folder or hub id of a SpeechLM checkpoint, or 'random' for one with random weights "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="same seed, same file (default: %(default)s)"
@@ -78,14 +90,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--temperature",
         type=_number(0, "a finite number >= 0"),
-        default=0.8,
-        help="0 is greedy (default: %(default)s)",
+        help="0 is greedy (default: as the model says, else 0.8)",
     )
     parser.add_argument(
         "--top-k",
         type=_integer(0),
-        default=30,
-        help="candidates per stream and step; 0 is all of them (default: %(default)s)",
+        help="candidates per stream and step; 0 is all of them (default: as the model says)",
     )
     parser.add_argument(
         "--max-tokens",
@@ -96,7 +106,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--guidance-scale",
         type=float,
         metavar="S",
-        help="classifier-free guidance: how far to follow TEXT; 1 is none (default: none)",
+        help="classifier-free guidance: how far to follow TEXT; 1 is none (default: as the model "
+        "says, else none)",
     )
     parser.add_argument(
         "--negative-prompt",
@@ -108,7 +119,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("give either TEXT or --transcribe WAV")
     if options.text is not None and not options.text.strip():
         parser.error("argument TEXT: must not be empty")
-    for name in ("output", "audio", "guidance_scale", "negative_prompt"):
+    for name in ("output", "audio", "voice", "guidance_scale", "negative_prompt"):
         if options.transcribe is not None and getattr(options, name) is not None:
             option = name.replace("_", "-")
             parser.error(f"argument --{option}: goes with TEXT, not with --transcribe")
@@ -281,22 +292,27 @@ def prepare_process() -> None:
 def generate(llm: LLM, options: argparse.Namespace, is_demo: bool) -> Result:
     """Run one request to its end, with a progress bar that counts the engine's steps."""
     from vllm import SamplingParams
+    from vllm.multistream.spec import multistream_spec
 
     speaks = options.transcribe is None
     prompt: dict[str, Any] = {"prompt": options.text or ""}
     if options.clip is not None:
         prompt["multi_modal_data"] = {"audio": options.clip}
+    if options.voice is not None:
+        prompt["mm_processor_kwargs"] = {"voice": options.voice}
     demo_tokens = DEMO_FRAMES if speaks else DEMO_TEXT_TOKENS
-    params = SamplingParams(
-        temperature=options.temperature,
-        top_k=options.top_k,
-        seed=options.seed,
-        max_tokens=options.max_tokens or (demo_tokens if is_demo else None),
-        # Random weights know no end; without this they would stop anywhere.
-        ignore_eos=is_demo,
-        guidance_scale=options.guidance_scale,
-        negative_prompt=options.negative_prompt,
-    )
+    spec = multistream_spec(llm.model_config)
+    if spec is None:
+        raise ValueError(f"model {options.model} must be a multi-stream model")
+    fields: dict[str, Any] = {"temperature": 0.8 if speaks else 0.0, "seed": options.seed}
+    fields |= spec.generation_defaults.get("text_to_speech" if speaks else "speech_to_text", {})
+    # Random weights know no end; without ignore_eos they would stop anywhere.
+    fields |= {"max_tokens": demo_tokens, "ignore_eos": True} if is_demo else {}
+    fields.setdefault("max_tokens", None)
+    for name in ("temperature", "top_k", "max_tokens", "guidance_scale", "negative_prompt"):
+        if getattr(options, name) is not None:
+            fields[name] = getattr(options, name)
+    params = SamplingParams(**fields)
     start = time.perf_counter()
     llm.enqueue(prompt, params, use_tqdm=False)  # type: ignore[arg-type]
     finished = None
@@ -357,15 +373,15 @@ def main(arguments: Sequence[str] | None = None, llm: LLM | None = None) -> int:
     """
     options = parse(arguments)
     prepare_process()
-    is_demo = options.model is None
+    is_demo = options.model == RANDOM_MODEL
     if is_demo:
         print(
-            "No --model given: this is a small model with random weights. The sound is noise and "
-            "the text is\ngibberish, and it stops only at --max-tokens; everything else is real."
+            "This is a small model with random weights. The sound is noise and the text is "
+            "gibberish,\nand it stops only at --max-tokens; everything else is real."
         )
     try:
         if llm is None:
-            llm = start_engine(options.model or demo_model())
+            llm = start_engine(demo_model() if is_demo else options.model)
         result = generate(llm, options, is_demo)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

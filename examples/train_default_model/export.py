@@ -15,7 +15,15 @@ from transformers import PreTrainedTokenizerFast
 
 from vllm.multistream.codecs.spectral_codec import SpectralCodecModel
 
-GENERATION_DEFAULTS = {"temperature": 0.7, "top_k": 20, "max_tokens": 500}
+SPEECH_DEFAULTS = {"temperature": 0.7, "top_k": 20, "max_tokens": 500}
+GUIDANCE_SCALE = 2.0
+"""What benchmarks/evaluate_default_model.py found best."""
+
+GENERATION_DEFAULTS = {
+    "text_to_speech": {**SPEECH_DEFAULTS, "guidance_scale": GUIDANCE_SCALE},
+    "speech_to_text": {"temperature": 0.0, "max_tokens": 100},
+    "speech_continuation": SPEECH_DEFAULTS,
+}
 
 
 def export(
@@ -54,10 +62,11 @@ def export(
         "tasks": layout.tasks(),
         "voices": {speaker: [index] for speaker, index in layout.SPEAKER_IDS.items()},
         "default_voice": "slt",
+        "generation_defaults": GENERATION_DEFAULTS,
         "guidance": {"null_prompt": layout.NULL_PROMPT, "audio_only": False},
     }
     _write(folder / "config.json", config)
-    _write(folder / "generation_config.json", GENERATION_DEFAULTS)
+    _write(folder / "generation_config.json", {"do_sample": True, **SPEECH_DEFAULTS})
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>"
     ).save_pretrained(folder)

@@ -40,6 +40,11 @@ def voice(tmp_path: Path) -> Path:
     return path
 
 
+def run(arguments: list[str], engine: Any) -> int:
+    """The command, with the model that the engine runs."""
+    return speak.main([*arguments, "--model", speak.RANDOM_MODEL], engine)
+
+
 def samples_of(path: Path) -> np.ndarray:
     with wave.open(str(path)) as file:
         assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 1, 2)
@@ -48,9 +53,7 @@ def samples_of(path: Path) -> np.ndarray:
 
 def test_the_wav_is_as_long_as_its_frames_say(engine, tmp_path, capsys):
     path = tmp_path / "out.wav"
-    assert (
-        speak.main(["a short sentence", "--output", str(path), "--max-tokens", "20"], engine) == 0
-    )
+    assert run(["a short sentence", "--output", str(path), "--max-tokens", "20"], engine) == 0
     samples = samples_of(path)
     assert len(samples) == 20 * SAMPLES_PER_FRAME
     assert np.abs(samples.astype(int)).max() > 100, "the file is silent"
@@ -67,7 +70,7 @@ def test_same_seed_same_file(engine, tmp_path):
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         path = tmp_path / f"{name}.wav"
         arguments = ["hello", "--seed", seed, "--max-tokens", "12", "--output", str(path)]
-        assert speak.main(arguments, engine) == 0
+        assert run(arguments, engine) == 0
         files.append(path.read_bytes())
     assert files[0] == files[1]
     assert files[0] != files[2]
@@ -78,7 +81,7 @@ def test_a_voice_prompt_changes_the_speech(engine, tmp_path, voice):
     for extra in ([], ["--audio", str(voice)]):
         path = tmp_path / f"{len(files)}.wav"
         arguments = ["hello", "--max-tokens", "12", "--output", str(path), *extra]
-        assert speak.main(arguments, engine) == 0
+        assert run(arguments, engine) == 0
         files.append(path)
     assert len(samples_of(files[0])) == len(samples_of(files[1])) == 12 * SAMPLES_PER_FRAME
     assert files[0].read_bytes() != files[1].read_bytes()
@@ -112,7 +115,7 @@ def test_guidance_changes_the_speech_and_takes_two_lanes(engine, tmp_path, guida
         path = tmp_path / f"{name}.wav"
         guidance_lanes.clear()
         arguments = ["hello", "--max-tokens", "12", "--output", str(path), *extra]
-        assert speak.main(arguments, engine) == 0
+        assert run(arguments, engine) == 0
         assert len(samples_of(path)) == 12 * SAMPLES_PER_FRAME
         files[name], steps[name] = path.read_bytes(), guidance_lanes.copy()
     # The last of 8 streams runs 7 steps behind.
@@ -124,7 +127,7 @@ def test_guidance_changes_the_speech_and_takes_two_lanes(engine, tmp_path, guida
 
 
 def test_transcribing_prints_text(engine, voice, capsys):
-    assert speak.main(["--transcribe", str(voice), "--max-tokens", "15"], engine) == 0
+    assert run(["--transcribe", str(voice), "--max-tokens", "15"], engine) == 0
     printed = capsys.readouterr().out
     assert "15 steps" in printed
     text = printed.split("text: ")[1].rstrip("\n")
@@ -166,6 +169,7 @@ def test_writing_clips_and_rounds(tmp_path):
         (["hello", "--max-tokens", "0"], "--max-tokens"),
         (["hello", "--seed", "x"], "--seed"),
         (["hello", "--guidance-scale", "much"], "--guidance-scale"),
+        (["--transcribe", "{voice}", "--voice", "slt"], "--voice"),
         (["--transcribe", "{voice}", "--guidance-scale", "3"], "--guidance-scale"),
         (["--transcribe", "{voice}", "--negative-prompt", "no"], "--negative-prompt"),
     ],
@@ -182,6 +186,7 @@ def test_bad_arguments_are_refused_by_name(arguments, named, tmp_path, voice, ca
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
+        (["--voice", "slt"], "voice must be one of []"),
         (["--seed", str(2**63)], "seed must be in"),
         (["--guidance-scale", "-1"], "guidance_scale must be a finite number >= 0, not -1.0"),
         (["--guidance-scale", "nan"], "guidance_scale must be a finite number >= 0, not nan"),

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model that is installed with the package, and its name."""
+
+from pathlib import Path
+from typing import Protocol
+
+DEFAULT_MODEL = "unison-default"
+"""The name that stands for the packaged model, unless a folder of this name is at hand."""
+
+_FOLDER = Path(__file__).parent / "default_model"
+
+
+class ModelArguments(Protocol):
+    """What of upstream's engine arguments is read and changed."""
+
+    model: str
+    tokenizer: str | None
+    served_model_name: str | list[str] | None
+
+
+def resolve_packaged_model(arguments: ModelArguments) -> None:
+    """Put the packaged model's folder in place of its name, which it is still served under.
+
+    Raises:
+        ValueError: if the installation lacks the model.
+    """
+    if arguments.tokenizer == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir():
+        arguments.tokenizer = str(packaged_model())
+    if arguments.model != DEFAULT_MODEL or Path(DEFAULT_MODEL).is_dir():
+        return
+    arguments.model = str(packaged_model())
+    if arguments.served_model_name is None:
+        arguments.served_model_name = DEFAULT_MODEL
+
+
+def packaged_model() -> Path:
+    """The packaged model's folder.
+
+    Raises:
+        ValueError: if the installation lacks it.
+    """
+    if not (_FOLDER / "config.json").is_file():
+        raise ValueError(f"model {DEFAULT_MODEL!r} is not part of this installation")
+    return _FOLDER
