@@ -73,7 +73,9 @@ class FourierCodec(Codec):
 
     hop, window = 64, 256
 
-    def __init__(self, num_blocks: int = 8, num_codebooks: int = 3, codebook_size: int = 16) -> None:
+    def __init__(
+        self, num_blocks: int = 8, num_codebooks: int = 3, codebook_size: int = 16
+    ) -> None:
         super().__init__(
             sample_rate=16000,
             samples_per_frame=self.hop,

@@ -139,9 +139,7 @@ class Engine:
             tokens = one.request.tokens[: one.request.num_prompt + one.num_read]
             replayed = one.request.replayed(self.table, one.num_read)
             admissions.append(
-                Admission(
-                    name, one.slot, tokens, one.request.num_prompt, replayed, one.num_emitted
-                )
+                Admission(name, one.slot, tokens, one.request.num_prompt, replayed, one.num_emitted)
             )
         self.executor.change_batch(staying, admissions)
         batch = [(name, one) for name, one in self.all.items() if one.slot is not None]
@@ -304,7 +302,9 @@ class Driver:
                 ],
                 np.int32,
             ),
-            "finish": np.array([self.requests[n].finish[r] for n, r in zip(names, rows, strict=True)]),
+            "finish": np.array(
+                [self.requests[n].finish[r] for n, r in zip(names, rows, strict=True)]
+            ),
         }
         columns |= changes
         result = self.executor.step(

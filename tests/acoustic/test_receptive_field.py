@@ -125,9 +125,7 @@ def test_a_real_decoder_depends_on_its_context_and_no_more(
     context = codec.decoder_context()
     frames, middle = 3 * (context.left + context.right), context.left + context.right
     generator = torch.Generator().manual_seed(3)
-    codes = torch.randint(
-        codec.codebook_size, (frames, codec.num_codebooks), generator=generator
-    )
+    codes = torch.randint(codec.codebook_size, (frames, codec.num_codebooks), generator=generator)
     hop = codec.samples_per_frame
 
     def change_in_the_middle(frame: int) -> float:

@@ -29,9 +29,7 @@ def whole_codes(layout: StreamLayout, table: PhaseTable, request: Request) -> li
 
 
 @given(layout=layouts(), seed=st.integers(0, 2**32 - 1))
-def test_frames_of_a_crowd_are_those_of_the_whole_requests(
-    layout: StreamLayout, seed: int
-) -> None:
+def test_frames_of_a_crowd_are_those_of_the_whole_requests(layout: StreamLayout, seed: int) -> None:
     """Requests start, rest and re-enter another slot at any step; not all rows sample."""
     source = random.Random(seed)
     table = PhaseTable(layout)

@@ -11,9 +11,9 @@ import pytest
 from vllm.multistream.messages import AudioOutput, StreamInputs, StreamOutput, StreamUpdate
 from vllm.multistream.phases import Finish
 from vllm.multistream.request import (
-    enter_worker,
     RequestStreams,
     block_keys,
+    enter_worker,
     make_request_streams,
     make_stream_update,
     stop_of_streams,

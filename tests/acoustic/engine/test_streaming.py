@@ -151,9 +151,7 @@ CROWD = [
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["synchronous", "asynchronous"])
-def llm(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[LLM]:
+def llm(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[LLM]:
     layout = stream_layout(4, delays=[0, 3, 1, 5])
     folder = write_random_speech_lm(tmp_path_factory.mktemp("crowd"), layout=layout)
     with pytest.MonkeyPatch.context() as patch:
