@@ -202,7 +202,7 @@ def test_one_call_for_windows_of_one_shape() -> None:
     for name in range(5):
         crowd.enter(name, random_codes(codec, 20, seed=name), 8 if name < 3 else 0)
     crowd.decode({0: [12], 1: [12], 2: [14], 3: [5, 9], 4: [6]})
-    # Windows: 2 + 4 + 1 frames twice; 2 + 6 + 1; 5 + 1; 6 + 1, as long as the first two; then 2 + 4 + 1.
+    # Windows: 2 + 4 + 1 frames twice, 2 + 6 + 1, 5 + 1, 6 + 1 (as long as the first), 2 + 4 + 1.
     assert sorted(codec.calls) == [(1, 6), (1, 7), (1, 9), (3, 7)]
 
 
@@ -264,7 +264,7 @@ def test_a_decoder_that_fails_in_parts_is_noticed() -> None:
         return plain(codes)
 
     codec._decode = broken  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="its decoder fails in parts: .*out of tune"):
+    with pytest.raises(ValueError, match=r"its decoder fails in parts: .*out of tune"):
         check_stages(codec)
 
 

@@ -280,29 +280,32 @@ class _MultiStreamRunner(GuidedRunner):
         output = StreamOutput(
             tokens, np.where(kept, finish, Finish.NOT_FINISHED), state, segment_start
         )
+        ended = np.flatnonzero(output.finish).tolist()
         if self._audio is not None:
+            # Asked before the step, with whose end the executor may forget them.
+            streamed = {row for row in ended if self._audio.holds(pending.request_ids[row])}
             audio = self._audio.step(
                 pending.slots, kept, tokens, state, segment_start, output.finish
             )
             output.audio, output.errors = audio.audio, audio.errors
-            if audio.errors:
-                failed = [pending.request_ids.index(request_id) for request_id in audio.errors]
-                output.finish[failed] = Finish.ERROR
-        for row in np.flatnonzero(output.finish):
-            self._finish_row(output, int(row), pending)
+            failed = [pending.request_ids.index(request_id) for request_id in audio.errors]
+            output.finish[failed] = Finish.ERROR
+            ended = [row for row in ended if row not in streamed]
+        for row in np.flatnonzero(output.finish == Finish.ERROR).tolist():
+            output.errors.setdefault(
+                pending.request_ids[row],
+                "a stream could not be sampled: its logits are NaN or infinite",
+            )
+        for row in ended:
+            if output.finish[row] != Finish.ERROR:
+                self._decode_whole(output, row, pending)
         return output
 
-    def _finish_row(self, output: StreamOutput, row: int, pending: _PendingStreams) -> None:
+    def _decode_whole(self, output: StreamOutput, row: int, pending: _PendingStreams) -> None:
+        """Decode the audio of a request that has ended and is not streamed."""
         request_id = pending.request_ids[row]
-        if output.finish[row] == Finish.ERROR:
-            output.errors.setdefault(
-                request_id, "a stream could not be sampled: its logits are NaN or infinite"
-            )
-            return
         request = self.requests.get(request_id)  # type: ignore[attr-defined]
         if request is None or self._decoder is None or request_id in self._decoded:
-            return
-        if self._audio is not None and self._audio.holds(request_id):
             return
         # With asynchronous scheduling an ended request is in one more step.
         self._decoded.add(request_id)

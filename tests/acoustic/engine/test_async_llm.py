@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Audio out of AsyncLLM, whose engine is another process."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import prometheus_client
+import pytest
+
+from tests.acoustic.engine.streams import SMALL_CHUNKS, assert_stream_is, num_pieces
+from tests.multistream.engine.cases import BLOCK_SIZE, MAX_MODEL_LEN
+from vllm import AsyncEngineArgs, CompletionOutput, SamplingParams
+from vllm.multistream.random_checkpoint import write_random_speech_lm
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.async_llm import AsyncLLM
+
+FINAL_ONLY, DELTA = RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA
+NUM_FRAMES = 60
+
+
+def _metric(name: str) -> float:
+    samples = [s for m in prometheus_client.REGISTRY.collect() for s in m.samples]
+    return sum(sample.value for sample in samples if sample.name == name)
+
+
+async def _outputs(engine: AsyncLLM, index: int, kind: RequestOutputKind) -> list[CompletionOutput]:
+    params = SamplingParams(
+        temperature=0.8, seed=index, max_tokens=NUM_FRAMES, ignore_eos=True, output_kind=kind
+    )
+    found = []
+    async for output in engine.generate(f"hello {index}", params, f"{kind.name}-{index}"):
+        found.append(output.outputs[0])
+        if kind == DELTA and index % 2:
+            # A consumer that falls behind gets what it missed at once.
+            await asyncio.sleep(0.05)
+    return found
+
+
+async def _cancelled(engine: AsyncLLM) -> None:
+    params = SamplingParams(max_tokens=200, ignore_eos=True, output_kind=DELTA)
+    async for output in engine.generate("stop me", params, "cancelled"):
+        if output.outputs[0].audio is not None:
+            break
+
+
+async def _run(engine: AsyncLLM) -> None:
+    whole = await asyncio.gather(*[_outputs(engine, i, FINAL_ONLY) for i in range(5)])
+    assert [len(outputs) for outputs in whole] == [1] * 5
+    before = _metric("vllm:audio_seconds_total")
+    streams, cumulative, _ = await asyncio.gather(
+        asyncio.gather(*[_outputs(engine, i, DELTA) for i in range(5)]),
+        _outputs(engine, 0, RequestOutputKind.CUMULATIVE),
+        _cancelled(engine),
+    )
+    for outputs, (expected,) in zip(streams, whole, strict=True):
+        assert_stream_is(outputs, expected, DELTA)
+    assert num_pieces(streams[0]) >= 5
+    assert_stream_is(cumulative, whole[0][0], RequestOutputKind.CUMULATIVE)
+    # The first piece is there long before the end.
+    first = next(i for i, output in enumerate(streams[0]) if output.audio is not None)
+    assert first < len(streams[0]) / 2
+    seconds = _metric("vllm:audio_seconds_total") - before
+    assert seconds >= 6 * NUM_FRAMES * 320 / 16000
+    assert _metric("vllm:time_to_first_audio_seconds_count") >= 12
+    assert _metric("vllm:audio_inter_chunk_seconds_count") >= 6 * 4
+    assert _metric("vllm:audio_real_time_factor_count") >= 11
+    last = await _outputs(engine, 2, FINAL_ONLY)
+    np.testing.assert_array_equal(last[0].audio.samples, whole[2][0].audio.samples)  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_deltas_cross_the_process_boundary(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": MAX_MODEL_LEN,
+        "max_num_seqs": 16,
+        "block_size": BLOCK_SIZE,
+        "additional_config": SMALL_CHUNKS,
+    }
+
+    async def main() -> None:
+        folder = write_random_speech_lm(tmp_path / "model")
+        engine = AsyncLLM.from_engine_args(AsyncEngineArgs(model=str(folder), **options))
+        try:
+            await _run(engine)
+        finally:
+            engine.shutdown()
+
+    asyncio.run(main())
