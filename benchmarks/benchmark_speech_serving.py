@@ -167,6 +167,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
             axis.set_title(title)
             axis.set_xlabel(load.replace("_", " "))
             axis.set_xscale("log", base=2)
+            loads = sorted({row[load] for row in rows if row["kind"] == kind})
+            axis.set_xticks(loads, [f"{value:g}" for value in loads])
             axis.set_ylim(bottom=0)
             axis.grid(alpha=0.3)
             axis.legend()

@@ -64,6 +64,32 @@ def test_the_tasks_shown_are_those_of_the_random_checkpoint():
     assert [task.name for task in spec.tasks] == list(shown)
 
 
+def test_the_voices_and_defaults_shown_are_accepted():
+    blocks = json_blocks()
+    spec = SpeechSpec.from_config(
+        SimpleNamespace(
+            stream_layout=random_checkpoint.stream_layout(4),
+            embedding=None,
+            head_offsets=False,
+            codec=None,
+            guidance=None,
+            generation_defaults=blocks["generation_defaults"],
+            **(blocks["voices"] | {"tasks": random_checkpoint.default_tasks()}),
+        )
+    )
+    assert spec.default_voice in spec.voices
+    assert set(spec.generation_defaults) <= {task.name for task in spec.tasks}
+    config = SimpleNamespace(
+        stream_layout=random_checkpoint.stream_layout(4),
+        embedding=None,
+        head_offsets=False,
+        codec=None,
+        guidance=None,
+        **blocks["voices"],
+    )
+    assert SpeechSpec.from_config(config).tasks[0].takes_voice
+
+
 def test_the_guidance_shown_is_that_of_the_random_checkpoint(tmp_path):
     shown = json_blocks()["guidance"]
     folder = random_checkpoint.write_random_speech_lm(tmp_path, codec=None)

@@ -17,7 +17,7 @@ def served_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("served") / "model")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(served_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server; every test leaves it serving."""
     with running_server(served_model, tmp_path_factory.mktemp("server")) as running:

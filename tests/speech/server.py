@@ -24,7 +24,7 @@ from vllm.multistream.random_checkpoint import (
     write_random_speech_lm,
 )
 
-MODEL_NAME = "tiny"
+MODEL_NAME = "speech"
 API_KEY = "a-secret"
 MAX_MODEL_LEN = 1024
 MAX_QUEUED = 12
@@ -145,7 +145,7 @@ def running_server(model: Path, folder: Path, *more: str) -> Iterator[Server]:
 
 
 def _wait_until_up(server: Server) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 500
     while time.monotonic() < deadline:
         if server.process.poll() is not None:
             break

@@ -78,6 +78,8 @@ def test_a_file_s_name_says_its_format(local: list[str], tmp_path: Path) -> None
     for suffix, begin in ((".flac", b"fLaC"), (".ogg", b"OggS"), (".raw", b"")):
         data = speak_to(tmp_path / f"speech{suffix}", *local)
         assert data.startswith(begin)
+        if suffix == ".flac":
+            assert soundfile.info(tmp_path / "speech.flac").frames == 20 * SAMPLES_PER_FRAME
         if suffix == ".raw":
             assert len(data) == 2 * 20 * SAMPLES_PER_FRAME
     other = speak_to(tmp_path / "speech", *local, "--format", "flac", "--voice", "rms")

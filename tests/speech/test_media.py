@@ -15,7 +15,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm.entrypoints.speech.encoding import encode_whole, wav_header
+from vllm.entrypoints.speech.encoding import encode_whole, make_encoder, wav_header
 from vllm.entrypoints.speech.media import (
     AudioLimits,
     MediaDecoder,
@@ -49,8 +49,10 @@ def test_channels_are_kept() -> None:
 
 
 def test_a_stream_of_unknown_length_is_read() -> None:
-    data = wav_header(16000) + encode_whole("pcm", tone(0.2, 16000), 16000)
-    assert decode_file(data, LIMITS, "file").samples.shape == (1, 3200)
+    for name in ("wav", "flac"):
+        encoder = make_encoder(name, 16000)
+        data = encoder.encode(tone(5.0, 16000)) + encoder.finish()
+        assert decode_file(data, LIMITS, "file").samples.shape == (1, 80000)
 
 
 def with_field(offset: int, value: bytes) -> bytes:

@@ -177,7 +177,8 @@ def _pieces(args: argparse.Namespace, text: str) -> Iterable[bytes]:
     from vllm.entrypoints.speech.local import LocalEngine
 
     engine = LocalEngine(args.model, args.dtype)
-    encoder = make_encoder(_format(args), engine.sample_rate)
+    is_file = not args.play and args.output != STDOUT
+    encoder = make_encoder(_format(args), engine.sample_rate, is_whole=is_file)
     asked = SpeechInput(
         frozenset({"audio"}), text=text, voice=args.voice, task=args.task, sampling=sampling
     )

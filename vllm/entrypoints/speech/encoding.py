@@ -217,16 +217,18 @@ class _StreamSink:
         return self._position
 
 
-def make_encoder(name: str, sample_rate: int) -> Encoder:
-    """An encoder for a stream of unknown length.
+def make_encoder(name: str, sample_rate: int, is_whole: bool = False) -> Encoder:
+    """An encoder for samples that come in pieces.
 
     Args:
         name: a key of FORMATS.
         sample_rate: Hz of the samples.
+        is_whole: whether to keep what libsndfile makes until it is finished, so that its header
+            says the length. A WAV header never does; see `wav_sizes`.
     """
     audio_format = FORMATS[name]
     if audio_format.container:
-        return LibsndfileEncoder(sample_rate, audio_format)
+        return LibsndfileEncoder(sample_rate, audio_format, is_whole)
     return PcmEncoder(wav_header(sample_rate) if name == "wav" else b"")
 
 
@@ -234,8 +236,5 @@ def encode_whole(name: str, samples: NDArray[np.float32], sample_rate: int) -> b
     """A complete file; a WAV file's header gives its length."""
     if name == "wav":
         return wav_header(sample_rate, len(samples)) + pcm16(samples)
-    if not FORMATS[name].container:
-        return pcm16(samples)
-    encoder = LibsndfileEncoder(sample_rate, FORMATS[name], is_whole=True)
-    encoder.encode(samples)
-    return encoder.finish()
+    encoder = make_encoder(name, sample_rate, is_whole=True)
+    return encoder.encode(samples) + encoder.finish()

@@ -75,12 +75,18 @@ def decode_file(data: bytes, limits: AudioLimits, field: str) -> Clip:
     """
     import soundfile
 
+    class ForwardOnly(soundfile.SoundFile):
+        """Never seeks, which soundfile does after each read and files of no length cannot."""
+
+        def seekable(self) -> bool:
+            return False
+
     if len(data) > limits.file_bytes:
         raise RequestRefused(
             f"{field} must have at most {limits.file_bytes} bytes, not {len(data)}"
         )
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
+        with ForwardOnly(io.BytesIO(data)) as file:
             return _read(file, limits, field)
     except (soundfile.LibsndfileError, TypeError, OSError) as error:
         raise RequestRefused(
@@ -103,7 +109,7 @@ def _read(file: Any, limits: AudioLimits, field: str) -> Clip:
     total = 0
     while total <= most:
         try:
-            # Not SoundFile.read: it allocates by the header's length, and seeks.
+            # Not SoundFile.read: it allocates by the header's length.
             block = np.empty((_BLOCK_FRAMES, channels), np.float32)
             count = file.buffer_read_into(memoryview(block).cast("B"), "float32")  # type: ignore
         except soundfile.LibsndfileError:

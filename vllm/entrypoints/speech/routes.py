@@ -73,13 +73,14 @@ class GuardedRoute(APIRoute):
         async def guarded(request: Request) -> Response:
             declared = request.headers.get("content-length", "0")
             is_too_large = not declared.isdecimal() or int(declared) > limit
-            seen = 0
+            seen, is_at_end = 0, False
             receive = request._receive
 
             async def counted() -> Message:
-                nonlocal seen, is_too_large
+                nonlocal seen, is_at_end, is_too_large
                 message = await receive()
                 seen += len(message.get("body", b""))
+                is_at_end = not message.get("more_body", False)
                 if seen > limit:
                     is_too_large = True
                     raise _TooLarge
@@ -97,7 +98,8 @@ class GuardedRoute(APIRoute):
                     return error_response(str(error.detail), error.status_code)
             except _TooLarge:
                 pass
-            await _drain(receive, limit)
+            if not is_at_end:
+                await _drain(receive, limit)
             return error_response(f"body must have at most {limit} bytes", 413)
 
         return guarded

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A request's outputs on their way to the client: counted, failed, and left."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import numpy as np
+import pytest
+
+from vllm.entrypoints.speech.chat import ChatAnswer
+from vllm.entrypoints.speech.encoding import pcm16
+from vllm.entrypoints.speech.service import Generation, Usage
+from vllm.entrypoints.speech.speech import encoded_pieces, speech_events
+from vllm.entrypoints.speech.transcription import transcription_events
+from vllm.exceptions import GenerationError
+from vllm.multistream.layout import StreamLayout
+from vllm.multistream.messages import AudioOutput
+from vllm.multistream.random_checkpoint import FIRST_TEXT, stream_layout
+from vllm.multistream.spec import SpeechSpec
+
+SPEC = SpeechSpec(StreamLayout.from_dict(stream_layout(3)))
+RATE = 16000
+Made = TypeVar("Made")
+
+
+def output(
+    text: str = "",
+    tokens: Sequence[int] = (),
+    frames: int | None = None,
+    finish_reason: str | None = None,
+    stop_reason: str | None = None,
+) -> Any:
+    audio = None
+    if frames is not None:
+        samples = np.full(320 * frames, 0.25, np.float32)
+        audio = AudioOutput(samples, RATE, np.zeros((frames, 3), np.int32))
+    completion = SimpleNamespace(
+        text=text,
+        token_ids=list(tokens),
+        audio=audio,
+        finish_reason=finish_reason,
+        stop_reason=stop_reason,
+    )
+    return SimpleNamespace(outputs=[completion])
+
+
+class Engine:
+    """Yields outputs, and notes whether it was left before the end."""
+
+    def __init__(self, *outputs: Any) -> None:
+        self._outputs = outputs
+        self.was_left = False
+
+    async def generate(self) -> AsyncGenerator[Any, None]:
+        try:
+            for item in self._outputs:
+                await asyncio.sleep(0)
+                yield item
+        except GeneratorExit:
+            self.was_left = True
+            raise
+
+
+def generation(engine: Engine) -> Generation:
+    return Generation(engine.generate(), "speech-1", SPEC, Usage(prompt_tokens=7))
+
+
+async def begun(engine: Engine) -> Generation:
+    made = generation(engine)
+    await made.begin()
+    return made
+
+
+async def collect(items: AsyncIterator[Made]) -> list[Made]:
+    return [item async for item in items]
+
+
+def events_of(run: Callable[[], Awaitable[list[str]]]) -> list[Any]:
+    async def main() -> list[str]:
+        return await run()
+
+    texts = [text.removeprefix("data: ").strip() for text in asyncio.run(main())]
+    return [text if text == "[DONE]" else json.loads(text) for text in texts]
+
+
+FIRST = output(tokens=[300, FIRST_TEXT], text="a")
+MORE = output(tokens=[301, 302], frames=2)
+LAST = output(tokens=[1], text="b", frames=1, finish_reason="stop")
+FAILED = output(finish_reason="error", stop_reason="the codec failed")
+
+
+def test_usage_counts_tokens_frames_and_seconds() -> None:
+    async def run() -> Usage:
+        made = await begun(Engine(FIRST, MORE, LAST))
+        assert [completion.text async for completion in made] == ["a", "", "b"]
+        return made.usage
+
+    usage = asyncio.run(run())
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (7, 5, 12)
+    assert (usage.text_tokens, usage.frames) == (1, 3)
+    assert usage.seconds == pytest.approx(3 * 0.02)
+
+
+def test_a_request_that_fails_at_once_is_an_error_before_the_answer() -> None:
+    with pytest.raises(GenerationError, match="the codec failed"):
+        asyncio.run(begun(Engine(FAILED)))
+
+
+def test_a_file_that_fails_later_is_broken_off() -> None:
+    pieces: list[bytes] = []
+
+    async def run() -> None:
+        made = await begun(Engine(FIRST, MORE, FAILED))
+        async for piece in encoded_pieces(made, "pcm", RATE):
+            pieces.append(piece)
+
+    with pytest.raises(GenerationError, match="the codec failed"):
+        asyncio.run(run())
+    assert b"".join(pieces) == pcm16(np.full(640, 0.25, np.float32))
+
+
+def test_events_of_speech() -> None:
+    async def run() -> list[str]:
+        made = await begun(Engine(FIRST, MORE, LAST))
+        return await collect(speech_events(encoded_pieces(made, "pcm", RATE), made))
+
+    *deltas, done = events_of(run)
+    data = b"".join(base64.b64decode(delta["audio"]) for delta in deltas)
+    assert data == pcm16(np.full(960, 0.25, np.float32))
+    assert done["usage"]["output_token_details"]["audio_tokens"] == 3
+
+
+def test_events_end_with_the_failure() -> None:
+    async def run() -> list[str]:
+        made = await begun(Engine(FIRST, MORE, FAILED))
+        return await collect(speech_events(encoded_pieces(made, "pcm", RATE), made))
+
+    *deltas, last = events_of(run)
+    assert len(deltas) == 1
+    assert (last["error"]["message"], last["error"]["code"]) == ("the codec failed", 500)
+
+    async def transcribe() -> list[str]:
+        return await collect(transcription_events(await begun(Engine(FIRST, FAILED))))
+
+    delta, last = events_of(transcribe)
+    assert delta == {"type": "transcript.text.delta", "delta": "a"}
+    assert last["error"]["code"] == 500
+
+
+def test_chat_chunks_end_with_the_failure() -> None:
+    async def run() -> list[str]:
+        answer = ChatAnswer("speech", await begun(Engine(FIRST, FAILED)), with_audio=False)
+        return await collect(answer.chunks("pcm", RATE, include_usage=True))
+
+    events = events_of(run)
+    assert events[-1] == "[DONE]" and events[-2]["error"]["message"] == "the codec failed"
+    assert events[1]["choices"][0]["delta"] == {"content": "a"}
+    assert all("usage" not in event for event in events[:-1])
+
+
+def test_chat_gives_text_as_the_transcript_of_audio() -> None:
+    async def whole() -> dict[str, Any]:
+        answer = ChatAnswer("speech", await begun(Engine(FIRST, MORE, LAST)), with_audio=True)
+        return await answer.whole("pcm", RATE)
+
+    body = asyncio.run(whole())
+    message = body["choices"][0]["message"]
+    assert message["content"] is None and message["audio"]["transcript"] == "ab"
+    assert base64.b64decode(message["audio"]["data"]) == pcm16(np.full(960, 0.25, np.float32))
+    assert body["choices"][0]["finish_reason"] == "stop"
+
+    async def chunks() -> list[str]:
+        answer = ChatAnswer("speech", await begun(Engine(FIRST, MORE, LAST)), with_audio=True)
+        return await collect(answer.chunks("pcm", RATE, include_usage=False))
+
+    audio = [
+        event["choices"][0]["delta"].get("audio", {})
+        for event in events_of(chunks)
+        if event != "[DONE]"
+    ]
+    assert "".join(delta.get("transcript", "") for delta in audio) == "ab"
+    data = b"".join(base64.b64decode(delta.get("data", "")) for delta in audio)
+    assert data == pcm16(np.full(960, 0.25, np.float32))
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_leaving_an_answer_ends_the_request(count: int) -> None:
+    engine = Engine(FIRST, MORE, MORE, LAST)
+
+    async def run() -> None:
+        made = await begun(engine)
+        iterator = aiter(made)
+        for _ in range(count):
+            await anext(iterator)
+        await iterator.aclose()  # type: ignore[attr-defined]
+
+    asyncio.run(run())
+    assert engine.was_left
+
+
+def test_an_answer_that_never_began_to_be_sent_ends_the_request() -> None:
+    engine = Engine(FIRST, MORE, LAST)
+
+    async def run() -> None:
+        made = await begun(engine)
+        del made
+        await asyncio.sleep(0.01)
+
+    asyncio.run(run())
+    assert engine.was_left

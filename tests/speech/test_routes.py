@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which routes a server has, and what they answer to what is no request."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from vllm.entrypoints.speech import routes
+from vllm.multistream.layout import StreamLayout
+from vllm.multistream.random_checkpoint import stream_layout
+from vllm.multistream.spec import SpeechSpec
+
+SPEC = SpeechSpec(
+    StreamLayout.from_dict(stream_layout(3)), voices={"slt": (6,)}, default_voice="slt"
+)
+
+
+def upstream_app() -> FastAPI:
+    app = FastAPI()
+    for path in ("/v1/completions", "/v1/chat/completions", "/v1/models"):
+        app.add_api_route(path, lambda: "upstream", methods=["POST"])
+    return app
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> TestClient:
+    monkeypatch.setattr(routes, "multistream_spec", lambda config: SPEC)
+    monkeypatch.setenv("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "1")
+    app = upstream_app()
+    config: Any = object()
+    routes.register_speech_routes(app, config)
+    app.state.speech_service = SimpleNamespace(spec=SPEC)
+
+    @app.exception_handler(NotImplementedError)
+    async def not_implemented(request: Any, error: Exception) -> Any:
+        return routes.error_response(str(error), 501)
+
+    return TestClient(app, raise_server_exceptions=False)
+
+
+def test_other_models_keep_upstream_s_routes() -> None:
+    app = upstream_app()
+    before = list(app.router.routes)
+    routes.register_speech_routes(app, None)
+    assert app.router.routes == before
+
+
+def test_routes_of_upstream_are_replaced_or_refuse(client: TestClient) -> None:
+    assert client.post("/v1/models").json() == "upstream"
+    refused = client.post("/v1/completions", json={"prompt": "a"})
+    assert refused.status_code == 501
+    assert "/v1/audio/speech" in refused.json()["error"]["message"]
+    assert client.post("/v1/chat/completions", json={}).json()["error"]["param"] == "messages"
+    paths = client.get("/openapi.json").json()["paths"]
+    assert {"/v1/audio/speech", "/v1/audio/voices", "/v1/audio/transcriptions"} <= set(paths)
+    assert "/v1/completions" not in paths
+
+
+def test_the_voices_are_listed(client: TestClient) -> None:
+    assert client.get("/v1/audio/voices").json() == {
+        "object": "list",
+        "data": [{"id": "slt", "object": "audio.voice", "name": "slt", "default": True}],
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        (b"", None),
+        (b"{", None),
+        (b"[]", None),
+        (b'"text"', None),
+        (b"{}", "input"),
+        (b'{"input": 1}', "input"),
+        (b'{"input": null}', "input"),
+        (b'{"input": "a", "top_k": 1.5}', "top_k"),
+        (b'{"input": "a", "top_k": true}', "top_k"),
+        (b'{"input": "a", "seed": 1e400}', "seed"),
+        (b'{"input": "a", "temperature": NaN}', "temperature"),
+        (b'{"input": "a", "voice": {"id": "b", "more": 1}}', "voice"),
+        (b'{"input": "a", "\xf0\x9f\x90\x98": 1}', "\U0001f418"),
+        (b'{"input": "\\ud800"}', "input"),
+        (b'{"input": ' + b"[" * 100_000, None),
+        (b'{"input": "a", "seed": ' + b"9" * 100_000 + b"}", None),
+        (b"\xff\xfe", None),
+    ],
+)
+def test_what_is_no_speech_request_is_400_in_openai_s_shape(
+    client: TestClient, body: bytes, param: str | None
+) -> None:
+    answer = client.post(
+        "/v1/audio/speech", content=body, headers={"content-type": "application/json"}
+    )
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["param"]) == (400, 400, param)
+    assert 0 < len(error["message"]) < 500
+
+
+@pytest.mark.parametrize(
+    ("form", "param"),
+    [
+        ({}, "file"),
+        ({"file": "text"}, "file"),
+        ({"file": "text", "response_format": "srt"}, "file"),
+        ({"language": "en"}, "file"),
+    ],
+)
+def test_what_is_no_transcription_request_is_400(
+    client: TestClient, form: dict[str, str], param: str
+) -> None:
+    answer = client.post("/v1/audio/transcriptions", data=form)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
+    unknown = client.post("/v1/audio/transcriptions", files={"file": b"x"}, data={"language": "en"})
+    assert unknown.json()["error"]["param"] == "language"
+    for broken in (b"", b"--x\r\n", b"\r\n--x--"):
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        answer = client.post("/v1/audio/transcriptions", content=broken, headers=headers)
+        assert answer.status_code == 400 and "message" in answer.json()["error"]
+
+
+def test_bodies_beyond_the_limit_are_413(client: TestClient) -> None:
+    limit = routes.max_body_bytes()
+    assert limit == 2**20 * 4 // 3 + 2**20
+    for content in (b" " * (limit + 1), iter([b" " * 2**16] * 60)):
+        answer = client.post(
+            "/v1/audio/speech", content=content, headers={"content-type": "application/json"}
+        )
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, 413)
+    assert client.post("/v1/audio/speech", content=b" " * limit).status_code == 400

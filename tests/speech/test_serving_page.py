@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What docs/serving.md and README.md show of the server is run against one."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from tests.speech.server import API_KEY, Server
+from vllm.entrypoints.speech.encoding import encode_whole
+from vllm.entrypoints.speech.media import AudioLimits
+from vllm.entrypoints.speech.protocol import MAX_INPUT_CHARACTERS
+from vllm.entrypoints.speech.routes import WITHOUT_AUDIO
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SHELL = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
+PYTHON = {
+    title: body for title, body in re.findall(r'```python title="(\w+)"\n(.*?)```', PAGE, re.DOTALL)
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder with a question in it."""
+    noise = (np.random.default_rng(2).standard_normal(8000) / 10).astype(np.float32)
+    (tmp_path / "question.wav").write_bytes(encode_whole("wav", noise, 16000))
+    return tmp_path
+
+
+def run(command: list[str], server: Server, folder: Path) -> str:
+    place = {"OPENAI_API_KEY": API_KEY}
+    result = subprocess.run(
+        [part.replace("http://localhost:8000", server.url) for part in command],
+        cwd=folder,
+        env=os.environ | place,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(len(SHELL)))
+def test_the_commands_run(number: int, server: Server, folder: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    main = f"{sys.executable} -m vllm.entrypoints.cli.main"
+    script = f'set -eu\nvllm() {{ {main} "$@"; }}\n{SHELL[number]}'
+    run(["bash", "-c", script], server, folder)
+    for name in re.findall(r"(?:--output|>) (\S+)", SHELL[number]):
+        assert (folder / name).stat().st_size > 500
+        if name.endswith(".wav"):
+            assert soundfile.info(folder / name).frames > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", PYTHON)
+def test_the_python_examples_run(title: str, server: Server, folder: Path) -> None:
+    printed = run([sys.executable, "-c", PYTHON[title]], server, folder)
+    assert printed.strip()
+    if title == "chat":
+        with wave.open(str(folder / "answer.wav")) as file:
+            assert file.getnframes() > 0
+        assert "audio_tokens=" in printed
+
+
+@pytest.mark.slow
+def test_the_readme_s_example_runs(server: Server, folder: Path) -> None:
+    found = re.search(r"```python\n(from openai.*?)```", README, re.DOTALL)
+    assert found is not None
+    run([sys.executable, "-c", found[1]], server, folder)
+    curl = re.search(
+        r"^    (curl .*http://localhost:8000.*\n(?:        .*\n)*)", README, re.MULTILINE
+    )
+    assert curl is not None
+    command = curl[1].replace("curl ", f'curl -H "authorization: Bearer {API_KEY}" ', 1)
+    run(["bash", "-euc", command], server, folder)
+    assert soundfile.info(folder / "hello.wav").samplerate == 16000
+
+
+def test_the_numbers_on_the_page_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CLIP_FILESIZE_MB", "DECODE_DURATION_S", "DECODE_BYTES"):
+        monkeypatch.delenv(f"VLLM_MAX_AUDIO_{name}", raising=False)
+    limits = AudioLimits.from_environment(1e9)
+    assert f"| an audio file | {limits.file_bytes // 2**20} MiB |" in PAGE
+    assert f"| its length | {limits.seconds:g} s, and what" in PAGE
+    assert f"| its samples, decoded | {limits.decoded_bytes // 2**20} MiB |" in PAGE
+    assert f"{MAX_INPUT_CHARACTERS} characters" in PAGE
+    for path in WITHOUT_AUDIO:
+        assert f"`{path}`" in PAGE
