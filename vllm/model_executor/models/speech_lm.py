@@ -6,7 +6,7 @@ backbone's own, of which a phase multiplies only the rows that it may emit. Ever
 model is data in its config.json.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from vllm.distributed import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_reduce,
 )
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.utils import (
     AutoWeightsLoader,
@@ -27,6 +28,7 @@ from vllm.multistream.extension import load_extension
 from vllm.multistream.heads import Heads
 from vllm.multistream.row_sums import multistream_embed
 from vllm.multistream.spec import SpeechSpec, multistream_spec
+from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
 
@@ -102,6 +104,7 @@ class SpeechLMForConditionalGeneration(nn.Module):
             "_primary_skipped", skipped if spec.primary_skip_ids else None, persistent=False
         )
         self._primary_table: torch.Tensor | None = None
+        self._audio_product: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.head_offsets: nn.Parameter | None = None
         if spec.has_head_offsets:
             self.head_offsets = nn.Parameter(
@@ -158,6 +161,8 @@ class SpeechLMForConditionalGeneration(nn.Module):
         (h + offset_k) . w = h . w + offset_k . w, so the per-stream offsets are a bias that is
         known when the weights are, and one matrix product serves all streams.
         """
+        if self._audio_product is not None:
+            return self._audio_product(hidden_states)
         return F.linear(hidden_states, self._audio_head, self._audio_bias)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
@@ -185,14 +190,38 @@ class SpeechLMForConditionalGeneration(nn.Module):
         head = embedding if self._tied else self.backbone.lm_head
         rows = _whole_rows(head, self._candidates.clamp(min=0))
         self._audio_head.copy_(rows * self._logit_scale)
-        if self.head_offsets is None:
-            return
+        if self.head_offsets is not None:
+            self._fill_audio_bias(rows, self.head_offsets.float())
+        if current_platform.is_cpu() and self._audio_head.dtype == torch.bfloat16:
+            self._audio_product = _packed_product(self._audio_head, self._audio_bias)
+            self._audio_head = self._audio_head[:0]
+
+    def _fill_audio_bias(self, head_rows: torch.Tensor, offsets: torch.Tensor) -> None:
         for group in self._heads.groups:
             for row in range(group.num_streams):
                 first = group.first_column + row * group.width
                 columns = slice(first, first + group.width)
-                offset = self.head_offsets[group.first_stream + row].float()
-                self._audio_bias[columns] = (rows[columns].float() @ offset) * self._logit_scale
+                offset = offsets[group.first_stream + row]
+                biases = (head_rows[columns].float() @ offset) * self._logit_scale
+                self._audio_bias[columns] = biases
+
+
+def _packed_product(
+    weight: torch.Tensor, bias: torch.Tensor | None
+) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Multiplication by a weight [columns, hidden_size] that upstream's CPU kernels keep packed.
+
+    For few rows the product is bound by reading the weight, which is read about twice as fast so.
+    """
+    layer = nn.Module()
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+
+    def multiply(hidden_states: torch.Tensor) -> torch.Tensor:
+        return layer.cpu_linear(hidden_states, layer.weight, layer.bias)
+
+    return multiply
 
 
 def _whole_rows(layer: VocabParallelEmbedding, ids: torch.Tensor) -> torch.Tensor:

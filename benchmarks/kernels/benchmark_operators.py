@@ -1,0 +1,301 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time the step's operators against PyTorch operators and against their floors.
+
+    python benchmarks/kernels/benchmark_operators.py --output-json operators.json
+
+Each operator is compared with the composition of PyTorch operators that does the same, both called
+in turns in one process; reported are medians, their ratio, the bytes and operations that the
+operator must touch and compute, and the floor that these give (see floors.py). Sampling has a
+script of its own, benchmark_sampling.py.
+
+Last, the two ways to merge the lanes of N groups, from hidden states to tokens: hidden states
+before the heads, and logits within the sampler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from floors import Machine, measure_machine
+from hardware import describe_machine
+
+from vllm.multistream.extension import load_extension
+from vllm.multistream.layout import StreamLayout
+from vllm.multistream.phases import PhaseTable, StateKind
+from vllm.multistream.random_checkpoint import stream_layout
+from vllm.multistream.row_sums import merge_lanes, multistream_embed
+from vllm.multistream.sampling import guided_multistream_sample
+from vllm.multistream.worker.state import StreamState
+from vllm.multistream.worker.stream_step import (
+    StreamStep,
+    gather_streams,
+    gather_streams_reference,
+)
+
+STREAMS = 8
+CODEBOOK = 1024
+
+
+@dataclass(frozen=True)
+class Case:
+    """An operator on a size, and what it must touch and compute."""
+
+    operator: str
+    size: str
+    num_bytes: int
+    operations: int
+    compiled: Callable[[], object]
+    composed: Callable[[], object]
+
+
+def median_times(sides: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Median milliseconds of each side, calls interleaved."""
+    times: list[list[float]] = [[] for _ in sides]
+    for repeat in range(repeats + 3):
+        for side, samples in zip(sides, times, strict=True):
+            start = time.perf_counter()
+            side()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if repeat >= 3:
+                samples.append((time.perf_counter() - start) * 1e3)
+    return [statistics.median(samples) for samples in times]
+
+
+def compose_merge(
+    values: torch.Tensor, sources: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """merge_lanes by PyTorch operators."""
+    merged = values[sources[:, 0]].float() * weights[:, :1]
+    for lane in range(1, sources.shape[1]):
+        merged += values[sources[:, lane]].float() * weights[:, lane, None]
+    return merged.to(values.dtype)
+
+
+def compose_embedding(
+    table: torch.Tensor,
+    ids: torch.Tensor,
+    auxiliary: torch.Tensor,
+    row_of: torch.Tensor,
+    others: torch.Tensor,
+) -> torch.Tensor:
+    """multistream_embed by PyTorch operators: the bag gathers no intermediate either."""
+    rows = row_of[others.long()]
+    bag = F.embedding_bag(rows, auxiliary, mode="sum", padding_idx=0)
+    return F.embedding(ids, table) + bag
+
+
+def merge_cases(device: str) -> Iterator[Case]:
+    """Lanes of hidden states."""
+    for groups, lanes, width in ((1, 2, 1024), (32, 2, 256), (32, 2, 1024), (32, 3, 4096)):
+        for dtype in (torch.bfloat16, torch.float32):
+            values = torch.randn(groups * lanes, width, device=device).to(dtype)
+            sources = torch.arange(groups * lanes, device=device).view(groups, lanes)
+            weights = torch.randn(groups, lanes, device=device)
+
+            yield Case(
+                "merge_lanes",
+                f"{groups} groups x {lanes} lanes x {width}, {str(dtype)[6:]}",
+                groups * (lanes + 1) * width * values.element_size(),
+                2 * groups * lanes * width,
+                partial(merge_lanes, values, sources, weights),
+                partial(compose_merge, values, sources, weights),
+            )
+
+
+def embedding_cases(device: str) -> Iterator[Case]:
+    """Embeddings of all streams, summed."""
+    vocabulary = STREAMS * CODEBOOK + 512
+    for tokens, width in ((1, 1024), (64, 256), (64, 1024), (512, 1024), (64, 4096)):
+        table = torch.randn(vocabulary, width, device=device).bfloat16()
+        auxiliary = torch.randn(vocabulary + 1, width, device=device).bfloat16()
+        auxiliary[0] = 0
+        row_of = torch.arange(1, vocabulary + 1, dtype=torch.int32, device=device)
+        ids = torch.randint(0, vocabulary, (tokens,), device=device).int()
+        others = torch.randint(0, vocabulary, (tokens, STREAMS - 1), device=device).int()
+
+        yield Case(
+            "multistream_embed",
+            f"{tokens} tokens x {STREAMS} streams x {width}, bfloat16",
+            tokens * ((STREAMS + 1) * width * 2 + STREAMS * 4 + (STREAMS - 1) * 4),
+            tokens * STREAMS * width,
+            partial(multistream_embed, table, ids, None, auxiliary, row_of, others),
+            partial(compose_embedding, table, ids, auxiliary, row_of, others),
+        )
+
+
+def phase_cases(device: str) -> Iterator[Case]:
+    """The phase rule's operators."""
+    layout = StreamLayout.from_dict(stream_layout(STREAMS, codebook_size=CODEBOOK))
+    table = PhaseTable(layout)
+    for rows in (2, 64):
+        state = StreamState(layout, table, rows, 512, torch.device(device))
+        audio = int((table.kind == StateKind.AUDIO).argmax())
+        state.progress.state.fill_(audio)
+        state.row_slots = torch.arange(rows, device=device)
+        rule = StreamStep(layout, table, state)
+        position = torch.full((rows,), 40, device=device)
+        discard = torch.zeros(rows, dtype=torch.bool, device=device)
+        tokens = torch.randint(300, 900, (rows, STREAMS), device=device).int()
+        ids = torch.empty((rows, STREAMS - 1), dtype=torch.int32, device=device)
+        index = torch.arange(rows, device=device).int()
+        size = f"{rows} rows x {STREAMS} streams"
+        # Row: slot, position, five numbers of the slot; forced, tokens and mask index are written.
+        begin_bytes = rows * (7 * 8 + (2 * STREAMS + 2) * 4)
+        yield Case(
+            "begin_streams",
+            size,
+            begin_bytes,
+            rows * STREAMS * 8,
+            partial(rule.begin, position),
+            partial(rule.begin_reference, position),
+        )
+        # Row: slot, position, discard; four numbers of the slot, three of them written; tokens read
+        # and written to the history; the outcome written.
+        advance_bytes = rows * (2 * 8 + 1 + 7 * 8 + 2 * STREAMS * 4 + 3 * 8)
+        yield Case(
+            "advance_streams",
+            size,
+            advance_bytes,
+            rows * (STREAMS * 2 + 30),
+            partial(rule.advance, position, discard, tokens, None),
+            partial(rule.advance_reference, position, discard, tokens, None),
+        )
+        gather_bytes = rows * (4 + 2 * 8 + 2 * (STREAMS - 1) * 4)
+        arguments = (state.history, state.row_slots, index, position, ids)
+        yield Case(
+            "gather_streams",
+            size,
+            gather_bytes,
+            rows * STREAMS,
+            partial(gather_streams, *arguments),
+            partial(gather_streams_reference, *arguments),
+        )
+
+
+def measure_case(case: Case, machine: Machine, repeats: int) -> dict[str, Any]:
+    """The report's row of a case."""
+    compiled, composed = median_times([case.compiled, case.composed], repeats)
+    return {
+        "operator": case.operator,
+        "size": case.size,
+        "bytes": case.num_bytes,
+        "operations": case.operations,
+        "floor_ms": round(machine.floor_ms(case.num_bytes, case.operations), 5),
+        "operator_ms": round(compiled, 5),
+        "composition_ms": round(composed, 5),
+        "times_faster": round(composed / compiled, 2),
+    }
+
+
+def compare_merges(groups: int, width: int, device: str, repeats: int) -> dict[str, Any]:
+    """Hidden states merged before the heads, against logits merged in the sampler."""
+    columns = STREAMS * CODEBOOK
+    hidden = torch.randn(2 * groups, width, device=device).bfloat16()
+    head = (torch.randn(columns, width, device=device) * 0.02).bfloat16()
+    lanes = torch.arange(2 * groups, device=device).view(groups, 2)
+    weights = torch.tensor([3.0, -2.0], device=device).expand(groups, 2).contiguous()
+    candidate_ids = torch.arange(columns, dtype=torch.int32, device=device)
+    tokens = torch.empty((2 * groups, STREAMS), dtype=torch.int32, device=device)
+    shape = (2 * groups, STREAMS)
+    common = {
+        "candidate_ids": candidate_ids.view(STREAMS, CODEBOOK),
+        "masks": torch.ones((0, STREAMS, CODEBOOK), dtype=torch.bool, device=device),
+        "mask_index": torch.full((2 * groups,), -1, dtype=torch.int32, device=device),
+        "temperature": torch.full(shape, 0.8, device=device),
+        "top_k": torch.full(shape, 30, dtype=torch.int32, device=device),
+        "top_p": torch.ones(shape, device=device),
+        "seed": torch.arange(2 * groups, device=device),
+        "position": torch.full((2 * groups,), 100, device=device),
+        "first_stream": 0,
+        "forced": torch.full(shape, -1, dtype=torch.int32, device=device),
+        "tokens": tokens,
+        "rows": lanes,
+        "slots": torch.arange(2 * groups, device=device),
+    }
+
+    def before_heads() -> None:
+        logits = F.linear(merge_lanes(hidden, lanes, weights), head)
+        guided_multistream_sample(logits.view(groups, STREAMS, CODEBOOK), **common)  # type: ignore[arg-type]
+
+    expanded = (groups, STREAMS, 2)
+    sources = lanes[:, None].expand(expanded)
+    lane_weights = weights[:, None].expand(expanded)
+
+    def in_sampler() -> None:
+        logits = F.linear(hidden, head)
+        guided_multistream_sample(
+            logits.view(2 * groups, STREAMS, CODEBOOK),
+            **common,  # type: ignore[arg-type]
+            sources=sources,
+            weights=lane_weights,
+        )
+
+    hidden_ms, logits_ms = median_times([before_heads, in_sampler], repeats)
+    return {
+        "groups": groups,
+        "hidden_size": width,
+        "hidden_states_ms": round(hidden_ms, 4),
+        "logits_ms": round(logits_ms, 4),
+        "hidden_states_over_logits": round(hidden_ms / logits_ms, 3),
+    }
+
+
+def main() -> None:
+    """Run all cases, print tables, write JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=51)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--output-json", type=Path)
+    options = parser.parse_args()
+    load_extension()
+    machine = measure_machine(options.device)
+    report: dict[str, Any] = {
+        "machine": describe_machine() | {"threads": torch.get_num_threads()},
+        "floor": asdict(machine),
+        "operators": [],
+        "merging": [],
+    }
+    gigabytes, gigaoperations = (value / 1e9 for value in asdict(machine).values())
+    print(f"{gigabytes:.1f} GB/s, {gigaoperations:.0f} Gop/s")
+    print(f"{'operator, size':<62} {'floor':>8} {'operator':>9} {'PyTorch':>8} {'faster':>7}")
+    for cases in (merge_cases, embedding_cases, phase_cases):
+        for case in cases(options.device):
+            row = measure_case(case, machine, options.repeats)
+            report["operators"].append(row)
+            print(
+                f"{row['operator'] + ', ' + row['size']:<62} {row['floor_ms'] * 1e3:>6.1f}us "
+                f"{row['operator_ms'] * 1e3:>7.1f}us {row['composition_ms'] * 1e3:>6.1f}us "
+                f"{row['times_faster']:>6.1f}x"
+            )
+    print("\nmerging lanes, from hidden states to tokens")
+    for width in (256, 1024):
+        for groups in (1, 2, 4, 8, 16, 32):
+            row = compare_merges(groups, width, options.device, options.repeats)
+            report["merging"].append(row)
+            print(
+                f"{groups:>3} groups, {width} wide: "
+                f"hidden states {row['hidden_states_ms']:.3f} ms, "
+                f"logits {row['logits_ms']:.3f} ms, ratio {row['hidden_states_over_logits']}"
+            )
+    if options.output_json:
+        options.output_json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
