@@ -22,11 +22,16 @@
 #include "multistream_sample.h"
 #include "philox.h"
 
+#ifdef UNISON_X86_LOOPS
+#include <immintrin.h>
+#endif
+
 namespace unison {
 namespace {
 
 constexpr int64_t kCollectBlock = 32;
 constexpr int64_t kNoiseBlock = 1024;
+constexpr int32_t kNoiseStretch = 64;
 // 256 buckets of score cover a distance of 21.3 from the largest, where weights have become 0.
 constexpr float kBucketsPerUnit = 12.0f;
 constexpr int64_t kNumBuckets = 256;
@@ -76,23 +81,29 @@ struct SamplingLoops {
 }  // namespace unison
 
 #define UNISON_LOOPS_NAMESPACE baseline_loops
+#define UNISON_LOOPS_LEVEL 0
 #define UNISON_LOOPS_TARGET
 #include "sampling_loops.h"
 #undef UNISON_LOOPS_NAMESPACE
 #undef UNISON_LOOPS_TARGET
+#undef UNISON_LOOPS_LEVEL
 
 #ifdef UNISON_X86_LOOPS
 #define UNISON_LOOPS_NAMESPACE avx2_loops
+#define UNISON_LOOPS_LEVEL 1
 #define UNISON_LOOPS_TARGET UNISON_AVX2_TARGET
 #include "sampling_loops.h"
 #undef UNISON_LOOPS_NAMESPACE
 #undef UNISON_LOOPS_TARGET
+#undef UNISON_LOOPS_LEVEL
 
 #define UNISON_LOOPS_NAMESPACE avx512_loops
+#define UNISON_LOOPS_LEVEL 2
 #define UNISON_LOOPS_TARGET UNISON_AVX512_TARGET
 #include "sampling_loops.h"
 #undef UNISON_LOOPS_NAMESPACE
 #undef UNISON_LOOPS_TARGET
+#undef UNISON_LOOPS_LEVEL
 #endif
 
 namespace unison {

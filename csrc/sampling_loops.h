@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU sampler's loops over candidates, for one instruction set.
 //
-// multistream_sample.cpp includes this file once per instruction set, with UNISON_LOOPS_NAMESPACE
-// and UNISON_LOOPS_TARGET set. All versions do the same IEEE operations on the same elements, so they
+// multistream_sample.cpp includes this file once per instruction set, with UNISON_LOOPS_NAMESPACE,
+// UNISON_LOOPS_TARGET and UNISON_LOOPS_LEVEL (2: AVX-512, 1: AVX2, 0: neither) set. All versions do the same IEEE operations on the same elements, so they
 // differ in speed only. Reductions are over integers, which compilers may reorder. The functions use
 // nothing from the standard library: a template instantiated here for one instruction set could be
 // the one the linker keeps for all.
@@ -84,6 +84,30 @@ UNISON_LOOPS_TARGET inline void group_maxima(const float* scores, int64_t count,
   }
 }
 
+// Bit i: whether scores[i] >= threshold, for kCollectBlock scores.
+UNISON_LOOPS_TARGET inline uint32_t reaching_bits(const float* scores, float threshold) {
+#if UNISON_LOOPS_LEVEL == 2
+  const __m512 bound = _mm512_set1_ps(threshold);
+  const uint32_t low = _mm512_cmp_ps_mask(_mm512_loadu_ps(scores), bound, _CMP_GE_OQ);
+  const uint32_t high = _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + 16), bound, _CMP_GE_OQ);
+  return low | (high << 16);
+#elif UNISON_LOOPS_LEVEL == 1
+  const __m256 bound = _mm256_set1_ps(threshold);
+  uint32_t bits = 0;
+  for (int part = 0; part < 4; ++part) {
+    const __m256 reaching = _mm256_cmp_ps(_mm256_loadu_ps(scores + 8 * part), bound, _CMP_GE_OQ);
+    bits |= static_cast<uint32_t>(_mm256_movemask_ps(reaching)) << (8 * part);
+  }
+  return bits;
+#else
+  uint32_t bits = 0;
+  for (int64_t i = 0; i < kCollectBlock; ++i) {
+    bits |= static_cast<uint32_t>(scores[i] >= threshold) << i;
+  }
+  return bits;
+#endif
+}
+
 // Collects candidates with score >= threshold, in order. Stops when more than `limit` were found;
 // at most limit + kCollectBlock are written. Returns the number found.
 UNISON_LOOPS_TARGET inline int64_t collect_at_least(const float* scores, int64_t count,
@@ -92,16 +116,8 @@ UNISON_LOOPS_TARGET inline int64_t collect_at_least(const float* scores, int64_t
   int64_t found = 0;
   int64_t start = 0;
   for (; start + kCollectBlock <= count && found <= limit; start += kCollectBlock) {
-    int32_t any = 0;
-#pragma omp simd reduction(| : any)
-    for (int64_t i = 0; i < kCollectBlock; ++i) {
-      any |= scores[start + i] >= threshold;
-    }
-    if (any != 0) {
-      for (int64_t i = 0; i < kCollectBlock; ++i) {
-        indices[found] = static_cast<int32_t>(start + i);
-        found += scores[start + i] >= threshold;
-      }
+    for (uint32_t bits = reaching_bits(scores + start, threshold); bits != 0; bits &= bits - 1) {
+      indices[found++] = static_cast<int32_t>(start + __builtin_ctz(bits));
     }
   }
   for (; start < count && found <= limit; ++start) {
@@ -156,12 +172,29 @@ UNISON_LOOPS_TARGET inline Best first_largest(const int32_t* keys, int64_t count
   return {largest, start};
 }
 
+// Not below the noise of a word, and at most 0.07 above it but near the other end, where it is small.
+//
+// With t = (word + 1/2) / 2^32 the noise is -log(-log(1 - t)) < -log(t). The bits of a float, read as
+// an integer, are its logarithm to base 2 (times 2^23, plus 127 * 2^23) but for less than 0.09, and
+// never too large. The last term is more than all rounding errors, of the noise too.
+UNISON_INLINE float noise_bound(uint32_t word) {
+  constexpr float kLogTwo = 0x1.62e43p-1f;
+  const float half = int_to_float(static_cast<int32_t>(word >> 1));
+  const float logarithm = multiply(int_to_float(float_bits(half)), kLogTwo * 0x1p-23f);
+  return subtract(kLogTwo * 158.0f + 0.001f, logarithm);
+}
+
 // First candidate with the largest score + noise among all with score >= threshold.
+//
+// Noise costs two logarithms, so it is computed only for short stretches of candidates of which one
+// could beat the best so far by the bound of its noise. What is left out could not have won: adding a
+// larger number never gives a smaller sum.
 UNISON_LOOPS_TARGET inline int64_t argmax_with_noise(const float* scores, int64_t count,
                                                      float threshold, NoiseKey noise) {
   alignas(64) uint32_t words[kNoiseBlock];
-  alignas(64) int32_t keys[kNoiseBlock];
+  alignas(64) int32_t keys[kNoiseStretch];
   Best best{INT32_MIN, 0};
+  float best_value = negative_infinity();
   for (int64_t start = 0; start < count; start += kNoiseBlock) {
     const int32_t size =
         static_cast<int32_t>(count - start < kNoiseBlock ? count - start : kNoiseBlock);
@@ -174,18 +207,32 @@ UNISON_LOOPS_TARGET inline int64_t argmax_with_noise(const float* scores, int64_
       words[4 * counter + 2] = four.word[2];
       words[4 * counter + 3] = four.word[3];
     }
-    int32_t largest = INT32_MIN;
+    for (int32_t first = 0; first < size; first += kNoiseStretch) {
+      const int32_t stretch_size = size - first < kNoiseStretch ? size - first : kNoiseStretch;
+      const float* stretch = scores + start + first;
+      const uint32_t* stretch_words = words + first;
+      int32_t may_win = 0;
+#pragma omp simd reduction(| : may_win)
+      for (int32_t i = 0; i < stretch_size; ++i) {
+        const bool above = add(stretch[i], noise_bound(stretch_words[i])) > best_value;
+        may_win |= above & (stretch[i] >= threshold);
+      }
+      if (may_win == 0) {
+        continue;
+      }
+      int32_t largest = INT32_MIN;
 #pragma omp simd reduction(max : largest)
-    for (int32_t i = 0; i < size; ++i) {
-      const float score = scores[start + i];
-      const float kept = select(score >= threshold, score, negative_infinity());
-      const int32_t key = order_key(add(kept, gumbel_noise(words[i])));
-      keys[i] = key;
-      largest = key > largest ? key : largest;
-    }
-    if (largest > best.key) {
-      best = first_largest(keys, size, largest);
-      best.index += start;
+      for (int32_t i = 0; i < stretch_size; ++i) {
+        const float kept = select(stretch[i] >= threshold, stretch[i], negative_infinity());
+        const int32_t key = order_key(add(kept, gumbel_noise(stretch_words[i])));
+        keys[i] = key;
+        largest = key > largest ? key : largest;
+      }
+      if (largest > best.key) {
+        best = first_largest(keys, stretch_size, largest);
+        best.index += start + first;
+        best_value = order_key_value(best.key);
+      }
     }
   }
   return best.index;

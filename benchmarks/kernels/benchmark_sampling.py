@@ -7,6 +7,12 @@ The composition is the usual one: mask, divide by the temperature, topk, sort an
 for top-p, softmax, and argmax of probability over exponential noise. It is written in its favour:
 filters that are off are not run, and its noise is not seeded per row. Both sides run interleaved in
 one process; reported are medians and their ratio.
+
+The floor (see floors.py) counts what every item must touch and compute: its logits, candidate ids
+and mask read once; per candidate the noise's random word (Philox4x32-10: 10 rounds of 10 operations
+for four words), a bound of the noise, the mask, the temperature and two comparisons. With top-k the
+words of k candidates suffice. Filters' own work is not counted: no fixed number of operations finds
+a threshold.
 """
 
 from __future__ import annotations
@@ -23,7 +29,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from floors import Machine, measure_machine
 from hardware import processor_name
 
 from vllm.multistream.sampling import multistream_sample
@@ -49,6 +57,9 @@ class Result:
     operator_ms: float
     composition_ms: float
     ratio: float
+    num_bytes: int
+    operations: int
+    floor_ms: float
 
 
 CASES = tuple(
@@ -106,7 +117,24 @@ def median_times(sides: list[Callable[[], object]], repeats: int) -> list[float]
     return [statistics.median(samples) for samples in times]
 
 
-def run(case: Case, repeats: int, device: str) -> Result:
+WORD_OPERATIONS = 25
+CANDIDATE_OPERATIONS = 8
+BOUND_OPERATIONS = 6
+
+
+def amounts(case: Case) -> tuple[int, int]:
+    """Bytes and operations that sampling a case takes at least."""
+    items = case.rows * case.streams
+    size = 4 if case.dtype == "float32" else 2
+    # Candidate ids and masks are the same for all rows, and stay in the cache.
+    num_bytes = items * (case.candidates * size + 40) + case.streams * case.candidates * 5
+    drawn = case.top_k or case.candidates
+    operations = case.candidates * CANDIDATE_OPERATIONS
+    operations += drawn * (WORD_OPERATIONS + BOUND_OPERATIONS)
+    return num_bytes, items * operations
+
+
+def run(case: Case, repeats: int, device: str, machine: Machine) -> Result:
     """Measure one case on random logits of standard deviation 3, a tenth of them masked."""
     generator = torch.Generator().manual_seed(0)
     shape = (case.rows, case.streams, case.candidates)
@@ -146,7 +174,16 @@ def run(case: Case, repeats: int, device: str) -> Result:
         ],
         repeats,
     )
-    return Result(case, operator_ms, composition_ms, composition_ms / operator_ms)
+    num_bytes, operations = amounts(case)
+    return Result(
+        case,
+        operator_ms,
+        composition_ms,
+        composition_ms / operator_ms,
+        num_bytes,
+        operations,
+        machine.floor_ms(num_bytes, operations),
+    )
 
 
 def main() -> None:
@@ -160,21 +197,24 @@ def main() -> None:
     print(hardware_name())
     print(
         f"{'R x K x C':>16} {'dtype':>9} {'top-k':>5} {'top-p':>5} "
-        f"{'operator ms':>12} {'PyTorch ms':>11} {'ratio':>6}"
+        f"{'operator ms':>12} {'PyTorch ms':>11} {'ratio':>6} {'floor ms':>9}"
     )
     results = []
+    machine = measure_machine(arguments.device)
     for case in CASES:
-        result = run(case, arguments.repeats, arguments.device)
+        result = run(case, arguments.repeats, arguments.device, machine)
         results.append(result)
         shape = f"{case.rows} x {case.streams} x {case.candidates}"
         print(
             f"{shape:>16} {case.dtype:>9} {case.top_k:>5} {case.top_p:>5} "
-            f"{result.operator_ms:>12.3f} {result.composition_ms:>11.3f} {result.ratio:>6.1f}"
+            f"{result.operator_ms:>12.3f} {result.composition_ms:>11.3f} {result.ratio:>6.1f} "
+            f"{result.floor_ms:>9.3f}"
         )
     if arguments.output_json:
         report = {
             "hardware": hardware_name(),
             "torch": torch.__version__,
+            "floor": asdict(machine),
             "results": [asdict(result) for result in results],
         }
         arguments.output_json.write_text(json.dumps(report, indent=2) + "\n")
