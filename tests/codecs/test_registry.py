@@ -53,7 +53,7 @@ class SilentCodec(Codec):
 
 
 def test_registered_model_types() -> None:
-    assert registered_model_types() == ["dac", "encodec", "mimi", "xcodec"]
+    assert registered_model_types() == ["dac", "encodec", "mimi", "spectral_codec", "xcodec"]
 
 
 def test_register_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_wrong_frame_count_of_a_codec_is_noticed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_unknown_model_type(tmp_path: Path) -> None:
-    accepted = re.escape("must be one of ['dac', 'encodec', 'mimi', 'xcodec']")
+    accepted = re.escape("must be one of ['dac', 'encodec', 'mimi', 'spectral_codec', 'xcodec']")
     for config, shown in (({"model_type": "llama"}, "'llama'"), ({"hidden_size": 8}, "None")):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=f"codec .* has model_type {shown}, {accepted}"):

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The packaged model really speaks and listens; what breaks a stream or guidance is noticed.
+
+A short version of benchmarks/evaluate_default_model.py. Sentences are held out from training, the
+judge of speech is pocketsphinx.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from benchmarks.speech_judge import Judge, word_error_rate
+from tests.multistream.engine.conftest import open_engine
+from tests.multistream.engine.reference import Guidance, Reference, Settings
+from vllm import LLM, SamplingParams
+from vllm.guidance.worker import GuidedBatch
+from vllm.multistream.packaged_model import DEFAULT_MODEL, packaged_model
+from vllm.multistream.spec import multistream_spec
+
+sys.path.append(str(Path(__file__).parents[3] / "examples" / "train_default_model"))
+import vocabulary
+from synthesize import synthesize
+
+VOICES = ("slt", "rms", "awb")
+COUNT = 10
+SENTENCES = list(itertools.islice(vocabulary.sentences(77, held_out=True), COUNT))
+MOST_ERRORS = 0.2
+"""Word error rate of generated speech; MEASURED on these sentences, see the model card."""
+needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[LLM]:
+    with open_engine(Path(DEFAULT_MODEL)) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge(vocabulary.WORDS)
+
+
+def speak(llm: LLM, **options: Any) -> list[Any]:
+    """Completions of SENTENCES by VOICES in turn, with the model's defaults."""
+    spec = multistream_spec(llm.model_config)
+    assert spec is not None
+    fields = {**spec.generation_defaults["text_to_speech"], **options}
+    prompts: list[Any] = [
+        {"prompt": text, "mm_processor_kwargs": {"voice": voice}}
+        for text, voice in zip(SENTENCES, itertools.cycle(VOICES), strict=False)
+    ]
+    params = [SamplingParams(seed=seed, **fields) for seed in range(COUNT)]
+    return [o.outputs[0] for o in llm.generate(prompts, params, use_tqdm=False)]
+
+
+@pytest.fixture(scope="module")
+def spoken(engine: LLM) -> list[Any]:
+    return speak(engine)
+
+
+def errors(judge: Judge, clips: list[NDArray[np.float32]]) -> float:
+    return word_error_rate(SENTENCES, [judge.transcribe(clip) for clip in clips])
+
+
+def transcribe(llm: LLM, clips: list[Any]) -> list[str]:
+    prompts: list[Any] = [
+        {"prompt": "", "multi_modal_data": {"audio": (clip, 16000)}} for clip in clips
+    ]
+    outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=80), use_tqdm=False)
+    return [output.outputs[0].text.strip() for output in outputs]
+
+
+def test_it_is_served_under_its_name(engine):
+    assert engine.model_config.served_model_name == DEFAULT_MODEL
+    assert Path(engine.model_config.model) == packaged_model()
+
+
+def test_the_package_stays_small():
+    size = sum(file.stat().st_size for file in packaged_model().rglob("*") if file.is_file())
+    assert size <= 30_000_000
+
+
+def test_an_independent_recognizer_understands_what_it_says(spoken, judge):
+    assert {completion.finish_reason for completion in spoken} == {"stop"}
+    assert errors(judge, [c.audio.samples for c in spoken]) <= MOST_ERRORS
+
+
+def test_it_understands_itself(engine, spoken):
+    heard = transcribe(engine, [c.audio.samples for c in spoken])
+    assert word_error_rate(SENTENCES, heard) <= MOST_ERRORS
+
+
+@needs_flite
+def test_it_understands_the_synthesizer(engine):
+    clips = [
+        synthesize(text, voice)[0]
+        for text, voice in zip(SENTENCES, itertools.cycle(VOICES), strict=False)
+    ]
+    assert word_error_rate(SENTENCES, transcribe(engine, clips)) <= 0.1
+
+
+@needs_flite
+def test_it_speaks_at_the_synthesizers_pace(spoken):
+    ratios = [
+        len(completion.audio.samples) / len(synthesize(text, voice)[0])
+        for completion, text, voice in zip(spoken, SENTENCES, itertools.cycle(VOICES), strict=False)
+    ]
+    assert 0.8 <= np.mean(ratios) <= 1.2
+
+
+def test_greedy_guided_speech_equals_the_references(engine):
+    assert greedy_agreement(engine) == 1.0
+
+
+def test_guidance_that_is_lost_does_not_equal_the_references(engine, monkeypatch):
+    make = GuidedBatch.__init__
+
+    def unguided(batch: GuidedBatch, *arguments: Any) -> None:
+        make(batch, *arguments)
+        batch.lanes.weights[:] = 0
+        batch.lanes.weights[:, 0] = 1
+
+    monkeypatch.setattr(GuidedBatch, "__init__", unguided)
+    assert greedy_agreement(engine) < 0.9
+
+
+def greedy_agreement(llm: LLM) -> float:
+    """Part of the reference's frames, guided with scale 2 and greedy, that the engine says too."""
+    reference = Reference(packaged_model())
+    config = json.loads((packaged_model() / "config.json").read_text())
+    tokenizer = llm.get_tokenizer()
+    same = total = 0
+    for text in SENTENCES[:2]:
+        ids = [
+            part_ids
+            for part in config["tasks"]["text_to_speech"]
+            for part_ids in (
+                [part]
+                if isinstance(part, int)
+                else config["voices"]["rms"]
+                if part == "voice"
+                else tokenizer.encode(text, add_special_tokens=False)
+            )
+        ]
+        prompt = reference.delayed([[token, *reference.pads[1:]] for token in ids])
+        null = [[token, *reference.pads[1:]] for token in config["guidance"]["null_prompt"]]
+        expected = reference.generate(
+            prompt,
+            Settings(300, 512, streams=((0.0, 0, 1.0),) * reference.num_streams),
+            Guidance(2.0, ((-1.0, null),)),
+        )
+        output = llm.generate(
+            [{"prompt": text, "mm_processor_kwargs": {"voice": "rms"}}],  # type: ignore[list-item]
+            SamplingParams(temperature=0, max_tokens=300, guidance_scale=2.0),
+            use_tqdm=False,
+        )
+        theirs, ours = np.array(expected.codes), output[0].outputs[0].audio.codes  # type: ignore[attr-defined]
+        length = min(len(theirs), len(ours))
+        same += (theirs[:length] == ours[:length]).all(1).sum()
+        total += max(len(theirs), len(ours))
+    return same / total
+
+
+BREAKAGES = {
+    "two streams exchanged": {"codebook_streams": [0, 2, 1, 3, 4, 5, 6, 7]},
+    "a stream too early": {"delays": [0, 1, 1, 3, 4, 5, 6, 7]},
+    "a stream too late": {"delays": [0, 2, 2, 3, 4, 5, 6, 7]},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", BREAKAGES.values(), ids=list(BREAKAGES))
+def test_a_broken_layout_is_heard(change, judge, tmp_path):
+    """The bound on errors is tight enough to notice a stream that is wrong."""
+    folder = tmp_path / "broken"
+    shutil.copytree(packaged_model(), folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["stream_layout"] |= change
+    (folder / "config.json").write_text(json.dumps(config))
+    with open_engine(folder) as llm:
+        clips = [c.audio.samples for c in speak(llm) if c.audio is not None]
+    heard = [judge.transcribe(clip) for clip in clips] + [""] * (COUNT - len(clips))
+    assert word_error_rate(SENTENCES, heard) > MOST_ERRORS
