@@ -53,6 +53,13 @@ OPEN_VOICE = 0.1
 """Part of the speech examples that are not told who speaks."""
 
 
+SHORT_TEXT = 4
+"""Tokens of a text, about its words, up to which an utterance may be spliced to another."""
+
+SPLICED = 0.6
+"""Part of the short utterances that are."""
+
+
 @dataclass(frozen=True)
 class Encoded:
     """A corpus as codes.
@@ -115,6 +122,46 @@ def _encode(codec: SpectralCodec, samples: NDArray[np.float32]) -> NDArray[np.in
 Example = tuple[NDArray[np.int32], NDArray[np.int32]]
 
 
+class Splicer:
+    """Makes longer utterances of two short ones of a voice.
+
+    There are millions of pairs, so the order of words cannot be learnt by heart, which is what a
+    model soon does with tens of thousands of utterances.
+
+    Args:
+        data: utterances.
+    """
+
+    def __init__(self, data: Encoded) -> None:
+        self._data = data
+        self._short: dict[str, list[int]] = {}
+        for index, (speaker, text) in enumerate(zip(data.speakers, data.texts, strict=True)):
+            if len(text) <= SHORT_TEXT:
+                self._short.setdefault(speaker, []).append(index)
+
+    def splice(self, index: int, rng: np.random.Generator) -> Encoded:
+        """One utterance: this one, or if it is short perhaps this and another one."""
+        data = self._data
+        text, codes, noisy = data.texts[index], data.codes[index], data.noisy[index]
+        speaker = data.speakers[index]
+        if len(text) <= SHORT_TEXT and rng.random() < SPLICED:
+            partners = self._short[speaker]
+            other = partners[int(rng.integers(len(partners)))]
+            # Silence in the middle would teach the model to pause anywhere.
+            left = len(codes) - _silent_frames(codes[::-1])
+            right = _silent_frames(data.codes[other])
+            text = text + data.texts[other]
+            codes = np.concatenate([codes[:left], data.codes[other][right:]])
+            noisy = np.concatenate([noisy[:left], data.noisy[other][right:]])
+        return Encoded([codes], [noisy], [text], [speaker])
+
+
+def _silent_frames(codes: NDArray[np.int16]) -> int:
+    """Frames at the start whose semantic code is silence."""
+    voiced = np.flatnonzero(codes[:, 0] >= 2)
+    return int(voiced[0]) if len(voiced) else 0
+
+
 def example(data: Encoded, index: int, rng: np.random.Generator) -> Example:
     """An example of a random task from an utterance."""
     codes, text = data.codes[index], data.texts[index]
@@ -144,11 +191,12 @@ def collate(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
 def batches(data: Encoded, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches of about POSITIONS positions, of examples of like length."""
     rng = np.random.default_rng(seed)
-    pending: list[Example] = []
+    splicer = Splicer(data)
     while True:
         order = rng.permutation(len(data.texts))
         for start in range(0, len(order), 512):
-            pending = [example(data, int(i), rng) for i in order[start : start + 512]]
+            chosen = [splicer.splice(int(i), rng) for i in order[start : start + 512]]
+            pending = [example(utterance, 0, rng) for utterance in chosen]
             pending.sort(key=lambda pair: len(pair[0]))
             ready: list[list[Example]] = [[]]
             for pair in pending:
