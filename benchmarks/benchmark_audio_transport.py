@@ -134,7 +134,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
                         )
                     ]
                 else:
-                    frames = list(encoder.encode(messages[way]))
+                    frames = list(encoder.encode(messages[way]))  # type: ignore[arg-type]
                 socket.send_multipart([way.encode(), *frames], copy=False)
                 socket.recv()
 

@@ -9,6 +9,7 @@ from torch import nn
 from vllm.multistream.acoustic.receptive_field import (
     Context,
     Convolution,
+    Layer,
     TransposedConvolution,
     receptive_field,
 )
@@ -98,7 +99,7 @@ class FourierCodec(Codec):
 
     def decoder_context(self) -> Context:
         surplus = (self.window - self.hop) // 2
-        layers = [
+        layers: list[Layer] = [
             *[Convolution(7)] * (1 + self.num_blocks),
             TransposedConvolution(self.window, self.hop, trimmed=surplus),
         ]

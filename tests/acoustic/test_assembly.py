@@ -129,7 +129,7 @@ def test_deltas_that_nobody_fetched_are_joined() -> None:
 def test_samples_cross_a_process_boundary_as_they_lie_in_memory() -> None:
     audio = piece(400)
     sent = MsgpackEncoder().encode(EngineCoreOutputs(outputs=[core_output(audio)]))
-    buffers = [memoryview(buffer) for buffer in sent]
+    buffers = [memoryview(buffer) for buffer in sent]  # type: ignore[arg-type]
     # Two arrays beside the message, which are the arrays' own memory.
     assert len(buffers) == 3
     assert [buffer.nbytes for buffer in buffers[1:]] == [audio.samples.nbytes, audio.codes.nbytes]

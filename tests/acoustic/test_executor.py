@@ -105,7 +105,8 @@ class Engine:
         self.all = {f"r{i}": Scheduled(request) for i, request in enumerate(requests)}
         self.depth = depth
         # As in the worker: a slot rests for two steps after its release.
-        self.free, self.resting = list(range(num_slots)), deque([[], []])
+        self.free = list(range(num_slots))
+        self.resting: deque[list[int]] = deque([[], []])
         self.in_flight: deque[Callable[[], None]] = deque()
         self.num_preempted = 0
 
@@ -386,12 +387,13 @@ def test_a_failing_codec_fails_the_request_that_it_fails_on() -> None:
                 raise RuntimeError("out of tune")
         return plain(batch)
 
-    codec._decode = broken  # type: ignore[method-assign]
+    codec._decode = broken  # type: ignore[method-assign, assignment]
     executor = executor_with(codec)
     driver = Driver(executor, requests)
     for name in range(3):
         driver.enter(name)
-    errors, pieces = {}, {f"r{n}": [] for n in range(3)}
+    errors: dict[str, tuple[int, str]] = {}
+    pieces: dict[str, list[NDArray[np.int32]]] = {f"r{n}": [] for n in range(3)}
     for step in range(22):
         result = driver.step()
         for name, error in result.errors.items():
@@ -434,7 +436,7 @@ def test_codes_outside_the_codebook_never_reach_the_codec(token: int, rule: str 
     driver.enter(0)
     driver.enter(1)
     pieces: dict[str, list[AudioOutput]] = {"r0": [], "r1": []}
-    errors = {}
+    errors: dict[str, tuple[int, str]] = {}
     for step in range(22):
         result = driver.step()
         for name, audio in result.audio.items():

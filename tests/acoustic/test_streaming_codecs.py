@@ -25,7 +25,7 @@ from vllm.multistream.codecs.random_checkpoint import write_random_codec
 Load = Callable[..., Codec]
 Codes = NDArray[np.int32]
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     "dac": {},
     "encodec": {},
     # A sliding window that is soon full, and the published one, which the others never fill.
