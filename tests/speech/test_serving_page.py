@@ -92,6 +92,16 @@ def test_the_readme_s_example_runs(server: Server, folder: Path) -> None:
     assert soundfile.info(folder / "hello.wav").samplerate == 16000
 
 
+@pytest.mark.slow
+def test_the_metrics_on_the_page_are_the_server_s(server: Server) -> None:
+    assert server.request("/v1/audio/speech", b'{"input": "hello"}')[0] == 200
+    exposed = server.request("/metrics")[1].decode()
+    names = re.findall(r"`(vllm:\w+)`", PAGE)
+    assert len(names) == 5
+    for name in names:
+        assert re.search(rf"^{name}(_count)?{{", exposed, re.MULTILINE), name
+
+
 def test_the_numbers_on_the_page_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CLIP_FILESIZE_MB", "DECODE_DURATION_S", "DECODE_BYTES"):
         monkeypatch.delenv(f"VLLM_MAX_AUDIO_{name}", raising=False)
