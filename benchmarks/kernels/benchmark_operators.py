@@ -277,7 +277,7 @@ def main() -> None:
         torch.set_num_threads(1)
         clock = time.thread_time
     load_extension()
-    machine = measure_machine(options.device)
+    machine = measure_machine(options.device, clock)
     report: dict[str, Any] = {
         "machine": describe_machine() | {"threads": torch.get_num_threads()},
         "clock": clock.__name__,
