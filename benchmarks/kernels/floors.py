@@ -12,6 +12,7 @@ about 5 microseconds from Python.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,17 +41,17 @@ class Machine:
         return seconds * 1e3
 
 
-def measure_machine(device: str) -> Machine:
+def measure_machine(device: str, clock: Callable[[], float] = time.perf_counter) -> Machine:
     """Measure the bandwidth, and look up the rate of operations."""
     source = torch.zeros(COPY_BYTES // 4, device=device)
     target = torch.empty_like(source)
     times = []
     for _ in range(15):
-        start = time.perf_counter()
+        start = clock()
         target.copy_(source)
         if device == "cuda":
             torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     bandwidth = 2 * COPY_BYTES / min(times[3:])
     return Machine(bandwidth, 0.0 if device == "cuda" else _operations_per_second())
 

@@ -43,6 +43,8 @@ class SpeechLMForConditionalGeneration(nn.Module):
             `forward` adds to the embeddings of its tokens; written before each step.
     """
 
+    _audio_head: torch.Tensor
+
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         load_extension()
