@@ -21,6 +21,7 @@ from vllm.multistream.acoustic.stream import AudioStream
 from vllm.multistream.acoustic.windows import frames_needed
 from vllm.multistream.codecs import Codec, load_codec
 from vllm.multistream.codecs.random_checkpoint import write_random_codec
+from vllm.multistream.packaged_model import packaged_model
 
 Load = Callable[..., Codec]
 Codes = NDArray[np.int32]
@@ -39,7 +40,10 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def get_codec(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Codec]:
-    loaded: dict[str, Codec] = {"fourier": FourierCodec()}
+    loaded: dict[str, Codec] = {
+        "fourier": FourierCodec(),
+        "packaged": load_codec(str(packaged_model() / "codec")),
+    }
 
     def get(name: str) -> Codec:
         if name not in loaded:
@@ -51,7 +55,7 @@ def get_codec(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Codec
     return get
 
 
-@pytest.fixture(params=[*KINDS, "fourier"])
+@pytest.fixture(params=[*KINDS, "fourier", "packaged"])
 def codec(request: pytest.FixtureRequest, get_codec: Callable[[str], Codec]) -> Codec:
     return get_codec(request.param)
 
