@@ -94,24 +94,24 @@ def evaluate_codec(codec: Any, judge: Judge, spoken: list[Original]) -> dict[str
     }
 
 
-def speak(llm: LLM, spoken: Sequence[Original], scale: float, greedy: bool = False) -> list[Any]:
+def speech_defaults(llm: LLM) -> dict[str, Any]:
+    """The model's own sampling parameters of speech."""
+    from vllm.multistream.spec import multistream_spec
+
+    spec = multistream_spec(llm.model_config)
+    assert spec is not None
+    return dict(spec.generation_defaults["text_to_speech"])
+
+
+def speak(llm: LLM, spoken: Sequence[Original], scale: float) -> list[Any]:
     """Completions of the sentences, each in its original's voice."""
     from vllm import SamplingParams
 
     prompts: list[Any] = [
         {"prompt": o.text, "mm_processor_kwargs": {"voice": o.speaker}} for o in spoken
     ]
-    defaults = llm.get_default_sampling_params()
-    params = [
-        SamplingParams(
-            temperature=0.0 if greedy else defaults.temperature,
-            top_k=defaults.top_k,
-            max_tokens=MOST_FRAMES,
-            seed=SEED + index,
-            guidance_scale=scale,
-        )
-        for index in range(len(prompts))
-    ]
+    fields = speech_defaults(llm) | {"max_tokens": MOST_FRAMES, "guidance_scale": scale}
+    params = [SamplingParams(seed=SEED + index, **fields) for index in range(len(prompts))]
     return [output.outputs[0] for output in llm.generate(prompts, params)]
 
 
@@ -153,7 +153,8 @@ def evaluate_round_trip(llm: LLM, spoken: list[Original], scale: float) -> dict[
     """Speak, then recognize in one batch with as many requests that speak."""
     from vllm import SamplingParams
 
-    clips = [c.audio.samples for c in speak(llm, spoken, scale) if c.audio is not None]
+    fields = speech_defaults(llm) | {"max_tokens": MOST_FRAMES, "guidance_scale": scale}
+    clips = [c.audio.samples for c in speak(llm, spoken, scale)]
     prompts: list[Any] = []
     params = []
     for clip, original in zip(clips, spoken, strict=True):
@@ -168,11 +169,7 @@ def evaluate_round_trip(llm: LLM, spoken: list[Original], scale: float) -> dict[
         prompts.append(
             {"prompt": original.text, "mm_processor_kwargs": {"voice": original.speaker}}
         )
-        params.append(
-            SamplingParams(
-                temperature=0.7, top_k=20, max_tokens=MOST_FRAMES, seed=1, guidance_scale=scale
-            )
-        )
+        params.append(SamplingParams(seed=1, **fields))
     outputs = llm.generate(prompts, params)[::2]
     heard = [output.outputs[0].text.strip() for output in outputs]
     texts = [o.text for o in spoken]
@@ -243,7 +240,13 @@ def main() -> None:
     judge = Judge(WORDS)
     spoken = originals(options.utterances, SPEAKERS)
     texts = [o.text for o in spoken]
-    result: dict[str, Any] = {"machine": describe_machine(), "utterances": options.utterances}
+    defaults = spec.generation_defaults["text_to_speech"]
+    result: dict[str, Any] = {
+        "machine": describe_machine(),
+        "utterances": options.utterances,
+        "words": len(WORDS),
+        "sampling": {name: defaults[name] for name in ("temperature", "top_k")},
+    }
     result["originals"] = {
         "word_error_rate": word_error_rate(
             texts, judged(judge, [o.samples for o in spoken], "originals")

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vllm.multistream.codecs.spectral_codec import SpectralCodecModel
 
-SPEECH_DEFAULTS = {"temperature": 0.7, "top_k": 20, "max_tokens": 500}
+SPEECH_DEFAULTS = {"temperature": 0.4, "top_k": 20, "max_tokens": 500}
 GUIDANCE_SCALE = 2.0
 """What benchmarks/evaluate_default_model.py found best."""
 
