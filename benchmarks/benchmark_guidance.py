@@ -3,7 +3,7 @@
 
     python benchmarks/benchmark_guidance.py --output-json benchmarks/results/guidance.json
 
-Three kinds of requests run on the same random model of 8 streams, each in a process of its own:
+Three kinds of requests run on the same random model of 8 streams, taking turns in one engine:
 
 - guided: requests with guidance_scale 3 and the model's constant null prompt of one token;
 - plain: the same requests without guidance;
@@ -27,9 +27,10 @@ Measured, for each model size:
   negative prompt of NULL_PROMPT_TOKENS tokens that is in the prefix cache (as a constant null
   prompt is after its first use) and with one that is not.
 
-The processes stay alive and take turns, number of requests by number of requests; only one
-works at a time. All of it is done in several rounds, each with new processes. A ratio is the median
-of the turns' ratios; the JSON also holds its range.
+The kinds take turns, number of requests by number of requests, in one engine: where the weights lie
+in memory alone makes steps of two processes differ by some percent. All of it is done in several
+rounds, each in a new process. A ratio is the median of the turns' ratios; the JSON also holds its
+range.
 """
 
 from __future__ import annotations
@@ -90,15 +91,15 @@ def write_model(folder: Path, hidden_size: int, num_layers: int) -> Path:
 
 
 class Side:
-    """Requests of one kind on an in-process bfloat16 engine.
+    """Requests of one kind at a time on an in-process bfloat16 engine.
 
     Args:
-        kind: one of KINDS.
+        kind: one of KINDS; `become` changes it.
         model: folder of the checkpoint.
         enforce_eager: run without torch.compile.
 
     Attributes:
-        kind: what `start` adds; "naive" only if the engine was made for it.
+        kind: what `start` adds.
         engine: the LLMEngine.
     """
 
@@ -119,8 +120,18 @@ class Side:
             disable_log_stats=True,
         ).llm_engine
         self._made = 0
+        self._hooked: list[tuple[Any, str]] = []
+        self.become(kind)
+
+    def become(self, kind: str) -> None:
+        """Run requests of another kind from now on; none may be running."""
+        for owner, name in self._hooked:
+            delattr(owner, name)
+        self.kind, self._hooked = kind, []
         if kind == "naive":
-            merge_pairs_by_hand(self.engine.model_executor.driver_worker.worker.model_runner)
+            runner = self.engine.model_executor.driver_worker.worker.model_runner
+            merge_pairs_by_hand(runner)
+            self._hooked = [(runner, "_sample"), (runner.model, "audio_logits")]
 
     def step(self, count: int, num_steps: int) -> float:
         """Median milliseconds of a decode step with `count` requests (or pairs) running."""
@@ -237,31 +248,30 @@ def merge_pairs_by_hand(runner: Any) -> None:
     runner.model.audio_logits = merged_logits
 
 
-def serve(kind: str, model: str) -> None:
-    """Answer the parent's calls, one JSON list per line: a method's name and its arguments."""
+def serve(model: str) -> None:
+    """Answer the parent's calls, one JSON list per line: kind, a method's name, its arguments."""
     # What libraries print must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    side = Side(kind, model)
+    side = Side("plain", model)
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
-        name, *arguments = json.loads(line)
+        kind, name, *arguments = json.loads(line)
+        side.become(kind)
         print(json.dumps(getattr(side, name)(*arguments)), file=answers, flush=True)
 
 
 class SideProcess:
-    """A process for one kind of requests.
+    """A process with an engine.
 
     Args:
-        kind: one of KINDS.
         model: folder of the checkpoint.
     """
 
-    def __init__(self, kind: str, model: Path) -> None:
-        self._kind = kind
+    def __init__(self, model: Path) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--side", kind, str(model)],
+            [sys.executable, str(Path(__file__).resolve()), "--side", str(model)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -274,10 +284,10 @@ class SideProcess:
         """Wait for the engine."""
         self._read()
 
-    def call(self, name: str, *arguments: int) -> float:
-        """Call a method of the process's Side."""
+    def call(self, kind: str, name: str, *arguments: int) -> float:
+        """Call a method of the process's Side, with requests of a kind."""
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([name, *arguments]) + "\n")
+        self._process.stdin.write(json.dumps([kind, name, *arguments]) + "\n")
         self._process.stdin.flush()
         return json.loads(self._read())
 
@@ -292,7 +302,7 @@ class SideProcess:
         line = self._process.stdout.readline()
         if not line:
             self._errors.seek(0)
-            raise RuntimeError(f"the {self._kind} side failed:\n{self._errors.read()[-4000:]}")
+            raise RuntimeError(f"the engine failed:\n{self._errors.read()[-4000:]}")
         return line
 
 
@@ -320,19 +330,18 @@ def measure(
     }
     for _ in range(options.rounds):
         with ExitStack() as stack:
-            sides = {kind: SideProcess(kind, model) for kind in KINDS}
-            for side in sides.values():
-                stack.callback(side.end)
-            for side in sides.values():
-                side.wait_until_ready()
-            for kind, side in sides.items():
-                side.call("step", 2, 4)
+            side = SideProcess(model)
+            stack.callback(side.end)
+            side.wait_until_ready()
+            for kind in KINDS:
+                side.call(kind, "step", 2, 4)
                 if kind != "naive":
-                    side.call("throughput", 2, 4)
+                    side.call(kind, "throughput", 2, 4)
             for turn in range(options.turns):
                 # Back and forth, so that none is always the one after the same other.
                 for name, kind, count in turns[:: -1 if turn % 2 else 1]:
-                    results[name, kind, count].append(sides[kind].call(name, count, amounts[name]))
+                    value = side.call(kind, name, count, amounts[name])
+                    results[name, kind, count].append(value)
                     bar.update()
     return results
 
@@ -396,11 +405,11 @@ def summarize(
 def main() -> None:
     """Parse the command line, measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--output-json", type=Path)
     parser.add_argument("--hidden-size", type=int, help="of one model (default: both models)")
     parser.add_argument("--num-layers", type=int, help="of one model, with --hidden-size")
-    parser.add_argument("--rounds", type=int, default=2, help="each with new processes")
+    parser.add_argument("--rounds", type=int, default=2, help="each in a new process")
     parser.add_argument("--turns", type=int, default=3, help="per round")
     parser.add_argument("--steps", type=int, default=24, help="decode steps per turn and side")
     parser.add_argument("--frames", type=int, default=FRAMES, help="per request of throughput")
@@ -409,7 +418,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.side:
-        serve(*options.side)
+        serve(options.side)
         return
     if (options.hidden_size is None) != (options.num_layers is None):
         parser.error("--hidden-size and --num-layers must be given together")
