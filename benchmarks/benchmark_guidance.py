@@ -27,10 +27,9 @@ Measured, for each model size:
   negative prompt of NULL_PROMPT_TOKENS tokens that is in the prefix cache (as a constant null
   prompt is after its first use) and with one that is not.
 
-The kinds take turns, number of requests by number of requests, in one engine: where the weights lie
-in memory alone makes steps of two processes differ by some percent. All of it is done in several
-rounds, each in a new process. A ratio is the median of the turns' ratios; the JSON also holds its
-range.
+The kinds take turns, number of requests by number of requests, in one engine, so that differences
+between processes are not taken for differences of the kinds. All of it is done in several rounds,
+each in a new process. A ratio is the median of the turns' ratios; the JSON also holds its range.
 """
 
 from __future__ import annotations

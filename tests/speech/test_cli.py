@@ -139,7 +139,6 @@ def test_errors_are_a_line(
         (["speak", "hi", "-o", out, "--voice", "kal", *local], "voice must be one of"),
         (["speak", "hi", "-o", out, "--voice", "kal", *remote], "voice must be one of"),
         (["speak", "hi", "-o", out, "--task", "sing", *local], "task must be one of"),
-        (["speak", "hi", "-o", out], "--model or --url must be given"),
         (["speak", "hi", "-o", out, "--url", server.url, "--api-key", "x"], "Unauthorized"),
         (["speak", "hi", "-o", out, "--url", "http://127.0.0.1:9"], "127.0.0.1:9/v1"),
         (["transcribe", str(text), *local], "must be a complete audio file"),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from vllm.entrypoints.cli.types import CLISubcommand
+from vllm.multistream.packaged_model import DEFAULT_MODEL
 
 STDOUT = "-"
 FORMATS_BY_SUFFIX = {
@@ -35,7 +36,11 @@ PLAYERS = (
 
 def _common(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("where it runs")
-    where.add_argument("--model", help="folder or hub id of the model, or its name on the server")
+    where.add_argument(
+        "--model",
+        help="folder or hub id of the model, or its name on the server (default: the only model of "
+        f"the server, or {DEFAULT_MODEL})",
+    )
     where.add_argument("--dtype", default="auto", help="of the weights (default: %(default)s)")
     where.add_argument("--url", help="a server, instead of an engine in this process")
     where.add_argument(
@@ -55,11 +60,6 @@ def _common(parser: argparse.ArgumentParser) -> None:
 def _sampling(args: argparse.Namespace, *more: str) -> dict[str, Any]:
     names = ("temperature", "top_k", "top_p", "seed", "max_tokens", *more)
     return {name: value for name in names if (value := getattr(args, name)) is not None}
-
-
-def _check(args: argparse.Namespace) -> None:
-    if args.model is None and args.url is None:
-        raise SystemExit("error: --model or --url must be given")
 
 
 @contextlib.contextmanager
@@ -84,7 +84,6 @@ class SpeakSubcommand(CLISubcommand):
 
     @staticmethod
     def cmd(args: argparse.Namespace) -> None:
-        _check(args)
         text = sys.stdin.read() if args.text == STDOUT else args.text
         with _errors(), _sink(args) as sink:
             for piece in _pieces(args, text.strip()):
@@ -99,7 +98,7 @@ class SpeakSubcommand(CLISubcommand):
             self.name,
             help="Say a text into a file, to standard output or to a player.",
             description="Say a text with a multi-stream model.",
-            usage="vllm speak TEXT --model MODEL [options]",
+            usage="vllm speak TEXT [options]",
         )
         parser.add_argument("text", metavar="TEXT", help="what to say; - reads standard input")
         parser.add_argument(
@@ -129,7 +128,6 @@ class TranscribeSubcommand(CLISubcommand):
 
     @staticmethod
     def cmd(args: argparse.Namespace) -> None:
-        _check(args)
         with _errors(), _clean_stdout() as output:
             for text in _texts(args):
                 # Models may emit any byte; a terminal must not obey it.
@@ -143,7 +141,7 @@ class TranscribeSubcommand(CLISubcommand):
             self.name,
             help="Write what is said in an audio file.",
             description="Write what is said in an audio file, with a multi-stream model.",
-            usage="vllm transcribe FILE --model MODEL [options]",
+            usage="vllm transcribe FILE [options]",
         )
         parser.add_argument("file", type=Path, metavar="FILE", help="WAV, FLAC, MP3 or Ogg")
         _common(parser)
@@ -176,7 +174,7 @@ def _pieces(args: argparse.Namespace, text: str) -> Iterable[bytes]:
     from vllm.entrypoints.speech.encoding import make_encoder
     from vllm.entrypoints.speech.local import LocalEngine
 
-    engine = LocalEngine(args.model, args.dtype)
+    engine = LocalEngine(args.model or DEFAULT_MODEL, args.dtype)
     is_file = not args.play and args.output != STDOUT
     encoder = make_encoder(_format(args), engine.sample_rate, is_whole=is_file)
     asked = SpeechInput(
@@ -203,7 +201,7 @@ def _texts(args: argparse.Namespace) -> Iterator[str]:
         return
     from vllm.entrypoints.speech.local import LocalEngine
 
-    engine = LocalEngine(args.model, args.dtype)
+    engine = LocalEngine(args.model or DEFAULT_MODEL, args.dtype)
     asked = SpeechInput(
         frozenset({"text"}), clip=engine.read(args.file), task=args.task, sampling=sampling
     )
