@@ -151,4 +151,4 @@ class Corpus:
     def samples(self, index: int) -> NDArray[np.float32]:
         """[num_samples] float32 samples of an utterance, full scale is [-1, 1]."""
         part = self._samples[self._starts[index] : self._starts[index + 1]]
-        return part.astype(np.float32) / 32768
+        return part.astype(np.float32) / np.float32(32768)

@@ -2,6 +2,7 @@
 """The spectral codec: its parts against independent computations, and its file format."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,7 @@ def test_each_mel_filter_sums_to_one_and_peaks_in_order() -> None:
 def test_residual_books_reduce_what_is_left() -> None:
     """Encoding greedily, each book's choice is the nearest direction to the residual."""
     quantizer = model(5).quantizer
+    assert quantizer.semantic is not None
     latents = torch.randn(7, 16)
     codes = quantizer.encode(latents)
     residual = latents - quantizer.semantic.lookup(codes[:, 0])
@@ -161,7 +163,7 @@ def test_bfloat16_computation_stays_close(tmp_path: Path) -> None:
         ({"codebook_size_semantic": 999}, r"codebook_size_semantic must be in \[0, 512\]"),
     ],
 )
-def test_wrong_sizes_are_refused(change: dict[str, int], message: str) -> None:
+def test_wrong_sizes_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SpectralCodecConfig(**change)
 

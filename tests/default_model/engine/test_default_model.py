@@ -159,12 +159,15 @@ def greedy_agreement(llm: LLM) -> float:
             Settings(300, 512, streams=((0.0, 0, 1.0),) * reference.num_streams),
             Guidance(2.0, ((-1.0, null),)),
         )
-        output = llm.generate(
-            [{"prompt": text, "mm_processor_kwargs": {"voice": "rms"}}],  # type: ignore[list-item]
+        asked: Any = {"prompt": text, "mm_processor_kwargs": {"voice": "rms"}}
+        (output,) = llm.generate(
+            asked,
             SamplingParams(temperature=0, max_tokens=300, guidance_scale=2.0),
             use_tqdm=False,
         )
-        theirs, ours = np.array(expected.codes), output[0].outputs[0].audio.codes  # type: ignore[attr-defined]
+        audio = output.outputs[0].audio
+        assert audio is not None
+        theirs, ours = np.array(expected.codes), audio.codes
         length = min(len(theirs), len(ours))
         same += (theirs[:length] == ours[:length]).all(1).sum()
         total += max(len(theirs), len(ours))
