@@ -210,7 +210,9 @@ def plot_spectrograms(file: Path, title: str, clips: dict[str, NDArray[np.float3
 
     figure, panels = plt.subplots(len(clips), 1, figsize=(8, 2 * len(clips)), sharex=True)
     for panel, (name, samples) in zip(panels, clips.items(), strict=True):
-        panel.specgram(samples + 1e-5, 512, SAMPLE_RATE, noverlap=384, cmap="magma", vmin=-120)
+        panel.specgram(
+            samples + 1e-5, NFFT=512, Fs=SAMPLE_RATE, noverlap=384, cmap="magma", vmin=-120
+        )
         panel.set_ylabel(f"{name}\nHz")
     panels[0].set_title(title)
     panels[-1].set_xlabel("seconds")

@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from vllm.multistream.codecs.spectral_codec import SpectralCodecModel
 
-SPEECH_DEFAULTS = {"temperature": 0.4, "top_k": 20, "max_tokens": 500}
-GUIDANCE_SCALE = 2.0
+SPEECH_DEFAULTS = {"temperature": 0.0, "top_k": 20, "max_tokens": 500}
+GUIDANCE_SCALE = 1.5
 """What benchmarks/evaluate_default_model.py found best."""
 
 GENERATION_DEFAULTS = {
