@@ -43,7 +43,7 @@ def steps_of(built: Any) -> np.ndarray:
 
 
 def test_prompts_of_speech_are_those_of_training(spec, tokenizer):
-    text = "please open the blue window"
+    text = "please open green door"
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     built = PromptBuilder(spec).build(
         {"prompt": text, "prompt_token_ids": ids, "mm_processor_kwargs": {"voice": "awb"}}

@@ -35,7 +35,7 @@ VOICES = ("slt", "rms", "awb")
 COUNT = 10
 SENTENCES = list(itertools.islice(vocabulary.sentences(77, held_out=True), COUNT))
 MOST_ERRORS = 0.2
-"""Word error rate of generated speech; MEASURED on these sentences, see the model card."""
+"""Word error rate of generated speech; the model card has 11.3 % on 200 sentences."""
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="flite is not installed")
 
 
@@ -118,11 +118,23 @@ def test_it_speaks_at_the_synthesizers_pace(spoken):
     assert 0.8 <= np.mean(ratios) <= 1.2
 
 
-def test_greedy_guided_speech_equals_the_references(engine):
-    assert greedy_agreement(engine) == 1.0
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    """The slow loop on the packaged weights; it knows no codec of ours, and needs none."""
+    folder = tmp_path_factory.mktemp("reference")
+    shutil.copy(packaged_model() / "model.safetensors", folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(packaged_model() / file, folder)
+    config = json.loads((packaged_model() / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"codec": None}))
+    return Reference(folder)
 
 
-def test_guidance_that_is_lost_does_not_equal_the_references(engine, monkeypatch):
+def test_greedy_guided_speech_equals_the_references(engine, reference):
+    assert greedy_agreement(engine, reference) == 1.0
+
+
+def test_guidance_that_is_lost_does_not_equal_the_references(engine, reference, monkeypatch):
     make = GuidedBatch.__init__
 
     def unguided(batch: GuidedBatch, *arguments: Any) -> None:
@@ -131,12 +143,11 @@ def test_guidance_that_is_lost_does_not_equal_the_references(engine, monkeypatch
         batch.lanes.weights[:, 0] = 1
 
     monkeypatch.setattr(GuidedBatch, "__init__", unguided)
-    assert greedy_agreement(engine) < 0.9
+    assert greedy_agreement(engine, reference) < 0.9
 
 
-def greedy_agreement(llm: LLM) -> float:
+def greedy_agreement(llm: LLM, reference: Reference) -> float:
     """Part of the reference's frames, guided with scale 2 and greedy, that the engine says too."""
-    reference = Reference(packaged_model())
     config = json.loads((packaged_model() / "config.json").read_text())
     tokenizer = llm.get_tokenizer()
     same = total = 0
@@ -176,8 +187,8 @@ def greedy_agreement(llm: LLM) -> float:
 
 BREAKAGES = {
     "two streams exchanged": {"codebook_streams": [0, 2, 1, 3, 4, 5, 6, 7]},
-    "a stream too early": {"delays": [0, 1, 1, 3, 4, 5, 6, 7]},
-    "a stream too late": {"delays": [0, 2, 2, 3, 4, 5, 6, 7]},
+    "no delays": {"delays": [0] * 8},
+    "delays one step too long": {"delays": [0, 2, 3, 4, 5, 6, 7, 8]},
 }
 
 
