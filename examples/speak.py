@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import logging
 import math
 import os
 import shutil
 import sys
 import tempfile
 import time
-import warnings
 import wave
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,10 +27,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import transformers
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from vllm.entrypoints.speech.process import prepare_process
 from vllm.multistream.packaged_model import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -275,18 +273,6 @@ def start_engine(model: str | Path) -> LLM:
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )
-
-
-def prepare_process() -> None:
-    """Settings that suit a short command; what the user has set in the environment stays."""
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # What is said before the engine has set up its own logging.
-    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-    warnings.simplefilter("ignore", FutureWarning)
-    transformers.utils.logging.disable_progress_bar()
 
 
 def generate(llm: LLM, options: argparse.Namespace, is_demo: bool) -> Result:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from synthesize import SPEAKERS
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from train_codec import CONFIG as CODEC
 
 from vllm.multistream.delay import interleave
@@ -70,8 +70,8 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
             normalizers.NFKC(),
             normalizers.Lowercase(),
             # The voices were trained on words alone.
-            normalizers.Replace(_regex(r"[.,;:!?\"()]"), " "),
-            normalizers.Replace(_regex(r"\s+"), " "),
+            normalizers.Replace(Regex(r"[.,;:!?\"()]"), " "),
+            normalizers.Replace(Regex(r"\s+"), " "),
             normalizers.Strip(),
         ]
     )
@@ -89,12 +89,6 @@ def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
-
-
-def _regex(pattern: str) -> Any:
-    from tokenizers import Regex
-
-    return Regex(pattern)
 
 
 def _tokens(ids: Sequence[int]) -> NDArray[np.int32]:

@@ -91,6 +91,7 @@ def test_every_format_keeps_the_sound_at_every_rate(name: str, rate: int) -> Non
         assert read_rate == rate
     # MP3 begins and ends with whole frames of silence, of up to 72 ms.
     assert len(read) / read_rate == pytest.approx(1.0, abs=0.15)
+    assert np.isfinite(read).all()
     spectrum = np.abs(np.fft.rfft(read))
     assert np.argmax(spectrum) * read_rate / len(read) == pytest.approx(440, abs=2)
     assert np.sqrt(np.mean(read[read_rate // 4 : read_rate // 2] ** 2)) == pytest.approx(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.guidance.rows import GuidanceStats
@@ -25,6 +26,29 @@ _COUNTERS = {
 }
 
 
+def make_counters(
+    logger: PrometheusStatLogger,
+    named: Mapping[str, tuple[str, str]],
+    labelnames: list[str],
+    per_engine_labelvalues: dict[int, list[object]],
+) -> dict[str, dict[int, Any]]:
+    """Counters per engine index, by the field that they count.
+
+    Args:
+        logger: the logger whose metric class is used.
+        named: by field, the metric's name and what it says.
+        labelnames: labels of every metric.
+        per_engine_labelvalues: their values per engine index.
+    """
+    return {
+        name: create_metric_per_engine(
+            logger._counter_cls(name=metric, documentation=words, labelnames=labelnames),
+            per_engine_labelvalues,
+        )
+        for name, (metric, words) in named.items()
+    }
+
+
 class GuidanceProm:
     """Gauges and counters of guidance.
 
@@ -41,7 +65,6 @@ class GuidanceProm:
         per_engine_labelvalues: dict[int, list[object]],
     ) -> None:
         self._gauges: dict[str, dict[int, Any]] = {}
-        self._counters: dict[str, dict[int, Any]] = {}
         for name, (metric, words) in _GAUGES.items():
             gauge = logger._gauge_cls(
                 name=metric,
@@ -50,9 +73,7 @@ class GuidanceProm:
                 labelnames=labelnames,
             )
             self._gauges[name] = create_metric_per_engine(gauge, per_engine_labelvalues)
-        for name, (metric, words) in _COUNTERS.items():
-            counter = logger._counter_cls(name=metric, documentation=words, labelnames=labelnames)
-            self._counters[name] = create_metric_per_engine(counter, per_engine_labelvalues)
+        self._counters = make_counters(logger, _COUNTERS, labelnames, per_engine_labelvalues)
 
     def observe(self, stats: GuidanceStats, engine_idx: int = 0) -> None:
         """Take in what one step did."""

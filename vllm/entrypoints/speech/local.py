@@ -3,31 +3,15 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from vllm.entrypoints.speech.media import AudioLimits, Clip, decode_file
 from vllm.entrypoints.speech.parameters import SpeechInput, plan_request, task_defaults
+from vllm.entrypoints.speech.process import prepare_process
 from vllm.multistream.spec import multistream_spec
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
-
-
-def prepare_process() -> None:
-    """Settings that suit a short command; what the user has set in the environment stays."""
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # The package has set up its logging already.
-    logging.getLogger("vllm").setLevel(os.environ["VLLM_LOGGING_LEVEL"])
-    warnings.simplefilter("ignore", FutureWarning)
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
 
 
 class LocalEngine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vllm.guidance.metrics import make_counters
 from vllm.multistream.acoustic.timing import AudioStats
 from vllm.v1.metrics.utils import create_metric_per_engine
 
@@ -55,15 +56,12 @@ class AudioProm:
         per_engine_labelvalues: dict[int, list[object]],
     ) -> None:
         self._histograms: dict[str, dict[int, Any]] = {}
-        self._counters: dict[str, dict[int, Any]] = {}
         for name, (metric, words, buckets) in _HISTOGRAMS.items():
             histogram = logger._histogram_cls(
                 name=metric, documentation=words, buckets=buckets, labelnames=labelnames
             )
             self._histograms[name] = create_metric_per_engine(histogram, per_engine_labelvalues)
-        for name, (metric, words) in _COUNTERS.items():
-            counter = logger._counter_cls(name=metric, documentation=words, labelnames=labelnames)
-            self._counters[name] = create_metric_per_engine(counter, per_engine_labelvalues)
+        self._counters = make_counters(logger, _COUNTERS, labelnames, per_engine_labelvalues)
 
     def observe(self, stats: AudioStats, engine_idx: int = 0) -> None:
         """Take in what one batch of outputs said."""
