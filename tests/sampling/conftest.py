@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,6 +15,13 @@ from vllm.multistream.sampling import load_extension
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_operators() -> None:
     load_extension()
+
+
+@pytest.fixture(autouse=True)
+def _floating_point_registers_are_left_empty() -> Iterator[None]:
+    """An MMX instruction without its EMMS makes every later x87 operation of the process a NaN."""
+    yield
+    assert np.longdouble(0.5) + np.longdouble(0.25) == 0.75
 
 
 @pytest.fixture
