@@ -72,6 +72,20 @@ def judged(judge: Judge, clips: Sequence[NDArray[np.float32]], what: str) -> lis
     return [judge.transcribe(clip) for clip in tqdm(clips, desc=f"judging {what}")]
 
 
+def error_rates(spoken: Sequence[Original], heard: Sequence[str]) -> dict[str, Any]:
+    """Word error rate of what was heard, over all sentences and for each voice."""
+    by_voice = {}
+    for speaker in sorted({o.speaker for o in spoken}):
+        chosen = [index for index, o in enumerate(spoken) if o.speaker == speaker]
+        by_voice[speaker] = word_error_rate(
+            [spoken[index].text for index in chosen], [heard[index] for index in chosen]
+        )
+    return {
+        "word_error_rate": word_error_rate([o.text for o in spoken], heard),
+        "word_error_rate_by_voice": by_voice,
+    }
+
+
 def mel_distance(codec: Any, one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
     """Mean absolute difference of log-mel spectra, in decibels."""
     length = min(len(one), len(other)) // codec.samples_per_frame * codec.samples_per_frame
@@ -80,16 +94,14 @@ def mel_distance(codec: Any, one: NDArray[np.float32], other: NDArray[np.float32
     return float((spectra[0] - spectra[1]).abs().mean()) * 10 / float(np.log(10))
 
 
-def evaluate_codec(codec: Any, judge: Judge, spoken: list[Original]) -> dict[str, float]:
+def evaluate_codec(codec: Any, judge: Judge, spoken: list[Original]) -> dict[str, Any]:
     """Error rate of speech that was encoded and decoded."""
     decoded = [
         codec.decode(codec.encode(torch.from_numpy(o.samples))).numpy()[: len(o.samples)]
         for o in tqdm(spoken, desc="codec")
     ]
-    texts = [o.text for o in spoken]
     pairs = zip(spoken, decoded, strict=True)
-    return {
-        "word_error_rate": word_error_rate(texts, judged(judge, decoded, "codec")),
+    return error_rates(spoken, judged(judge, decoded, "codec")) | {
         "mel_distance_db": statistics.mean(mel_distance(codec, o.samples, d) for o, d in pairs),
     }
 
@@ -133,17 +145,16 @@ def transcribe(llm: LLM, clips: Sequence[NDArray[np.float32]]) -> list[str]:
 
 def evaluate_speech(
     llm: LLM, judge: Judge, spoken: list[Original], scale: float
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Text to speech at one guidance scale."""
     completions = speak(llm, spoken, scale)
     clips = [
         c.audio.samples if c.audio is not None else np.zeros(0, np.float32) for c in completions
     ]
-    texts = [o.text for o in spoken]
     ratios = [len(clip) / len(o.samples) for clip, o in zip(clips, spoken, strict=True)]
     return {
         "guidance_scale": scale,
-        "word_error_rate": word_error_rate(texts, judged(judge, clips, f"scale {scale}")),
+        **error_rates(spoken, judged(judge, clips, f"scale {scale}")),
         "duration_ratio": statistics.mean(ratios),
         "did_not_stop": sum(c.finish_reason != "stop" for c in completions),
     }
@@ -249,11 +260,9 @@ def main() -> None:
         "words": len(WORDS),
         "sampling": {name: defaults[name] for name in ("temperature", "top_k")},
     }
-    result["originals"] = {
-        "word_error_rate": word_error_rate(
-            texts, judged(judge, [o.samples for o in spoken], "originals")
-        )
-    }
+    result["originals"] = error_rates(
+        spoken, judged(judge, [o.samples for o in spoken], "originals")
+    )
     result["codec"] = evaluate_codec(codec, judge, spoken)
     print(json.dumps({key: result[key] for key in ("originals", "codec")}, indent=2))
     result["text_to_speech"] = [evaluate_speech(llm, judge, spoken, s) for s in options.scales]

@@ -61,7 +61,7 @@ def export(
         "codec": {"name_or_path": "codec"},
         "tasks": layout.tasks(),
         "voices": {speaker: [index] for speaker, index in layout.SPEAKER_IDS.items()},
-        "default_voice": "slt",
+        "default_voice": "rms",
         "generation_defaults": GENERATION_DEFAULTS,
         "guidance": {"null_prompt": layout.NULL_PROMPT, "audio_only": False},
     }
