@@ -14,13 +14,16 @@ from typing import Any
 import httpx
 
 SENTENCES = (
-    "The quick brown fox jumps over the lazy dog.",
-    "Please call me back before noon.",
-    "It rained all night, and the river rose.",
-    "Seven small boats left the harbour at dawn.",
-    "Nobody had told them that the shop was closed.",
-    "She read the letter twice and put it away.",
+    "please open green door",
+    "record message",
+    "repeat seven three nine tomorrow morning",
+    "play music louder tonight",
+    "start left",
+    "stop",
+    "find silver table yellow window kitchen",
+    "number eight hundred forty two november thirty",
 )
+"""Of one to eight words that the default model knows."""
 BYTES_PER_SAMPLE = 2
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -93,6 +94,18 @@ def test_the_package_stays_small():
 def test_an_independent_recognizer_understands_what_it_says(spoken, judge):
     assert {completion.finish_reason for completion in spoken} == {"stop"}
     assert errors(judge, [c.audio.samples for c in spoken]) <= MOST_ERRORS
+
+
+def test_the_demonstrations_sentence_is_understood(engine, judge):
+    makefile = (Path(__file__).parents[3] / "Makefile").read_text()
+    (sentence,) = re.findall(r"^demo: sentence := (.*)$", makefile, re.MULTILINE)
+    spec = multistream_spec(engine.model_config)
+    assert spec is not None
+    params = SamplingParams(seed=0, **spec.generation_defaults["text_to_speech"])
+    (output,) = engine.generate(sentence, params, use_tqdm=False)
+    samples = output.outputs[0].audio.samples
+    assert judge.transcribe(samples) == sentence
+    assert transcribe(engine, [samples]) == [sentence]
 
 
 def test_it_understands_itself(engine, spoken):
