@@ -11,8 +11,8 @@ time until its last request has ended, waveforms included. All of the engine's f
 and prefix caching is off unless it is asked for. The engine runs in this process.
 
 Beside the latency and its percentiles, per second of the batch: steps (passes of the decoder),
-tokens over all streams without pads, and seconds of audio, each the median over the iterations. The
-real-time factor is the latency over the length of one request's audio: below 1, all requests of the
+tokens over all streams without pads, and seconds of audio, at the median latency. The real-time
+factor is the latency over the length of one request's audio: below 1, all requests of the
 batch are faster than they play.
 
 With --compare every iteration runs the same batch guided and unguided, on the same engine;
@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
 from benchmark_guidance import compare
-from engine_turns import Turn, TurnEngine, medians, open_engine, stream_line
+from engine_turns import Turn, TurnEngine, middle, open_engine, stream_line
 from hardware import describe_machine
 from tqdm import tqdm
 from workload import (
@@ -92,13 +92,12 @@ def summarize(turns: Sequence[Turn]) -> dict[str, Any]:
     """The figures of a side."""
     latencies = [turn.seconds for turn in turns]
     percentiles = np.percentile(latencies, PERCENTILES).tolist()
-    reports = [report_turn(turn) for turn in turns]
     return {
         "avg_latency": float(np.mean(latencies)),
         "latencies": latencies,
         "percentiles": {str(p): value for p, value in zip(PERCENTILES, percentiles, strict=True)},
-        **medians(reports),
-        "turns": reports,
+        **report_turn(middle(turns)),
+        "turns": [report_turn(turn) for turn in turns],
     }
 
 

@@ -9,7 +9,7 @@ Without --model, a random model of 8 streams with a DAC is written and measured.
 decodes exactly its output length, whatever the model says; waveforms are decoded within the time.
 All of the engine's flags are upstream's. The engine runs in this process.
 
-Printed and written, each the median over the turns:
+Printed and written, at the median of the turns' times:
 
 - requests/s; total tokens/s (prompt and output) and output tokens/s of stream 0, as upstream has
   them;
@@ -35,7 +35,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from benchmark_guidance import compare
-from engine_turns import TurnEngine, medians, open_engine, stream_line
+from engine_turns import Turn, TurnEngine, middle, open_engine, stream_line
 from hardware import describe_machine
 from tqdm import tqdm
 from workload import (
@@ -87,9 +87,9 @@ def run_turns(
     warm_up: Sequence[Request],
     sides: Sequence[str],
     repeats: int,
-) -> dict[str, list[dict[str, Any]]]:
-    """Reports of the turns of each of `sides`, "guided" or "unguided"."""
-    turns: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
+) -> dict[str, list[Turn]]:
+    """The turns of each of `sides`, "guided" or "unguided"."""
+    turns: dict[str, list[Turn]] = {side: [] for side in sides}
     if warm_up:
         for side in sides:
             engine.run(warm_up, side == "guided")
@@ -98,8 +98,13 @@ def run_turns(
         for side in sides[:: -1 if repeat % 2 else 1]:
             bar = functools.partial(progress_bar, f"{side}, turn {repeat + 1} of {repeats}")
             turn = engine.run(requests, side == "guided", use_tqdm=bar)
-            turns[side].append(turn.report())
+            turns[side].append(turn)
     return turns
+
+
+def summarize(turns: Sequence[Turn]) -> dict[str, Any]:
+    """The figures of a side."""
+    return middle(turns).report() | {"turns": [turn.report() for turn in turns]}
 
 
 def show(figures: dict[str, Any]) -> None:
@@ -144,13 +149,12 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         "model": model.describe(),
         **told,
         "side": main_side,
-        **medians(turns[main_side]),
-        "turns": turns[main_side],
+        **summarize(turns[main_side]),
     }
     if options.compare:
-        report["unguided"] = medians(turns["unguided"]) | {"turns": turns["unguided"]}
+        report["unguided"] = summarize(turns["unguided"])
         report["guided_over_unguided"] = compare(
-            *([turn["requests_per_second"] for turn in turns[side]] for side in sides)
+            *([turn.num_requests / turn.seconds for turn in turns[side]] for side in sides)
         )
     for side in sides:
         if options.compare:

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -215,17 +215,14 @@ def open_engine(
         cleanup_dist_env_and_memory()
 
 
-def medians(turns: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Per key the median over the turns' reports; None where a turn has none."""
-    middle: dict[str, Any] = {}
-    for key in turns[0]:
-        values = [turn[key] for turn in turns]
-        if any(value is None for value in values):
-            middle[key] = None
-        else:
-            is_count = all(isinstance(value, int) for value in values)
-            middle[key] = (statistics.median_low if is_count else statistics.median)(values)
-    return middle
+def middle(turns: Sequence[Turn]) -> Turn:
+    """What stands for several turns: the median time, and the counts of the turn next to it.
+
+    One time for all, so that the figures of a side agree with each other.
+    """
+    seconds = statistics.median(turn.seconds for turn in turns)
+    nearest = min(turns, key=lambda turn: abs(turn.seconds - seconds))
+    return replace(nearest, seconds=seconds)
 
 
 def stream_line(figures: dict[str, Any]) -> str:
