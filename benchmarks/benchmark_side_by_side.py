@@ -96,9 +96,11 @@ def write_text_model(folder: Path, hidden_size: int, num_layers: int) -> Path:
     """A text-only model with random weights and the same backbone."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from vllm.multistream.random_checkpoint import byte_tokenizer
 
+    disable_progress_bar()
     config = LlamaConfig(
         vocab_size=TEXT_VOCABULARY,
         hidden_size=hidden_size,
@@ -287,7 +289,9 @@ class UpstreamTextSide(EngineSide):
             return Measurement(count * length / seconds, 0)
         pairs = [lane for prompt in prompts for lane in (prompt, TEXT_NULL_PROMPT)]
         params = [
-            lane for row in range(count) for lane in pair_params(row, SCALE, **sampling(row, length))
+            lane
+            for row in range(count)
+            for lane in pair_params(row, SCALE, **sampling(row, length))
         ]
         tokens, seconds = self.generate(pairs, params, length)
         apart = sum(map(tokens_apart, tokens[::2], tokens[1::2]))
@@ -363,9 +367,7 @@ def compare(numerator: Sequence[float], denominator: Sequence[float]) -> dict[st
     }
 
 
-def summarize(
-    part: str, results: dict[Case, dict[str, list[Measurement]]]
-) -> list[dict[str, Any]]:
+def summarize(part: str, results: dict[Case, dict[str, list[Measurement]]]) -> list[dict[str, Any]]:
     """One row per case: each side's median and rounds, and the ratio."""
     rows = []
     for case, measured in results.items():

@@ -3,12 +3,12 @@
 
 The rows of `generate` are streams: input ids are [batch * streams, length] and logits
 [batch * streams, length, codebook]. Embeddings are summed over the streams, delays are a pattern of
-forced ids over the whole sequence, and guidance doubles the batch in `prepare_inputs_for_generation`
-and halves it again in transformers' own ClassifierFreeGuidanceLogitsProcessor. Cache, loop,
-temperature, top-k and sampling are transformers' own, and so is the Llama backbone.
+forced ids over the whole sequence, and guidance doubles the batch when inputs are prepared; it is
+halved again by transformers' own ClassifierFreeGuidanceLogitsProcessor. Cache, loop, temperature,
+top-k and sampling are transformers' own, and so is the Llama backbone.
 
-Ids are a stream's own: below `codebook` the codes of the stream's slice, and from there on the ids of
-the checkpoint's vocabulary, of which prompts and pads are made.
+Ids are a stream's own: below `codebook` the codes of the stream's slice, and from there on the ids
+of the checkpoint's vocabulary, of which prompts and pads are made.
 
 A static batch of requests runs to its full length; no request ends itself. The null prompt is as
 many pads as the prompt has ids (`"null_prompt": "pads"`), so that no row of the doubled batch is

@@ -63,9 +63,7 @@ def test_sampling_stays_in_top_k_and_varies(folder: Path) -> None:
     greedy = model.generate_codes(PROMPTS, FRAMES)
     assert torch.equal(model.generate_codes(PROMPTS, FRAMES, temperature=0.8, top_k=1), greedy)
     torch.manual_seed(0)
-    assert not torch.equal(
-        model.generate_codes(PROMPTS, FRAMES, temperature=0.8, top_k=30), greedy
-    )
+    assert not torch.equal(model.generate_codes(PROMPTS, FRAMES, temperature=0.8, top_k=30), greedy)
 
 
 def test_what_does_not_fit_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,13 +57,13 @@ def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_pairs_get_what_guidance_gives(text_model: Path) -> None:
-    common = {"max_tokens": LENGTH, "ignore_eos": True, "detokenize": False}
+    common: dict[str, Any] = {"max_tokens": LENGTH, "ignore_eos": True, "detokenize": False}
     pairs = [{"prompt_token_ids": ids} for prompt in PROMPTS for ids in (prompt, NULL)]
     prompts = [{"prompt_token_ids": prompt} for prompt in PROMPTS]
     with open_engine(text_model, logits_processors=[PairedGuidance]) as llm:
 
-        def tokens(given: list[dict[str, list[int]]], params: list[SamplingParams]) -> list:
-            outputs = llm.generate(given, params, use_tqdm=False)  # type: ignore[arg-type]
+        def tokens(given: list[Any], params: list[SamplingParams]) -> list[list[int]]:
+            outputs = llm.generate(given, params, use_tqdm=False)
             return [list(output.outputs[0].token_ids) for output in outputs]
 
         greedy = [
@@ -103,10 +107,9 @@ def test_pairs_get_what_guidance_gives(text_model: Path) -> None:
 
 def test_transformers_gives_the_codes_of_the_engine(tmp_path: Path) -> None:
     # The benchmark's checkpoint has no codec; with one, the engine hands out all streams' codes.
-    folder = write_random_speech_lm(
-        tmp_path, guidance={"null_prompt": "pads", "audio_only": False}
-    )
+    folder = write_random_speech_lm(tmp_path, guidance={"null_prompt": "pads", "audio_only": False})
     prompts = [[BEGIN_TEXT, *prompt, BEGIN_AUDIO] for prompt in PROMPTS]
+    given: list[Any] = [{"prompt_token_ids": prompt} for prompt in prompts]
     model = TransformersSpeechLM.load(folder, torch.float32)
     expected = {scale: model.generate_codes(prompts, LENGTH, scale) for scale in (None, SCALE)}
     with open_engine(folder) as llm:
@@ -114,11 +117,32 @@ def test_transformers_gives_the_codes_of_the_engine(tmp_path: Path) -> None:
             params = SamplingParams(
                 temperature=0.0, max_tokens=LENGTH, ignore_eos=True, guidance_scale=scale
             )
-            outputs = llm.generate(
-                [{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False
-            )
+            outputs = llm.generate(given, params, use_tqdm=False)
             for row, output in enumerate(outputs):
                 completion = output.outputs[0]
                 assert completion.audio is not None
                 assert completion.audio.codes.tolist() == codes[row].tolist()
     assert not torch.equal(expected[None], expected[SCALE])
+
+
+@pytest.mark.slow
+def test_quick_run_without_upstream(tmp_path: Path) -> None:
+    script = Path(__file__).parents[3] / "benchmarks" / "benchmark_side_by_side.py"
+    output = tmp_path / "side_by_side.json"
+    subprocess.run(
+        [sys.executable, str(script), "--quick", "--rounds", "1", "--output-json", str(output)],
+        check=True,
+        capture_output=True,
+        cwd=tmp_path,
+    )
+    report = json.loads(output.read_text())
+    assert report["sides"]["fork"]["threads"] == report["sides"]["transformers"]["threads"]
+    (model,) = report["models"]
+    assert model["upstream"] == "not measured"
+    assert [(row["requests"], row["guided"]) for row in model["transformers"]] == [
+        (1, True),
+        (1, False),
+        (2, True),
+        (2, False),
+    ]
+    assert all(row["fork_over_transformers"]["ratio"] > 0 for row in model["transformers"])
