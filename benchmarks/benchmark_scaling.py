@@ -103,7 +103,7 @@ QUICK = Sizes(
     groups=(1, 2),
     lanes=(2, 3),
     lane_requests=2,
-    num_streams=(1, 2),
+    num_streams=(2,),
     stream_requests=2,
     contexts=(64, 128),
     length_requests=2,
@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--output-json", type=Path)
     parser.add_argument("--rounds", type=int, default=2, help="each in new processes")
-    parser.add_argument("--turns", type=int, default=4, help="per round, at least 1")
+    parser.add_argument("--turns", type=int, default=6, help="per round, at least 1")
     parser.add_argument("--steps", type=int, default=24, help="decode steps per turn and point")
     parser.add_argument(
         "--quick", action="store_true", help="small models and few steps: shows that it runs"

@@ -143,9 +143,7 @@ def transcribe(llm: LLM, clips: Sequence[NDArray[np.float32]]) -> list[str]:
     return [output.outputs[0].text.strip() for output in outputs]
 
 
-def evaluate_speech(
-    llm: LLM, judge: Judge, spoken: list[Original], scale: float
-) -> dict[str, Any]:
+def evaluate_speech(llm: LLM, judge: Judge, spoken: list[Original], scale: float) -> dict[str, Any]:
     """Text to speech at one guidance scale."""
     completions = speak(llm, spoken, scale)
     clips = [
