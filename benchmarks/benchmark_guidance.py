@@ -42,7 +42,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,13 @@ SIZES = ((1024, 16), (256, 6))
 KINDS = ("guided", "plain", "naive")
 
 
-def write_model(folder: Path, hidden_size: int, num_layers: int) -> Path:
+def write_model(
+    folder: Path,
+    hidden_size: int,
+    num_layers: int,
+    num_streams: int = STREAMS,
+    max_positions: int = 2048,
+) -> Path:
     """A multi-stream model with random weights and a null prompt, without a codec."""
     import torch
 
@@ -77,12 +83,13 @@ def write_model(folder: Path, hidden_size: int, num_layers: int) -> Path:
 
     return write_random_speech_lm(
         folder,
-        layout=stream_layout(STREAMS, codebook_size=CODEBOOK),
+        layout=stream_layout(num_streams, codebook_size=CODEBOOK),
         codec=None,
         hidden_size=hidden_size,
         num_layers=num_layers,
         num_heads=hidden_size // 64,
         num_key_value_heads=hidden_size // 64,
+        max_positions=max_positions,
         initializer_range=0.02,
         guidance={"null_prompt": [BEGIN_AUDIO], "audio_only": False},
         dtype=torch.bfloat16,
@@ -96,13 +103,16 @@ class Side:
         kind: one of KINDS; `become` changes it.
         model: folder of the checkpoint.
         enforce_eager: run without torch.compile.
+        max_model_len: most tokens of a lane.
 
     Attributes:
         kind: what `start` adds.
         engine: the LLMEngine.
     """
 
-    def __init__(self, kind: str, model: str, enforce_eager: bool = True) -> None:
+    def __init__(
+        self, kind: str, model: str, enforce_eager: bool = True, max_model_len: int = 512
+    ) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -114,7 +124,7 @@ class Side:
             model,
             dtype="bfloat16",
             enforce_eager=enforce_eager,
-            max_model_len=512,
+            max_model_len=max_model_len,
             max_num_seqs=2 * max(STEP_GROUPS),
             disable_log_stats=True,
         ).llm_engine
@@ -140,10 +150,8 @@ class Side:
             start = time.perf_counter()
             self.engine.step()
             times.append((time.perf_counter() - start) * 1e3)
-        self._check_rows(count)
-        self.engine.abort_request(ids)
-        while self.engine.has_unfinished_requests():
-            self.engine.step()
+        self._check_rows(count if self.kind == "plain" else 2 * count)
+        self.end(ids)
         return statistics.median(times[WARM_UP_STEPS:])
 
     def throughput(self, count: int, num_frames: int) -> float:
@@ -203,11 +211,16 @@ class Side:
                 ids.append(request_id)
         return ids
 
-    def _check_rows(self, count: int) -> None:
-        """Raise unless the last step had a row for each lane of each request."""
+    def end(self, ids: list[str]) -> None:
+        """Abort requests, and run the engine until it has nothing left."""
+        self.engine.abort_request(ids)
+        while self.engine.has_unfinished_requests():
+            self.engine.step()
+
+    def _check_rows(self, rows: int) -> None:
+        """Raise unless the last step had so many rows: one for each lane of each request."""
         core = self.engine.engine_core.engine_core
         batch = core.model_executor.driver_worker.worker.model_runner.input_batch
-        rows = count if self.kind == "plain" else 2 * count
         if batch.num_reqs != rows:
             raise RuntimeError(f"the step had {batch.num_reqs} rows instead of {rows}")
 
@@ -247,12 +260,12 @@ def merge_pairs_by_hand(runner: Any) -> None:
     runner.model.audio_logits = merged_logits
 
 
-def serve(model: str) -> None:
+def serve(make_side: Callable[[], Side]) -> None:
     """Answer the parent's calls, one JSON list per line: kind, a method's name, its arguments."""
     # What libraries print must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    side = Side("plain", model)
+    side = make_side()
     print("ready", file=answers, flush=True)
     for line in sys.stdin:
         kind, name, *arguments = json.loads(line)
@@ -265,12 +278,13 @@ class SideProcess:
 
     Args:
         model: folder of the checkpoint.
+        script: what serves it when it is called with `--side MODEL`.
     """
 
-    def __init__(self, model: Path) -> None:
+    def __init__(self, model: Path, script: Path = Path(__file__)) -> None:
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).resolve()), "--side", str(model)],
+            [sys.executable, str(script.resolve()), "--side", str(model)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -417,7 +431,7 @@ def main() -> None:
     )
     options = parser.parse_args()
     if options.side:
-        serve(options.side)
+        serve(lambda: Side("plain", options.side))
         return
     if (options.hidden_size is None) != (options.num_layers is None):
         parser.error("--hidden-size and --num-layers must be given together")

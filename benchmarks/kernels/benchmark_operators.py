@@ -285,6 +285,8 @@ def main() -> None:
         "operators": [],
         "merging": [],
     }
+    if options.device == "cuda":
+        report["machine"]["accelerator"] = torch.cuda.get_device_name()
     gigabytes, gigaoperations = (value / 1e9 for value in asdict(machine).values())
     print(f"{gigabytes:.1f} GB/s, {gigaoperations:.0f} Gop/s")
     print(f"{'operator, size':<62} {'floor':>8} {'operator':>9} {'PyTorch':>8} {'faster':>7}")

@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from floors import Machine, measure_machine
-from hardware import processor_name
+from hardware import describe_machine
 
 from vllm.multistream.sampling import multistream_sample
 
@@ -68,14 +68,6 @@ CASES = tuple(
     for dtype in ("float32", "bfloat16")
     for top_k, top_p in ((0, 1.0), (30, 1.0), (0, 0.9), (30, 0.9))
 )
-
-
-def hardware_name() -> str:
-    """The processor's name as the operating system gives it, and the number of threads used."""
-    name = processor_name()
-    if torch.cuda.is_available():
-        name = torch.cuda.get_device_name()
-    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def composition(
@@ -194,7 +186,10 @@ def main() -> None:
     parser.add_argument("--output-json", type=Path)
     arguments = parser.parse_args()
 
-    print(hardware_name())
+    described = describe_machine() | {"threads": torch.get_num_threads()}
+    if arguments.device == "cuda":
+        described["accelerator"] = torch.cuda.get_device_name()
+    print(f"{described['processor']}, accelerator: {described['accelerator']}")
     print(
         f"{'R x K x C':>16} {'dtype':>9} {'top-k':>5} {'top-p':>5} "
         f"{'operator ms':>12} {'PyTorch ms':>11} {'ratio':>6} {'floor ms':>9}"
@@ -212,8 +207,7 @@ def main() -> None:
         )
     if arguments.output_json:
         report = {
-            "hardware": hardware_name(),
-            "torch": torch.__version__,
+            "machine": described,
             "floor": asdict(machine),
             "results": [asdict(result) for result in results],
         }
