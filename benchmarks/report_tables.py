@@ -373,7 +373,7 @@ def operators(report: Report, cuda: Report | None) -> str:
 
     gigabytes = report["floor"]["bytes_per_second"] / 1e9
     gigaoperations = report["floor"]["operations_per_second"] / 1e9
-    clock = "processor time" if report["clock"] == "thread_time" else "time"
+    clock = "processor time" if report["clock"] == "thread_time" else "wall-clock time"
     return "\n\n".join(
         [
             f"Times are {clock}. The floor takes {gigabytes:.1f} GB/s and {gigaoperations:.0f} "
@@ -448,7 +448,9 @@ def profile(report: Report, cuda: Report | None) -> str:
     rows = [[part, *(cell(row, part) for row in profiles)] for part in parts]
     rows.append(["**step**", *(f"**{row['step_ms']:.3f}**" for row in profiles)])
     rows.append(["outside the backbone", *(percent(row["outside_backbone"]) for row in profiles)])
-    clock = "processor time of one thread" if report["clock"] == "process_time" else "time"
+    clock = (
+        "processor time of one thread" if report["clock"] == "process_time" else "wall-clock time"
+    )
     compiled = "with torch.compile" if report["compiled"] else "eager"
     statistic = "fastest" if report["statistic"] == "min" else "median"
     return (
@@ -659,11 +661,12 @@ def speech_serving(report: Report, cuda: Report | None) -> str:
                 _percentile(row, "first_audio_seconds", 1e3, 0),
                 _percentile(row, "real_time_factor"),
                 f"{row['requests_with_underruns']} of {row['requests']}",
+                _percentile(row, "buffer_seconds", 1e3, 0),
                 f"{row['audio_seconds_per_second']:.2f}",
             )
         )
     heads = ["<load", "guidance", "requests", "failed", "first audio, ms", "real-time factor"]
-    heads += ["with underruns", "seconds of audio/s"]
+    heads += ["with underruns", "buffer, ms", "seconds of audio/s"]
     most = ", ".join(
         f"{clients} {'unguided' if scale == '1' else f'at scale {scale}'}"
         for scale, clients in report["most_clients_without_underrun"].items()
@@ -671,7 +674,8 @@ def speech_serving(report: Report, cuda: Report | None) -> str:
     return "\n\n".join(
         [
             f"Model: {report['model']}, at most {report['max_tokens']} frames per request. Pairs "
-            "of numbers are p50 / p90.",
+            "of numbers are p50 / p90. Buffer: by how much a player must start after the first "
+            "piece to have no underrun.",
             table(heads, rows),
             f"Most clients up to which no request has an underrun or fails: {most}.",
         ]

@@ -126,7 +126,7 @@ SECTIONS = (
         text="The engine's methods are timed from outside; time counts for the innermost part that "
         "runs, so the parts add up to the step. Guided requests, and twice as many plain ones, "
         "which have as many rows in the backbone.",
-        script=("benchmarks/profile_step.py", "--groups", "32", "--cpu-time"),
+        script=("benchmarks/profile_step.py", "--groups", "32"),
         result="profile_step.json",
         body=tables.profile,
         promises=(
@@ -144,7 +144,7 @@ SECTIONS = (
         name="profile_compiled",
         title="The same with torch.compile",
         text="As above, with `enforce_eager=False`.",
-        script=("benchmarks/profile_step.py", "--groups", "32", "--cpu-time", "--compile"),
+        script=("benchmarks/profile_step.py", "--groups", "32", "--compile"),
         result="profile_step_compiled.json",
         body=tables.profile,
     ),
@@ -166,7 +166,7 @@ SECTIONS = (
         text="Each operator against the composition of PyTorch operators that does the same, and "
         "against its floor: the bytes it must touch over the machine's bandwidth, or its "
         "operations over their rate, whichever takes longer.",
-        script=("benchmarks/kernels/benchmark_operators.py", "--cpu-time"),
+        script=("benchmarks/kernels/benchmark_operators.py",),
         result="operators_cpu.json",
         body=tables.operators,
         cuda_result="operators_cuda.json",
@@ -240,7 +240,8 @@ SECTIONS = (
         "piece of audio that came later than a player needed it that starts with the first piece.",
         script=(
             "benchmarks/benchmark_speech_serving.py",
-            *("--model", "unison-default", "--rates", "1", "2", "4"),
+            *("--model", "unison-default", "--guidance-scale", "1.5"),
+            *("--requests", "32", "--rates", "1", "2", "4", "8", "16"),
         ),
         result="speech_serving.json",
         body=tables.speech_serving,
@@ -253,7 +254,7 @@ SECTIONS = (
         "what it does not give back.",
         script=(
             "benchmarks/benchmark_speech_serving.py",
-            *("--model", "unison-default", "--soak-minutes", "15"),
+            *("--model", "unison-default", "--guidance-scale", "1.5", "--soak-minutes", "15"),
         ),
         result="speech_soak.json",
         body=tables.speech_soak,

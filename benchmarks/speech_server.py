@@ -100,7 +100,10 @@ def running_server(model: Path, options: Sequence[str], log: Path) -> Iterator[S
             env=os.environ | settings,
             stdout=output,
             stderr=output,
-            start_new_session=True,
+            # A group of its own, to be ended as a whole, but no session: Linux shares processors
+            # between sessions, and lets a client that is alone in one wait for hundreds of
+            # milliseconds while the model's threads keep the cores busy.
+            preexec_fn=os.setpgrp,
         )
     try:
         server = SpeechServer(f"http://127.0.0.1:{port}", process.pid)
