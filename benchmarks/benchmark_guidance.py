@@ -38,11 +38,10 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -50,6 +49,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hardware import describe_machine
+from side_process import SideProcess, serve
 from tqdm import tqdm
 
 STREAMS = 8
@@ -260,63 +260,9 @@ def merge_pairs_by_hand(runner: Any) -> None:
     runner.model.audio_logits = merged_logits
 
 
-def serve(make_side: Callable[[], Side]) -> None:
-    """Answer the parent's calls, one JSON list per line: kind, a method's name, its arguments."""
-    # What libraries print must not get between the answers.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    side = make_side()
-    print("ready", file=answers, flush=True)
-    for line in sys.stdin:
-        kind, name, *arguments = json.loads(line)
-        side.become(kind)
-        print(json.dumps(getattr(side, name)(*arguments)), file=answers, flush=True)
-
-
-class SideProcess:
-    """A process with an engine.
-
-    Args:
-        model: folder of the checkpoint.
-        script: what serves it when it is called with `--side MODEL`.
-    """
-
-    def __init__(self, model: Path, script: Path = Path(__file__)) -> None:
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self._process = subprocess.Popen(
-            [sys.executable, str(script.resolve()), "--side", str(model)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            # A neutral folder keeps the process from importing this repository's packages.
-            cwd=tempfile.gettempdir(),
-        )
-
-    def wait_until_ready(self) -> None:
-        """Wait for the engine."""
-        self._read()
-
-    def call(self, kind: str, name: str, *arguments: int) -> float:
-        """Call a method of the process's Side, with requests of a kind."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([kind, name, *arguments]) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._read())
-
-    def end(self) -> None:
-        """End the process."""
-        self._process.terminate()
-        self._process.communicate()
-        self._errors.close()
-
-    def _read(self) -> str:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            self._errors.seek(0)
-            raise RuntimeError(f"the engine failed:\n{self._errors.read()[-4000:]}")
-        return line
+def open_side(model: Path, script: Path = Path(__file__)) -> SideProcess:
+    """A process with an engine on a checkpoint; `script` serves it when called `--side MODEL`."""
+    return SideProcess(sys.executable, script, ["--side", str(model)])
 
 
 def plan_turns(groups: Sequence[int], requests: Sequence[int]) -> list[tuple[str, str, int]]:
@@ -343,17 +289,19 @@ def measure(
     }
     for _ in range(options.rounds):
         with ExitStack() as stack:
-            side = SideProcess(model)
+            side = open_side(model)
             stack.callback(side.end)
             side.wait_until_ready()
             for kind in KINDS:
-                side.call(kind, "step", 2, 4)
+                side.call("become", kind)
+                side.call("step", 2, 4)
                 if kind != "naive":
-                    side.call(kind, "throughput", 2, 4)
+                    side.call("throughput", 2, 4)
             for turn in range(options.turns):
                 # Back and forth, so that none is always the one after the same other.
                 for name, kind, count in turns[:: -1 if turn % 2 else 1]:
-                    value = side.call(kind, name, count, amounts[name])
+                    side.call("become", kind)
+                    value = side.call(name, count, amounts[name])
                     results[name, kind, count].append(value)
                     bar.update()
     return results

@@ -163,12 +163,27 @@ def run_side(python: str, *arguments: str) -> dict[str, float]:
 
 
 def in_turns(sides: Sequence[Sequence[str]], repeats: int) -> list[list[dict[str, float]]]:
-    """Per side its results, the sides taking turns."""
+    """Per side its results, the sides taking turns, each as often first as the others."""
     results: list[list[dict[str, float]]] = [[] for _ in sides]
-    for _ in range(repeats):
-        for side, collected in zip(sides, results, strict=True):
+    for turn in range(repeats):
+        pairs = list(zip(sides, results, strict=True))
+        for side, collected in pairs[:: -1 if turn % 2 else 1]:
             collected.append(run_side(*side))
     return results
+
+
+def kept_sections(file: Path | None, machine: dict[str, str | int]) -> dict[str, Any]:
+    """What a file holds that was measured on this very machine, with these versions.
+
+    Raises:
+        ValueError: if it comes from another one; its numbers must not stand beside new ones.
+    """
+    if file is None or not file.is_file():
+        return {}
+    report: dict[str, Any] = json.loads(file.read_text())
+    if report.pop("machine") | {"date": ""} != machine | {"date": ""}:
+        raise ValueError(f"--output-json: {file} is from another machine; measure all, not --only")
+    return report
 
 
 def median_of(results: list[dict[str, float]], key: str) -> float:
@@ -183,8 +198,16 @@ def main() -> None:
     parser.add_argument("--output-json", type=Path)
     parser.add_argument("--upstream-python", help="Python with the unpatched upstream package")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--text-repeats", type=int, default=7, help="processes of each side: they differ by luck"
+    )
     parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--only", choices=["step", "text", "speech"], nargs="*")
+    parser.add_argument(
+        "--only",
+        choices=["step", "text", "speech"],
+        nargs="*",
+        help="leave the rest of --output-json as it is",
+    )
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--num-layers", type=int, default=16)
     arguments = parser.parse_args()
@@ -202,6 +225,8 @@ def main() -> None:
     wanted = arguments.only or ["step", "text", "speech"]
     machine = describe_machine()
     report: dict[str, Any] = {"machine": machine}
+    if arguments.only:
+        report |= kept_sections(arguments.output_json, machine)
     with tempfile.TemporaryDirectory() as temporary:
         folder, repeats = Path(temporary), arguments.repeats
         if "step" in wanted:
@@ -239,15 +264,19 @@ def main() -> None:
             sides = [[sys.executable, "text", model, "5"]]
             if arguments.upstream_python:
                 sides.append([arguments.upstream_python, "text", model, "5"])
-            ours, *upstream = in_turns(sides, repeats)
+            ours, *upstream = in_turns(sides, arguments.text_repeats)
             report["text"]["fork_tokens_per_second"] = round(
                 median_of(ours, "tokens_per_second"), 1
             )
             if upstream:
                 theirs = median_of(upstream[0], "tokens_per_second")
                 report["text"]["upstream_tokens_per_second"] = round(theirs, 1)
-                ratio = median_of(ours, "tokens_per_second") / theirs
-                report["text"]["fork_over_upstream"] = round(ratio, 3)
+                ratios = [
+                    our["tokens_per_second"] / their["tokens_per_second"]
+                    for our, their in zip(ours, upstream[0], strict=True)
+                ]
+                report["text"]["fork_over_upstream"] = round(statistics.median(ratios), 3)
+                report["text"]["range"] = [round(min(ratios), 3), round(max(ratios), 3)]
             else:
                 report["text"]["fork_over_upstream"] = "not measured"
             print(f"text: {report['text']}", flush=True)

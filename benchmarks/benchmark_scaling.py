@@ -41,12 +41,12 @@ from benchmark_guidance import (
     SCALE,
     WARM_UP_STEPS,
     Side,
-    SideProcess,
     compare,
-    serve,
+    open_side,
     write_model,
 )
 from hardware import describe_machine
+from side_process import serve
 from tqdm import tqdm
 
 
@@ -213,7 +213,7 @@ def measure(folder: Path, sizes: Sizes, rounds: int, turns: int, steps: int) -> 
             with ExitStack() as stack:
                 sides = {}
                 for streams, model in models.items():
-                    sides[streams] = side = SideProcess(model, Path(__file__))
+                    sides[streams] = side = open_side(model, Path(__file__))
                     stack.callback(side.end)
                 for side in sides.values():
                     side.wait_until_ready()
@@ -223,7 +223,7 @@ def measure(folder: Path, sizes: Sizes, rounds: int, turns: int, steps: int) -> 
                     # Back and forth, so that none is always the one after the same other.
                     for point in points[:: -1 if turn % 2 else 1]:
                         arguments = (point.requests, point.lanes, point.context, steps)
-                        value = sides[point.streams].call("plain", "decode", *arguments)
+                        value = sides[point.streams].call("decode", *arguments)
                         if turn:
                             results[point].append(value)
                         bar.update()

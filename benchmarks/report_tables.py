@@ -59,13 +59,16 @@ def multistream(report: Report, cuda: Report | None) -> str:
     if "text" in report:
         text = report["text"]
         upstream = text.get("upstream_tokens_per_second", NOT_MEASURED)
+        ratio = str(text["fork_over_upstream"])
+        if "range" in text:
+            ratio += " ({:.3f} to {:.3f})".format(*text["range"])
         parts += [
             f"Text-only models: {text['requests']} requests of 64 prompt and 128 output tokens on "
             f"a text model of {text['num_layers']} layers of {text['hidden_size']}, against the "
             "unpatched upstream package in an environment of its own.",
             table(
                 ["fork, tokens/s", "upstream, tokens/s", "fork / upstream"],
-                [(text["fork_tokens_per_second"], upstream, text["fork_over_upstream"])],
+                [(text["fork_tokens_per_second"], upstream, ratio)],
             ),
         ]
     if "speech" in report:
