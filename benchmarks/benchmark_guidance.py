@@ -49,6 +49,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hardware import describe_machine
+from ratios import compare
 from side_process import SideProcess, serve
 from tqdm import tqdm
 
@@ -305,15 +306,6 @@ def measure(
                     results[name, kind, count].append(value)
                     bar.update()
     return results
-
-
-def compare(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, Any]:
-    """Median and range of the turns' ratios."""
-    ratios = [n / d for n, d in zip(numerator, denominator, strict=True)]
-    return {
-        "ratio": round(statistics.median(ratios), 3),
-        "range": [round(min(ratios), 3), round(max(ratios), 3)],
-    }
 
 
 def summarize(

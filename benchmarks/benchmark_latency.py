@@ -32,9 +32,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import numpy as np
-from benchmark_guidance import compare
 from engine_turns import Turn, TurnEngine, middle, open_engine, stream_line
 from hardware import describe_machine
+from ratios import compare
 from tqdm import tqdm
 from workload import (
     Request,

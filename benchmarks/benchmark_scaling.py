@@ -41,11 +41,11 @@ from benchmark_guidance import (
     SCALE,
     WARM_UP_STEPS,
     Side,
-    compare,
     open_side,
     write_model,
 )
 from hardware import describe_machine
+from ratios import compare
 from side_process import serve
 from tqdm import tqdm
 

@@ -40,6 +40,7 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hardware import describe_machine
+from ratios import compare
 from side_process import SideProcess, serve
 from tqdm import tqdm
 
@@ -356,15 +357,6 @@ def measure(
                 results[case][name].append(measured)
                 bar.update()
     return results
-
-
-def compare(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, Any]:
-    """Median and range of the rounds' ratios."""
-    ratios = [n / d for n, d in zip(numerator, denominator, strict=True)]
-    return {
-        "ratio": round(statistics.median(ratios), 3),
-        "range": [round(min(ratios), 3), round(max(ratios), 3)],
-    }
 
 
 def summarize(part: str, results: dict[Case, dict[str, list[Measurement]]]) -> list[dict[str, Any]]:

@@ -15,12 +15,12 @@ import torch
 from benchmarks.naive_guidance import PairedGuidance, pair_params, tokens_apart
 from benchmarks.transformers_speech_lm import TransformersSpeechLM
 from tests.multistream.engine.conftest import open_engine
+from tests.multistream.engine.text_model import write_text_model
 from vllm import SamplingParams
 from vllm.multistream.random_checkpoint import (
     BEGIN_AUDIO,
     BEGIN_TEXT,
     FIRST_TEXT,
-    byte_tokenizer,
     write_random_speech_lm,
 )
 
@@ -32,28 +32,7 @@ PROMPTS = [[FIRST_TEXT + (11 * row + 5 * i) % 250 for i in range(9)] for row in 
 
 @pytest.fixture(scope="module")
 def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("text")
-    config = LlamaConfig(
-        vocab_size=512,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=512,
-        initializer_range=0.4,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return write_text_model(tmp_path_factory.mktemp("text"), seed=5, vocab_size=512)
 
 
 def test_pairs_get_what_guidance_gives(text_model: Path) -> None:

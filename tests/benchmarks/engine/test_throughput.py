@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import benchmark_latency, benchmark_throughput
-from vllm.multistream.random_checkpoint import byte_tokenizer
+from tests.multistream.engine.text_model import write_text_model
 
 ENGINE = ["--enforce-eager", "--dtype", "float32", "--block-size", "32", "--max-model-len", "128"]
 TINY = ["--streams", "3", "--hidden-size", "64", "--num-layers", "1"]
@@ -144,24 +142,7 @@ def test_latency_with_a_guidance_interval(capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.fixture(scope="module")
 def text_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text_only")
-    config = LlamaConfig(
-        vocab_size=272,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=512,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return write_text_model(tmp_path_factory.mktemp("text_only"), num_layers=1)
 
 
 def test_throughput_of_a_text_model_on_a_file_of_prompts(text_model: Path, tmp_path: Path) -> None:

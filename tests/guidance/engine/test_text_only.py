@@ -9,43 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from tests.guidance.engine.conftest import LANE, Watch, assert_nothing_left
 from tests.multistream.engine.conftest import open_engine
+from tests.multistream.engine.text_model import END, write_text_model
 from vllm import LLM, RequestOutput, SamplingParams
-from vllm.multistream.random_checkpoint import FIRST_TEXT, byte_tokenizer
+from vllm.multistream.random_checkpoint import FIRST_TEXT
 
-END = 1
 Lanes = Sequence[tuple[float, Sequence[int]]]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text_only")
-    config = LlamaConfig(
-        vocab_size=272,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=512,
-        initializer_range=0.4,
-        bos_token_id=None,
-        eos_token_id=END,
-        pad_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        model = LlamaForCausalLM(config)
-        # Larger rows give more extreme logits, which are chosen more often.
-        with torch.no_grad():
-            model.lm_head.weight[END] *= 1.6
-        model.save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return write_text_model(tmp_path_factory.mktemp("text_only"), end_weight=1.6)
 
 
 @pytest.fixture(scope="module")

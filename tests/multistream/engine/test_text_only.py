@@ -9,38 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from tests.multistream.engine.conftest import open_engine
+from tests.multistream.engine.text_model import write_text_model
 from vllm import LLM, SamplingParams
 from vllm.guidance.worker import GuidedRunner
-from vllm.multistream.random_checkpoint import byte_tokenizer
 
 PROMPTS = ["hello", "a text-only model", "x", "one two three four five six seven eight nine ten"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("text_only")
-    config = LlamaConfig(
-        vocab_size=272,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=32,
-        max_position_embeddings=512,
-        initializer_range=0.4,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=None,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        LlamaForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+    return write_text_model(tmp_path_factory.mktemp("text_only"))
 
 
 @pytest.fixture(scope="module")

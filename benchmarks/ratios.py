@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two sides of a benchmark that took turns, as a ratio with its spread."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+
+def compare(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, Any]:
+    """Median and range of the turns' ratios."""
+    ratios = [n / d for n, d in zip(numerator, denominator, strict=True)]
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "range": [round(min(ratios), 3), round(max(ratios), 3)],
+    }
