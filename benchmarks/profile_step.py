@@ -100,11 +100,11 @@ def instrument(engine: Any, timer: PartTimer) -> None:
     timer.wrap(core.scheduler, "update_from_output", "take in outputs")
     timer.wrap(runner, "execute_model", "input preparation")
     timer.wrap(runner, "_update_states", "batch update")
-    timer.wrap(runner, "_model_forward", "input streams")
+    timer.wrap(runner, "gather_auxiliary_ids", "input streams")
     timer.wrap(model, "embed_input_ids", "embedding")
     timer.wrap(model.backbone, "forward", BACKBONE)
     timer.wrap(runner, "sample_tokens", "output rows")
-    timer.wrap(runner, "_sample", "phases")
+    timer.wrap(runner, "_sample_streams", "phases")
     timer.wrap(model, "audio_logits", "heads")
     timer.wrap(model, "text_logits", "heads")
     if hasattr(runner, "collect_streams"):

@@ -71,18 +71,25 @@ class RequestStreams:
         self.finish = Finish(int(output.finish[row]))
         self.audio = output.audio.get(request_id)
         if self.audio is not None:
-            self.num_audio_frames += len(self.audio.codes)
+            self.take_audio(self.audio)
         self.error = output.errors.get(request_id)
+
+    def take_audio(self, audio: AudioOutput) -> None:
+        """Count the frames of a piece of audio that the worker has sent."""
+        self.num_audio_frames += len(audio.codes)
 
     def append_ids(self, ids: NDArray[np.int32]) -> None:
         """Append [num_new, num_streams - 1] ids."""
         end = self._length + len(ids)
         if end > len(self._ids):
-            grown = np.empty((2 * end + 64, self._ids.shape[1]), np.int32)
-            grown[: len(self._ids)] = self._ids
-            self._ids = grown
+            self._grow(end)
         self._ids[self._length : end] = ids
         self._length = end
+
+    def _grow(self, num_steps: int) -> None:
+        grown = np.empty((2 * num_steps + 64, self._ids.shape[1]), np.int32)
+        grown[: len(self._ids)] = self._ids
+        self._ids = grown
 
     def last_ids(self, count: int) -> NDArray[np.int32]:
         """[count, num_streams - 1] newest ids."""

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.forward_context import get_forward_context
 from vllm.guidance.worker import GuidedBatch, GuidedRunner
 from vllm.logger import init_logger
 from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
@@ -26,6 +27,7 @@ from vllm.multistream.spec import multistream_spec
 from vllm.multistream.worker.sampler import StreamSampler
 from vllm.multistream.worker.state import StreamState, steps_of, stream_limit
 from vllm.multistream.worker.stream_step import StepTokens
+from vllm.steady.worker import SteadyStep
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput, SamplerOutput
 
 if TYPE_CHECKING:
@@ -95,7 +97,7 @@ class _PendingStreams:
         self.kept = kept
         self._step = step  # keeps the device tensors alive until they are copied
         self._ready: torch.cuda.Event | None = None
-        parts = (step.tokens, step.finish, step.state, step.segment_start)
+        parts = (step.tokens, step.outcome)
         if step.tokens.device.type == "cpu":
             self._host = parts
         elif copy_stream is None:
@@ -112,7 +114,8 @@ class _PendingStreams:
         """Tokens, finish, state and segment start as numpy arrays, once they are on the host."""
         if self._ready is not None:
             self._ready.synchronize()
-        return [part.numpy() for part in self._host]
+        tokens, outcome = self._host
+        return [tokens.numpy(), *outcome.numpy()]
 
 
 class _AsyncStreamsOutput(AsyncModelRunnerOutput):
@@ -137,6 +140,10 @@ class _MultiStreamRunner(GuidedRunner):
 
     # The host may read device memory directly, so every row's state is known at once.
     _host_is_device = False
+    # The newest step, where the next may go on from it; and the hidden states of a steady step
+    # that is not sampled yet.
+    _steady: SteadyStep | None = None
+    _steady_hidden: torch.Tensor | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
@@ -153,6 +160,8 @@ class _MultiStreamRunner(GuidedRunner):
         )
         self._stream_sampler = StreamSampler(spec.layout, spec.table, self._streams)
         self._step: StepTokens | None = None
+        if self._host_is_device and not this.use_async_scheduling:
+            self._steady = SteadyStep(this)
         self._delays = np.array(spec.layout.delays)
         self._decoder: WholeDecoder | None = None
         self._audio: AcousticExecutor | None = None
@@ -200,15 +209,42 @@ class _MultiStreamRunner(GuidedRunner):
         self._streams.set_rows(rows)
         return corrections
 
+    @torch.inference_mode()
+    def execute_model(self, scheduler_output: SchedulerOutput, *args: Any) -> Any:
+        """Upstream's, but for steady steps, whose inputs are those of the last step moved on."""
+        steady = self._steady
+        if steady is not None:
+            if scheduler_output.steady and steady.is_ready:
+                self._guidance = scheduler_output.guidance
+                self._steady_hidden = steady.forward(scheduler_output)
+                return None
+            steady.forget()
+        return super().execute_model(scheduler_output, *args)  # type: ignore[misc]
+
     def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
         this: Any = self
         count = int(this.query_start_loc.np[this.input_batch.num_reqs])
-        self._streams.gather_inputs(
-            this.req_indices.gpu[:count],
-            this.positions[:count],
-            this.model.auxiliary_ids,
-        )
+        self.gather_auxiliary_ids(count)
+        if self._steady is not None and count == this.input_batch.num_reqs and not args:
+            self._steady.capture(get_forward_context(), kwargs)
         return super()._model_forward(*args, **kwargs)  # type: ignore[misc]
+
+    def gather_auxiliary_ids(self, count: int) -> None:
+        """Write the auxiliary ids of a step's `count` tokens where the model's forward reads."""
+        this: Any = self
+        self._streams.gather_inputs(
+            this.req_indices.gpu[:count], this.positions[:count], this.model.auxiliary_ids
+        )
+
+    def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
+        # It writes the buffers of a step's inputs.
+        if self._steady is not None:
+            self._steady.forget()
+        try:
+            return super()._dummy_run(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            if self._steady is not None:
+                self._steady.forget()
 
     def _sample(self, logits: torch.Tensor, spec_decode_metadata: Any) -> SamplerOutput:
         # The model's compute_logits hands its hidden states through: which rows of the head are
@@ -218,22 +254,39 @@ class _MultiStreamRunner(GuidedRunner):
         rows = this.input_batch.num_reqs
         kept = ~this.discard_request_mask.np[:rows]
         batch = self.guided_batch()
+        if batch is not None:
+            kept[batch.lane_rows_host] = False
+        self._kept = kept
+        step = self._sample_streams(
+            logits, this.seq_lens[:rows].long(), this.discard_request_mask.gpu[:rows], batch
+        )
+        if self._steady is not None:
+            self._steady.follow(step.tokens)
+        return SamplerOutput(step.tokens[:, :1], logprobs_tensors=None)
+
+    def _sample_streams(
+        self,
+        hidden_states: torch.Tensor,
+        position: torch.Tensor,
+        discard: torch.Tensor,
+        batch: GuidedBatch | None,
+    ) -> StepTokens:
+        """Sample all streams; the arguments are those of StreamSampler.step."""
+        this: Any = self
         step = self._stream_sampler.step(
             this.model,
-            logits,
-            this.seq_lens[:rows].long(),
-            this.discard_request_mask.gpu[:rows],
+            hidden_states,
+            position,
+            discard,
             self._host_is_device or not this.use_async_scheduling,
             None if batch is None else batch.lanes,
             None if batch is None else self._unguided_streams(batch),
         )
-        if batch is not None:
-            kept[batch.lane_rows_host] = False
-        self._step, self._kept = step, kept
+        self._step = step
         if self._host_is_device:
-            slots = self._streams.row_slots_host[kept]
-            self._streams.known_state[slots] = step.state.numpy()[kept]
-        return SamplerOutput(step.tokens[:, :1], logprobs_tensors=None)
+            slots = self._streams.row_slots_host[self._kept]
+            self._streams.known_state[slots] = step.state.numpy()[self._kept]
+        return step
 
     def _unguided_streams(self, batch: GuidedBatch) -> NDArray[np.bool_] | None:
         """Streams at the edges of a guidance interval: each stream's own frame decides."""
@@ -248,8 +301,12 @@ class _MultiStreamRunner(GuidedRunner):
         unguided[batch.guided_host] = outside
         return unguided
 
+    @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> Any:
+        """Upstream's, completed with the step's streams."""
         this: Any = self
+        if self._steady_hidden is not None:
+            return self._sample_steady()
         # Streams are sampled by counter; the generators that upstream makes for seeds are unused.
         this.input_batch.generators.clear()
         output = super().sample_tokens(grammar_output)  # type: ignore[misc]
@@ -271,16 +328,37 @@ class _MultiStreamRunner(GuidedRunner):
         output.streams = self.collect_streams(pending)
         return output
 
+    def _sample_steady(self) -> ModelRunnerOutput:
+        """Sample a steady step. The rows, and which of them are kept, are those of the last."""
+        steady, hidden_states = self._steady, self._steady_hidden
+        assert steady is not None and hidden_states is not None
+        self._steady_hidden = None
+        batch = self._guided_batch if self._guidance else None
+        step = self._sample_streams(hidden_states, steady.sampled_position, steady.discard, batch)
+        self._step = None
+        steady.keep(step.tokens)
+        if self._audio is not None:
+            self._audio.launch()
+        pending = _PendingStreams(
+            step, steady.request_ids, self._streams.row_slots_host, self._kept, None
+        )
+        return ModelRunnerOutput(
+            req_ids=steady.request_ids,
+            req_id_to_index=steady.row_of,
+            sampled_token_ids=step.tokens[:, :1].tolist(),
+            streams=self.collect_streams(pending),
+        )
+
     def collect_streams(self, pending: _PendingStreams) -> StreamOutput:
         """A step's streams on the host, with the audio of the requests that ended in it."""
         tokens, finish, state, segment_start = pending.wait()
         kept = pending.kept
         if not self._host_is_device:
             self._streams.known_state[pending.slots[kept]] = state[kept]
-        output = StreamOutput(
-            tokens, np.where(kept, finish, Finish.NOT_FINISHED), state, segment_start
-        )
-        ended = np.flatnonzero(output.finish).tolist()
+        # Rows that are not kept have not finished: 0 is Finish.NOT_FINISHED.
+        output = StreamOutput(tokens, finish * kept, state, segment_start)
+        ended = output.finish.nonzero()[0].tolist()
+        streamed: set[int] = set()
         if self._audio is not None:
             # Asked before the step, with whose end the executor may forget them.
             streamed = {row for row in ended if self._audio.holds(pending.request_ids[row])}
@@ -290,14 +368,13 @@ class _MultiStreamRunner(GuidedRunner):
             output.audio, output.errors = audio.audio, audio.errors
             failed = [pending.request_ids.index(request_id) for request_id in audio.errors]
             output.finish[failed] = Finish.ERROR
-            ended = [row for row in ended if row not in streamed]
-        for row in np.flatnonzero(output.finish == Finish.ERROR).tolist():
-            output.errors.setdefault(
-                pending.request_ids[row],
-                "a stream could not be sampled: its logits are NaN or infinite",
-            )
         for row in ended:
-            if output.finish[row] != Finish.ERROR:
+            if output.finish[row] == Finish.ERROR:
+                output.errors.setdefault(
+                    pending.request_ids[row],
+                    "a stream could not be sampled: its logits are NaN or infinite",
+                )
+            elif row not in streamed:
                 self._decode_whole(output, row, pending)
         return output
 

@@ -147,7 +147,8 @@ class StreamSampler:
         device, settings = state.device, state.settings
         self._state = state
         self._rule = StreamStep(layout, table, state)
-        self._kinds = table.kind
+        self._is_text = table.kind == StateKind.TEXT
+        self._is_audio = np.isin(table.kind, list(_AUDIO_KINDS))
         self._kinds_soon = table.kinds_within_one_step
         heads = Heads(layout, table)
         self._text: _StreamGroup | None = None
@@ -218,9 +219,7 @@ class StreamSampler:
         """Groups for which the text head, and those for which the audio head, is multiplied."""
         states = self._state.known_state[slots]
         if states_are_current:
-            kinds = self._kinds[states]
-            text = kinds == StateKind.TEXT
-            audio = (kinds == StateKind.AUDIO) | (kinds == StateKind.FLUSH)
+            text, audio = self._is_text[states], self._is_audio[states]
         else:
             soon = [self._kinds_soon[s] for s in states.tolist()]
             text = np.array([StateKind.TEXT in kinds for kinds in soon], np.bool_)
