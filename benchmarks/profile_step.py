@@ -4,10 +4,11 @@
     python benchmarks/profile_step.py --groups 1 32 --output-json profile.json
 
 Guided requests decode on a random model of 8 streams, and plain ones, two per guided request, for
-comparison. Every part is a method of the engine that is timed from outside; time counts for the
-innermost part that runs, so the parts add up to the step. A step more counts the PyTorch operators
-that each part calls. The timers themselves cost about a microsecond per call, and count for the
-parts that they time.
+comparison; first with steady steps, as the engine does by default, then with general ones. Every
+part is a method of the engine that is timed from outside; time counts for the innermost part that
+runs, so the parts add up to the step. A step more counts the PyTorch operators that each part
+calls. The timers themselves cost about a microsecond per call, and count for the parts that they
+time.
 
 "Outside" is all but the backbone's forward: heads, sampling, preparation, scheduling and outputs.
 """
@@ -220,13 +221,17 @@ def main() -> None:
         side = Side("guided", str(model), enforce_eager=not options.compile)
         timer = PartTimer(clock)
         instrument(side.engine, timer)
+        steady = side.engine.engine_core.engine_core.scheduler.steady
         for count in options.groups:
             profiles: Sequence[tuple[str, int]] = (("guided", count), ("plain", 2 * count))
-            for kind, requests in profiles:
-                side.kind = kind
-                row = profile(side, timer, requests, options.steps, statistic)
-                show(kind, row)
-                report["profiles"].append({"kind": kind} | row)
+            for is_steady in (True, False):
+                steady.is_enabled = is_steady
+                for kind, requests in profiles:
+                    side.kind = kind
+                    name = kind if is_steady else f"{kind}, general"
+                    row = profile(side, timer, requests, options.steps, statistic)
+                    show(name, row)
+                    report["profiles"].append({"kind": name} | row)
     if options.output_json:
         options.output_json.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -126,8 +126,10 @@ SECTIONS = (
         text="The engine's methods are timed from outside; time counts for the innermost part that "
         "runs, so the parts add up to the step. Guided requests, and twice as many plain ones, "
         "which have as many rows in the backbone. Embedding, phases, merging, heads and sampling "
-        "are the fork's own parts; the others outside the backbone are mostly upstream's Python, "
-        "which takes the longer the more requests there are, however small the model is.",
+        "are the fork's own parts; the others outside the backbone are preparation, scheduling and "
+        "outputs in Python, upstream's own in general steps. "
+        "[Steady steps](design.md#steady-decoding) are the default; general ones are for "
+        "comparison.",
         script=("benchmarks/profile_step.py", "--groups", "32"),
         result="profile_step.json",
         body=tables.profile,
