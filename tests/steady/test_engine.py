@@ -13,7 +13,7 @@ import pytest
 
 import vllm.steady.scheduling as steady_scheduling
 import vllm.steady.worker as steady_worker
-from tests.guidance.engine.cases import Model
+from tests.guidance.engine.cases import Model, speech_prompt
 from tests.guidance.engine.conftest import assert_nothing_left, runner_of, scheduler_of
 from tests.multistream.engine.cases import BLOCK_SIZE, MAX_MODEL_LEN, Case
 from tests.multistream.engine.conftest import open_engine
@@ -181,3 +181,18 @@ def test_a_request_that_comes_meets_steady_ones(model: Callable[[str], Model]) -
         while engine.has_unfinished_requests():
             engine.step()
         assert steady.num_steps > before + 20
+
+
+def test_a_prompt_whose_last_chunk_is_one_token(model: Callable[[str], Model]) -> None:
+    """That chunk looks like a token that was sampled; its step tells of the prompt's cache hits."""
+    case = Case(token_ids=tuple(speech_prompt(33)), options={"max_tokens": 20, "ignore_eos": True})
+    with _engine(model("constant").folder, True, max_num_batched_tokens=16) as llm:
+        engine, steady = llm.llm_engine, scheduler_of(llm).steady
+        engine.add_request("r", case.prompt, case.params)
+        outputs = [engine.step() for _ in range(3)]
+        assert [len(output) for output in outputs] == [0, 0, 1]
+        assert outputs[2][0].num_cached_tokens == 0
+        assert steady.num_steps == 0
+        engine.step()
+        assert steady.num_steps == 1
+        engine.abort_request(["r"])

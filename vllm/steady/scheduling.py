@@ -267,6 +267,7 @@ class SteadyScheduler:
             if (
                 request.request_id not in scheduled
                 or request.num_tokens - request.num_computed_tokens != 1
+                or request.is_prefill_chunk
                 or request.num_output_placeholders
                 or request.num_stale_output_tokens
                 or request.has_encoder_inputs
