@@ -141,7 +141,7 @@ class Side:
         if kind == "naive":
             runner = self.engine.model_executor.driver_worker.worker.model_runner
             merge_pairs_by_hand(runner)
-            self._hooked = [(runner, "_sample"), (runner.model, "audio_logits")]
+            self._hooked = [(runner, "_sample_streams"), (runner.model, "audio_logits")]
 
     def step(self, count: int, num_steps: int) -> float:
         """Median milliseconds of a decode step with `count` requests (or pairs) running."""
@@ -228,7 +228,7 @@ class Side:
 
 def merge_pairs_by_hand(runner: Any) -> None:
     """Guidance as a hook around sampling, for pairs of requests named `<number>:<lane>:`."""
-    sample, audio_logits = runner._sample, runner.model.audio_logits
+    sample, audio_logits = runner._sample_streams, runner.model.audio_logits
 
     def pairs() -> Iterator[tuple[int, int]]:
         rows = {
@@ -247,17 +247,14 @@ def merge_pairs_by_hand(runner: Any) -> None:
             logits[null] = merged
         return logits
 
-    def sample_pairs(hidden_states: Any, metadata: Any) -> Any:
-        output = sample(hidden_states, metadata)
-        step, state = runner._step, runner._streams
-        position = runner.seq_lens[: runner.input_batch.num_reqs].long()
+    def sample_pairs(hidden_states: Any, position: Any, *more: Any) -> Any:
+        step, state = sample(hidden_states, position, *more), runner._streams
         for conditional, null in pairs():
-            output.sampled_token_ids[null] = output.sampled_token_ids[conditional]
             step.tokens[null] = step.tokens[conditional]
             state.history[state.row_slots[null], position[null]] = step.tokens[null]
-        return output
+        return step
 
-    runner._sample = sample_pairs
+    runner._sample_streams = sample_pairs
     runner.model.audio_logits = merged_logits
 
 
