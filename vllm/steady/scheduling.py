@@ -208,7 +208,7 @@ class SteadyScheduler:
     def take_in(
         self, output: SchedulerOutput, emitted: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs] | None:
-        """Take in what a steady step emitted; None, and nothing done, where something is special.
+        """Take in what a steady step emitted; None where it must be taken in the general way.
 
         Args:
             output: the step.
