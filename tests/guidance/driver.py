@@ -271,7 +271,6 @@ class Driver:
     Args:
         model: folder of write_config.
         scenario: what happens.
-        steady: whether synchronous engines may have steady steps.
 
     Attributes:
         emitted: per request id what it has emitted.
@@ -281,7 +280,6 @@ class Driver:
 
     model: str
     scenario: Scenario
-    steady: bool = True
     emitted: dict[str, list[int]] = field(default_factory=dict)
     happened: Counter[str] = field(default_factory=Counter)
 
@@ -289,7 +287,7 @@ class Driver:
         engine = self.scenario.engine
         self.scheduler = make_scheduler(self.model, engine)
         # Text models have no steady steps of themselves; what schedules them is the same.
-        self.scheduler.steady.is_enabled = self.steady and not engine.is_async
+        self.scheduler.steady.is_enabled = not engine.is_async
         self._rows_last: list[str] = []
         self.worker = FakeWorker(
             BLOCK_SIZE, engine.num_blocks, engine.max_rows, MAX_MODEL_LEN, engine.is_async

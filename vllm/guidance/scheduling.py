@@ -149,15 +149,19 @@ class GroupScheduler:
 
     def take_new_blocks(self, group: SequenceGroup) -> dict[str, tuple[list[int], ...]]:
         """Per row id the blocks of a group's lanes that the worker has not been told of."""
-        new = {}
-        for row in group.rows:
-            blocks = self._manager.coordinator.get_blocks(row.row_id)
-            assert row.num_blocks_sent is not None
-            fresh = _ids_from(blocks, row.num_blocks_sent)
-            if any(fresh):
-                new[row.row_id] = fresh
-                row.num_blocks_sent = [len(of_cache) for of_cache in blocks]
-        return new
+        new = {row.row_id: self._take_row_blocks(row) for row in group.rows}
+        return {row_id: blocks for row_id, blocks in new.items() if blocks is not None}
+
+    def _take_row_blocks(self, row: Row) -> tuple[list[int], ...] | None:
+        """The blocks of a lane that goes on which the worker has not been told of, if any."""
+        blocks = self._manager.coordinator.get_blocks(row.row_id)
+        sent = row.num_blocks_sent
+        assert sent is not None
+        counts = [len(of_cache) for of_cache in blocks]
+        if counts == sent:
+            return None
+        row.num_blocks_sent = counts
+        return _ids_from(blocks, sent)
 
     def give_up(self, request: Request) -> None:
         """Leave nothing behind of an admission that was planned but not made."""
@@ -273,17 +277,9 @@ class GroupScheduler:
 
     def _continue_entry(self, output: SchedulerOutput, row: Row) -> None:
         """Add the entry of a guidance lane that goes on."""
-        blocks = self._manager.coordinator.get_blocks(row.row_id)
-        sent = row.num_blocks_sent
-        assert sent is not None
-        fresh = None
-        counts = [len(of_cache) for of_cache in blocks]
-        if counts != sent:
-            fresh = _ids_from(blocks, sent)
-            row.num_blocks_sent = counts
         cached = output.scheduled_cached_reqs
         cached.req_ids.append(row.row_id)
-        cached.new_block_ids.append(fresh)
+        cached.new_block_ids.append(self._take_row_blocks(row))
         cached.num_computed_tokens.append(row.request.num_computed_tokens)
         cached.num_output_tokens.append(row.num_held - row.num_prompt_sent)
 

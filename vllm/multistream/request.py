@@ -82,14 +82,11 @@ class RequestStreams:
         """Append [num_new, num_streams - 1] ids."""
         end = self._length + len(ids)
         if end > len(self._ids):
-            self._grow(end)
+            grown = np.empty((2 * end + 64, self._ids.shape[1]), np.int32)
+            grown[: len(self._ids)] = self._ids
+            self._ids = grown
         self._ids[self._length : end] = ids
         self._length = end
-
-    def _grow(self, num_steps: int) -> None:
-        grown = np.empty((2 * num_steps + 64, self._ids.shape[1]), np.int32)
-        grown[: len(self._ids)] = self._ids
-        self._ids = grown
 
     def last_ids(self, count: int) -> NDArray[np.int32]:
         """[count, num_streams - 1] newest ids."""

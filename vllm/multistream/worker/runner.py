@@ -257,7 +257,7 @@ class _MultiStreamRunner(GuidedRunner):
         if batch is not None:
             kept[batch.lane_rows_host] = False
         self._kept = kept
-        step = self._sample_streams(
+        self._step = step = self._sample_streams(
             logits, this.seq_lens[:rows].long(), this.discard_request_mask.gpu[:rows], batch
         )
         if self._steady is not None:
@@ -282,7 +282,6 @@ class _MultiStreamRunner(GuidedRunner):
             None if batch is None else batch.lanes,
             None if batch is None else self._unguided_streams(batch),
         )
-        self._step = step
         if self._host_is_device:
             slots = self._streams.row_slots_host[self._kept]
             self._streams.known_state[slots] = step.state.numpy()[self._kept]
@@ -335,7 +334,6 @@ class _MultiStreamRunner(GuidedRunner):
         self._steady_hidden = None
         batch = self._guided_batch if self._guidance else None
         step = self._sample_streams(hidden_states, steady.sampled_position, steady.discard, batch)
-        self._step = None
         steady.keep(step.tokens)
         if self._audio is not None:
             self._audio.launch()

@@ -66,11 +66,6 @@ class StepTokens:
         """[num_rows] int64 state of the phase table after the step."""
         return self.outcome[1]
 
-    @property
-    def segment_start(self) -> torch.Tensor:
-        """[num_rows] int64 position at which the newest audio segment begins."""
-        return self.outcome[2]
-
 
 class StreamStep:
     """The step's rule over a batch.
