@@ -132,8 +132,8 @@ UNISON_INLINE float deterministic_log(float x) {
 // x = n log(2) + r, exp(r) = 1 + r + r^2 P(r), P of degree 4 (3.1e-9 before rounding).
 UNISON_INLINE float deterministic_exp(float x) {
   constexpr float kRoundToInteger = 0x1.8p+23f;  // adding and subtracting it rounds to an integer
-  x = x > -87.0f ? x : -87.0f;
-  x = x < 88.0f ? x : 88.0f;
+  x = select(x > -87.0f, x, -87.0f);
+  x = select(x < 88.0f, x, 88.0f);
   const float n =
       subtract(add(multiply(x, kLogTwoReciprocal), kRoundToInteger), kRoundToInteger);
   float r = subtract(x, multiply(n, kLogTwoHigh));

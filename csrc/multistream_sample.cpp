@@ -26,15 +26,41 @@
 #include <immintrin.h>
 #endif
 
+// GCC's own intrinsics start from a vector that is not set, on purpose.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
 namespace unison {
 namespace {
 
-constexpr int64_t kCollectBlock = 32;
-constexpr int64_t kNoiseBlock = 1024;
+// Loops write whole vectors, past what they have found.
+constexpr int64_t kSlack = 32;
+constexpr int64_t kSearchBlock = 32;
+// So few keys are compared each with each.
+constexpr int64_t kFewKeys = 32;
 constexpr int32_t kNoiseStretch = 64;
-// 256 buckets of score cover a distance of 21.3 from the largest, where weights have become 0.
-constexpr float kBucketsPerUnit = 12.0f;
-constexpr int64_t kNumBuckets = 256;
+constexpr int64_t kStretches = 64;
+// A score so far below the largest has the weight 0: exp(-22) * 2^30 < 1.
+constexpr float kWeightless = 22.0f;
+
+// For each 8 bits the places of those that are set, in order.
+struct SetBits {
+  uint8_t places[256][8]{};
+
+  constexpr SetBits() {
+    for (int bits = 0; bits < 256; ++bits) {
+      int found = 0;
+      for (int place = 0; place < 8; ++place) {
+        if ((bits >> place) & 1) {
+          places[bits][found++] = static_cast<uint8_t>(place);
+        }
+      }
+    }
+  }
+};
+constexpr SetBits kSetBits;
 
 struct LoadedLogits {
   bool unusable;
@@ -59,10 +85,13 @@ struct SamplingLoops {
   ReadingLoops<Float16Bits> float16;
   void (*divide_scores)(float*, int64_t, float);
   void (*group_maxima)(const float*, int64_t, int64_t, float*);
-  int64_t (*collect_at_least)(const float*, int64_t, float, int64_t, int32_t*);
-  void (*gather)(const float*, const int32_t*, int64_t, float*);
-  int64_t (*weigh)(const float*, int64_t, float, float, int32_t*, uint8_t*);
-  int64_t (*argmax_with_noise)(const float*, int64_t, float, NoiseKey);
+  int64_t (*collect_at_least)(const float*, int64_t, float, int64_t, int32_t*, float*);
+  int64_t (*keep_at_least)(float*, int32_t*, int64_t, float);
+  int32_t (*order_keys)(const float*, int64_t, int32_t*);
+  int64_t (*weigh)(const float*, int64_t, float, int32_t*);
+  int32_t (*lowest_kept_key)(int32_t*, int32_t*, int64_t, int32_t, int32_t, double);
+  int32_t (*lowest_kept_weighted_key)(int32_t*, int32_t*, int64_t, int32_t, int32_t, double);
+  int64_t (*argmax_with_noise)(const float*, int64_t, float, float, NoiseKey);
   int64_t (*argmax_with_noise_listed)(const float*, const int32_t*, int64_t, NoiseKey, int32_t*);
 
   template <typename storage_t>
@@ -128,101 +157,60 @@ struct Scratch {
   std::vector<float> scores;
   std::vector<int32_t> indices;
   std::vector<float> listed_scores;
-  std::vector<int32_t> integers;
-  std::vector<uint8_t> buckets;
-  std::vector<float> selection;
-  std::vector<std::pair<float, int32_t>> score_weights;
+  std::vector<int32_t> keys;
+  std::vector<int32_t> weights;
 
   void reserve(int64_t num_candidates) {
-    const size_t size = static_cast<size_t>(num_candidates + kCollectBlock);
+    const size_t size = static_cast<size_t>(num_candidates + kSlack);
     if (scores.size() < size) {
       merged.resize(size);
       scores.resize(size);
       indices.resize(size);
       listed_scores.resize(size);
-      integers.resize(size);
-      buckets.resize(size);
-      selection.resize(size);
+      keys.resize(size);
+      weights.resize(size);
     }
   }
 };
 
-float kth_largest(float* values, int64_t count, int64_t k) {
-  std::nth_element(values, values + (k - 1), values + count, std::greater<float>());
-  return values[k - 1];
+// The k-th largest of some scores, of which `largest` is the largest.
+float kth_largest(const SamplingLoops& loops, const float* scores, int64_t count, int64_t k,
+                  float largest, Scratch& scratch) {
+  int32_t* keys = scratch.keys.data();
+  const int32_t low = loops.order_keys(scores, count, keys);
+  return order_key_value(loops.lowest_kept_key(keys, nullptr, count, low, order_key(largest),
+                                               static_cast<double>(k)));
 }
 
-// The k-th largest score. The maxima of at least k disjoint groups bound it from below; few scores
-// reach the bound where k is small against the number of groups, and only those are selected among.
-float top_k_threshold(const SamplingLoops& loops, const float* scores, int64_t count, int64_t k,
-                      Scratch& scratch) {
-  float* selection = scratch.selection.data();
+// Whether few scores reach the bound below.
+bool has_close_bound(int64_t count, int64_t k) { return std::max<int64_t>(128, 2 * k) <= count / 4; }
+
+// At most the k-th largest score: the k-th largest of the maxima of 2 k disjoint groups or more.
+float bound_of_kth_largest(const SamplingLoops& loops, const float* scores, int64_t count,
+                           int64_t k, float largest, Scratch& scratch) {
+  float* maxima = scratch.listed_scores.data();
   const int64_t groups = std::max<int64_t>(128, (2 * k + 15) / 16 * 16);
-  if (groups > count / 4) {
-    std::copy(scores, scores + count, selection);
-    return kth_largest(selection, count, k);
-  }
-  loops.group_maxima(scores, count, groups, selection);
-  const float bound = kth_largest(selection, groups, k);
-  const int64_t reaching =
-      loops.collect_at_least(scores, count, bound, count, scratch.indices.data());
-  loops.gather(scores, scratch.indices.data(), reaching, selection);
-  return kth_largest(selection, reaching, k);
+  loops.group_maxima(scores, count, groups, maxima);
+  return kth_largest(loops, maxima, groups, k, largest, scratch);
 }
 
-// The lowest score that top-p keeps among those >= threshold.
+// The lowest score that top-p keeps among some, of which `largest` is the largest. Those that weigh
+// nothing need not be among them.
 float top_p_threshold(const SamplingLoops& loops, const float* scores, int64_t count, float largest,
-                      float threshold, float top_p, Scratch& scratch) {
-  int32_t* weights = scratch.integers.data();
-  uint8_t* buckets = scratch.buckets.data();
-  const int64_t total = loops.weigh(scores, count, largest, threshold, weights, buckets);
+                      float top_p, Scratch& scratch) {
+  int32_t* weights = scratch.weights.data();
+  int32_t* keys = scratch.keys.data();
+  const int64_t total = loops.weigh(scores, count, largest, weights);
   const double limit = static_cast<double>(top_p) * static_cast<double>(total);
+  const int32_t low = loops.order_keys(scores, count, keys);
+  return order_key_value(
+      loops.lowest_kept_weighted_key(keys, weights, count, low, order_key(largest), limit));
+}
 
-  // Buckets follow the order of the scores, so only one of them needs sorting: the lowest that is
-  // occupied and has less than the limit above it.
-  std::array<int64_t, kNumBuckets> bucket_weights{};
-  std::array<int32_t, kNumBuckets> bucket_sizes{};
-  for (int64_t i = 0; i < count; ++i) {
-    bucket_weights[buckets[i]] += weights[i];
-    ++bucket_sizes[buckets[i]];
-  }
-  int64_t above = 0;
-  int64_t boundary = 0;  // the bucket of the largest score is always occupied
-  int64_t above_boundary = 0;
-  for (int64_t bucket = 0; bucket < kNumBuckets; ++bucket) {
-    if (above != 0 && !(static_cast<double>(above) < limit)) {
-      break;
-    }
-    if (bucket_sizes[bucket] != 0) {
-      boundary = bucket;
-      above_boundary = above;
-    }
-    above += bucket_weights[bucket];
-  }
-
-  auto& members = scratch.score_weights;
-  members.clear();
-  for (int64_t i = 0; i < count; ++i) {
-    if (buckets[i] == boundary && scores[i] >= threshold) {
-      members.emplace_back(scores[i], weights[i]);
-    }
-  }
-  if (members.empty()) {
-    return threshold;
-  }
-  std::sort(members.begin(), members.end(), std::greater<>());
-  float lowest_kept = members.front().first;
-  above = above_boundary;
-  for (size_t i = 0; i < members.size();) {
-    if (above != 0 && !(static_cast<double>(above) < limit)) {
-      break;
-    }
-    lowest_kept = members[i].first;
-    for (const float score = lowest_kept; i < members.size() && members[i].first == score; ++i) {
-      above += members[i].second;
-    }
-  }
-  return lowest_kept;
+// No logit below it has a quotient by the temperature as large as that of `logit`, rounding included.
+float below_ties(float logit, float temperature) {
+  const float slack = std::fabs(logit) * 0x1p-20f + temperature * 0x1p-120f;
+  return std::max(logit - slack, std::numeric_limits<float>::lowest());
 }
 
 // scores[i] = the merged logit of an allowed candidate, -infinity for the others. An item without a
@@ -268,56 +256,90 @@ struct Choice {
   float log_probability;
 };
 
-// The candidate, given the scores of the allowed ones.
-int64_t choose(const SamplingLoops& loops, const SamplingProblem& problem, int64_t row,
-               int64_t slot, int64_t stream, float largest_logit, Scratch& scratch) {
-  const int64_t count = problem.num_candidates;
+// What decides an item once its logits are known.
+struct Settings {
+  float temperature;
+  int64_t top_k;  // number of candidates or more: off
+  float top_p;    // 1 or more: off
+  NoiseKey noise;
+};
+
+// The candidate among few listed ones: those that the filters keep, and some below them.
+int64_t choose_listed(const SamplingLoops& loops, const Settings& settings, int64_t listed,
+                      float largest, bool filter_k, Scratch& scratch) {
+  float* scores = scratch.listed_scores.data();
+  int32_t* indices = scratch.indices.data();
+  loops.divide_scores(scores, listed, settings.temperature);
+  if (filter_k && settings.top_k < listed) {
+    const float threshold =
+        kth_largest(loops, scores, listed, settings.top_k, largest, scratch);
+    listed = loops.keep_at_least(scores, indices, listed, threshold);
+  }
+  if (settings.top_p < 1.0f) {
+    const float threshold =
+        top_p_threshold(loops, scores, listed, largest, settings.top_p, scratch);
+    listed = loops.keep_at_least(scores, indices, listed, threshold);
+  }
+  return indices[loops.argmax_with_noise_listed(scores, indices, listed, settings.noise,
+                                                scratch.keys.data())];
+}
+
+// The candidate, given the logits of the allowed ones.
+int64_t choose(const SamplingLoops& loops, const Settings& settings, int64_t count,
+               float largest_logit, Scratch& scratch) {
   float* scores = scratch.scores.data();
   int32_t* indices = scratch.indices.data();
-  const float temperature = problem.temperature(slot, stream);
+  float* listed_scores = scratch.listed_scores.data();
+  const float temperature = settings.temperature;
   const float largest = temperature > 0.0f ? divide(largest_logit, temperature) : 0.0f;
   if (!(temperature > 0.0f) || !std::isfinite(largest)) {
-    loops.collect_at_least(scores, count, largest_logit, 0, indices);
+    loops.collect_at_least(scores, count, largest_logit, 0, indices, listed_scores);
     return indices[0];
   }
-  loops.divide_scores(scores, count, temperature);
-
-  const NoiseKey noise{static_cast<uint64_t>(problem.seed(slot)),
-                       static_cast<uint64_t>(problem.position(row)),
-                       static_cast<uint32_t>(problem.first_stream + stream)};
-  const int64_t top_k = problem.top_k(slot, stream);
-  const float top_p = problem.top_p(slot, stream);
-  const bool filter_k = top_k > 0 && top_k < count;
-  const bool filter_p = top_p < 1.0f;
-  if (!filter_k && !filter_p) {
-    return loops.argmax_with_noise(scores, count, negative_infinity(), noise);
+  const bool filter_k = settings.top_k < count;
+  const bool filter_p = settings.top_p < 1.0f;
+  // Bounds in units of logits, and reciprocals, need room for their rounding errors.
+  const bool is_ordinary = temperature > 1e-30f && temperature < 1e30f &&
+                           std::fabs(largest) < 1e30f && std::fabs(largest_logit) < 1e30f;
+  if (!filter_k && !filter_p && is_ordinary) {
+    return loops.argmax_with_noise(scores, count, temperature, negative_infinity(),
+                                   settings.noise);
   }
 
   // Few survivors are listed and then worked on alone; many are worked on in place.
   const int64_t list_limit = count / 4;
-  float* listed_scores = scratch.listed_scores.data();
-  float threshold = negative_infinity();
-  if (filter_k) {
-    threshold = top_k_threshold(loops, scores, count, top_k, scratch);
-  }
-  if (filter_p) {
+  const bool close_bound = filter_k && has_close_bound(count, settings.top_k);
+  if (is_ordinary && (close_bound || !filter_k)) {
+    const float bound =
+        close_bound ? bound_of_kth_largest(loops, scores, count, settings.top_k, largest_logit,
+                                           scratch)
+                    : largest_logit - kWeightless * temperature;
     const int64_t listed =
-        filter_k ? loops.collect_at_least(scores, count, threshold, list_limit, indices) : count;
+        loops.collect_at_least(scores, count, below_ties(bound, temperature), list_limit, indices,
+                               listed_scores);
     if (listed <= list_limit) {
-      loops.gather(scores, indices, listed, listed_scores);
-      threshold =
-          top_p_threshold(loops, listed_scores, listed, largest, threshold, top_p, scratch);
-    } else {
-      threshold = top_p_threshold(loops, scores, count, largest, threshold, top_p, scratch);
+      return choose_listed(loops, settings, listed, largest, filter_k, scratch);
     }
   }
-  const int64_t listed = loops.collect_at_least(scores, count, threshold, list_limit, indices);
-  if (listed > list_limit) {
-    return loops.argmax_with_noise(scores, count, threshold, noise);
+
+  loops.divide_scores(scores, count, temperature);
+  float threshold = negative_infinity();
+  if (filter_k) {
+    threshold = kth_largest(loops, scores, count, settings.top_k, largest, scratch);
   }
-  loops.gather(scores, indices, listed, listed_scores);
-  return indices[loops.argmax_with_noise_listed(listed_scores, indices, listed, noise,
-                                                scratch.integers.data())];
+  if (filter_p) {
+    const float floor = std::max(threshold, largest - kWeightless);
+    const int64_t listed =
+        loops.collect_at_least(scores, count, floor, count, indices, listed_scores);
+    threshold = top_p_threshold(loops, listed_scores, listed, largest, settings.top_p, scratch);
+  }
+  const int64_t listed =
+      loops.collect_at_least(scores, count, threshold, list_limit, indices, listed_scores);
+  if (listed > list_limit) {
+    return loops.argmax_with_noise(scores, count, 1.0f, threshold, settings.noise);
+  }
+  return indices[loops.argmax_with_noise_listed(listed_scores, indices, listed, settings.noise,
+                                                scratch.keys.data())];
 }
 
 template <typename storage_t>
@@ -336,17 +358,22 @@ Choice sample_item(const SamplingLoops& loops, const SamplingProblem& problem,
   if (loaded.unusable || loaded.largest == negative_infinity()) {
     return {-1, kNoNumber};
   }
+  const int64_t count = problem.num_candidates;
+  const int64_t top_k = problem.top_k(slot, stream);
+  const Settings settings{problem.temperature(slot, stream),
+                          top_k > 0 ? top_k : count,
+                          problem.top_p(slot, stream),
+                          {static_cast<uint64_t>(problem.seed(slot)),
+                           static_cast<uint64_t>(problem.position(row)),
+                           static_cast<uint32_t>(problem.first_stream + stream)}};
   if (problem.log_probability.data == nullptr) {
-    return {choose(loops, problem, row, slot, stream, loaded.largest, scratch), kNoNumber};
+    return {choose(loops, settings, count, loaded.largest, scratch), kNoNumber};
   }
   // Choosing divides the scores in place; `merged` may be what they were read from, and is free.
-  const int64_t count = problem.num_candidates;
   std::copy_n(scratch.scores.data(), count, scratch.merged.data());
   const int64_t total =
-      loops.weigh(scratch.merged.data(), count, loaded.largest, negative_infinity(),
-                  scratch.integers.data(), scratch.buckets.data());
-  const int64_t candidate =
-      choose(loops, problem, row, slot, stream, loaded.largest, scratch);
+      loops.weigh(scratch.merged.data(), count, loaded.largest, scratch.weights.data());
+  const int64_t candidate = choose(loops, settings, count, loaded.largest, scratch);
   return {candidate, log_probability_of(scratch.merged[static_cast<size_t>(candidate)],
                                         loaded.largest, total)};
 }

@@ -9,6 +9,12 @@
 
 namespace unison {
 
+constexpr int kPhiloxRounds = 10;
+constexpr uint32_t kPhiloxMultiplier0 = 0xD2511F53u;
+constexpr uint32_t kPhiloxMultiplier1 = 0xCD9E8D57u;
+constexpr uint32_t kPhiloxKeyStep0 = 0x9E3779B9u;
+constexpr uint32_t kPhiloxKeyStep1 = 0xBB67AE85u;
+
 struct PhiloxWords {
   uint32_t word[4];
 };
@@ -19,17 +25,17 @@ UNISON_INLINE uint32_t multiply_high(uint32_t a, uint32_t b) {
 
 UNISON_INLINE PhiloxWords philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0,
                                  uint32_t k1) {
-  for (int round = 0; round < 10; ++round) {
-    const uint32_t high0 = multiply_high(0xD2511F53u, c0);
-    const uint32_t low0 = 0xD2511F53u * c0;
-    const uint32_t high1 = multiply_high(0xCD9E8D57u, c2);
-    const uint32_t low1 = 0xCD9E8D57u * c2;
+  for (int round = 0; round < kPhiloxRounds; ++round) {
+    const uint32_t high0 = multiply_high(kPhiloxMultiplier0, c0);
+    const uint32_t low0 = kPhiloxMultiplier0 * c0;
+    const uint32_t high1 = multiply_high(kPhiloxMultiplier1, c2);
+    const uint32_t low1 = kPhiloxMultiplier1 * c2;
     c0 = high1 ^ c1 ^ k0;
     c1 = low1;
     c2 = high0 ^ c3 ^ k1;
     c3 = low0;
-    k0 += 0x9E3779B9u;
-    k1 += 0xBB67AE85u;
+    k0 += kPhiloxKeyStep0;
+    k1 += kPhiloxKeyStep1;
   }
   return {{c0, c1, c2, c3}};
 }

@@ -12,6 +12,110 @@
 namespace unison {
 namespace UNISON_LOOPS_NAMESPACE {
 
+// Vectors of 32-bit numbers, for what the compiler does not find by itself: moving chosen elements
+// together, and products of twice the width.
+#if UNISON_LOOPS_LEVEL == 2
+#define UNISON_LOOPS_VECTORS 1
+using Integers = __m512i;
+constexpr int64_t kLanes = 16;
+
+UNISON_LOOPS_TARGET UNISON_INLINE Integers load_lanes(const void* from) {
+  return _mm512_loadu_si512(from);
+}
+UNISON_LOOPS_TARGET UNISON_INLINE void store_lanes(void* to, Integers lanes) {
+  _mm512_storeu_si512(to, lanes);
+}
+UNISON_LOOPS_TARGET UNISON_INLINE uint32_t at_least_bits(Integers scores, float threshold) {
+  return _mm512_cmp_ps_mask(_mm512_castsi512_ps(scores), _mm512_set1_ps(threshold), _CMP_GE_OQ);
+}
+UNISON_LOOPS_TARGET UNISON_INLINE uint32_t above_bits(Integers keys, int32_t middle) {
+  return _mm512_cmpgt_epi32_mask(keys, _mm512_set1_epi32(middle));
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers indices_from(int64_t first) {
+  return _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                          _mm512_set1_epi32(static_cast<int32_t>(first)));
+}
+// The lanes whose bits are set, moved to the front in order.
+UNISON_LOOPS_TARGET UNISON_INLINE Integers compress(uint32_t bits, Integers lanes) {
+  return _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), lanes);
+}
+// The other operations are on lanes of 64 bits.
+UNISON_LOOPS_TARGET UNISON_INLINE Integers broadcast(uint64_t value) {
+  return _mm512_set1_epi64(static_cast<int64_t>(value));
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers multiply_low_halves(Integers a, Integers b) {
+  return _mm512_mul_epu32(a, b);
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers high_halves(Integers a) { return _mm512_srli_epi64(a, 32); }
+UNISON_LOOPS_TARGET UNISON_INLINE Integers exclusive_or(Integers a, Integers b, Integers c) {
+  return _mm512_ternarylogic_epi64(a, b, c, 0x96);
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers join_low_halves(Integers low, Integers high) {
+  return _mm512_mask_blend_epi32(0xaaaa, low, _mm512_slli_epi64(high, 32));
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers interleave_even(Integers a, Integers b) {
+  return _mm512_unpacklo_epi64(a, b);
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers interleave_odd(Integers a, Integers b) {
+  return _mm512_unpackhi_epi64(a, b);
+}
+// first, first + 1, ... in the even lanes, and then in the odd ones.
+UNISON_LOOPS_TARGET UNISON_INLINE Integers even_then_odd(uint64_t first) {
+  return _mm512_add_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), broadcast(first));
+}
+#elif UNISON_LOOPS_LEVEL == 1
+#define UNISON_LOOPS_VECTORS 1
+using Integers = __m256i;
+constexpr int64_t kLanes = 8;
+
+UNISON_LOOPS_TARGET UNISON_INLINE Integers load_lanes(const void* from) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+}
+UNISON_LOOPS_TARGET UNISON_INLINE void store_lanes(void* to, Integers lanes) {
+  _mm256_storeu_si256(static_cast<__m256i*>(to), lanes);
+}
+UNISON_LOOPS_TARGET UNISON_INLINE uint32_t at_least_bits(Integers scores, float threshold) {
+  const __m256 reaching =
+      _mm256_cmp_ps(_mm256_castsi256_ps(scores), _mm256_set1_ps(threshold), _CMP_GE_OQ);
+  return static_cast<uint32_t>(_mm256_movemask_ps(reaching));
+}
+UNISON_LOOPS_TARGET UNISON_INLINE uint32_t above_bits(Integers keys, int32_t middle) {
+  const __m256i above = _mm256_cmpgt_epi32(keys, _mm256_set1_epi32(middle));
+  return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(above)));
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers indices_from(int64_t first) {
+  return _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                          _mm256_set1_epi32(static_cast<int32_t>(first)));
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers compress(uint32_t bits, Integers lanes) {
+  const __m128i order = _mm_loadl_epi64(
+      reinterpret_cast<const __m128i*>(kSetBits.places[bits]));
+  return _mm256_permutevar8x32_epi32(lanes, _mm256_cvtepu8_epi32(order));
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers broadcast(uint64_t value) {
+  return _mm256_set1_epi64x(static_cast<int64_t>(value));
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers multiply_low_halves(Integers a, Integers b) {
+  return _mm256_mul_epu32(a, b);
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers high_halves(Integers a) { return _mm256_srli_epi64(a, 32); }
+UNISON_LOOPS_TARGET UNISON_INLINE Integers exclusive_or(Integers a, Integers b, Integers c) {
+  return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers join_low_halves(Integers low, Integers high) {
+  return _mm256_blend_epi32(low, _mm256_slli_epi64(high, 32), 0xaa);
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers interleave_even(Integers a, Integers b) {
+  return _mm256_unpacklo_epi64(a, b);
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers interleave_odd(Integers a, Integers b) {
+  return _mm256_unpackhi_epi64(a, b);
+}
+UNISON_LOOPS_TARGET UNISON_INLINE Integers even_then_odd(uint64_t first) {
+  return _mm256_add_epi64(_mm256_setr_epi64x(0, 2, 1, 3), broadcast(first));
+}
+#endif
+
 // merged[i] = weight * lane[i], added to what is there unless it is the first lane.
 template <typename storage_t>
 UNISON_LOOPS_TARGET void merge_lane(const storage_t* lane, float weight, bool is_first,
@@ -84,82 +188,189 @@ UNISON_LOOPS_TARGET inline void group_maxima(const float* scores, int64_t count,
   }
 }
 
-// Bit i: whether scores[i] >= threshold, for kCollectBlock scores.
-UNISON_LOOPS_TARGET inline uint32_t reaching_bits(const float* scores, float threshold) {
-#if UNISON_LOOPS_LEVEL == 2
-  const __m512 bound = _mm512_set1_ps(threshold);
-  const uint32_t low = _mm512_cmp_ps_mask(_mm512_loadu_ps(scores), bound, _CMP_GE_OQ);
-  const uint32_t high = _mm512_cmp_ps_mask(_mm512_loadu_ps(scores + 16), bound, _CMP_GE_OQ);
-  return low | (high << 16);
-#elif UNISON_LOOPS_LEVEL == 1
-  const __m256 bound = _mm256_set1_ps(threshold);
-  uint32_t bits = 0;
-  for (int part = 0; part < 4; ++part) {
-    const __m256 reaching = _mm256_cmp_ps(_mm256_loadu_ps(scores + 8 * part), bound, _CMP_GE_OQ);
-    bits |= static_cast<uint32_t>(_mm256_movemask_ps(reaching)) << (8 * part);
-  }
-  return bits;
-#else
-  uint32_t bits = 0;
-  for (int64_t i = 0; i < kCollectBlock; ++i) {
-    bits |= static_cast<uint32_t>(scores[i] >= threshold) << i;
-  }
-  return bits;
-#endif
-}
-
-// Collects candidates with score >= threshold, in order. Stops when more than `limit` were found;
-// at most limit + kCollectBlock are written. Returns the number found.
+// Collects candidates with score >= threshold, in order: their indices and scores. Stops when more
+// than `limit` were found; at most limit + kSlack are written. Returns the number found.
 UNISON_LOOPS_TARGET inline int64_t collect_at_least(const float* scores, int64_t count,
                                                     float threshold, int64_t limit,
-                                                    int32_t* __restrict indices) {
+                                                    int32_t* __restrict indices,
+                                                    float* __restrict found_scores) {
   int64_t found = 0;
   int64_t start = 0;
-  for (; start + kCollectBlock <= count && found <= limit; start += kCollectBlock) {
-    for (uint32_t bits = reaching_bits(scores + start, threshold); bits != 0; bits &= bits - 1) {
-      indices[found++] = static_cast<int32_t>(start + __builtin_ctz(bits));
-    }
+#ifdef UNISON_LOOPS_VECTORS
+  for (; start + kLanes <= count && found <= limit; start += kLanes) {
+    const Integers lanes = load_lanes(scores + start);
+    const uint32_t bits = at_least_bits(lanes, threshold);
+    store_lanes(indices + found, compress(bits, indices_from(start)));
+    store_lanes(found_scores + found, compress(bits, lanes));
+    found += __builtin_popcount(bits);
   }
+#endif
   for (; start < count && found <= limit; ++start) {
     indices[found] = static_cast<int32_t>(start);
+    found_scores[found] = scores[start];
     found += scores[start] >= threshold;
   }
   return found;
 }
 
-UNISON_LOOPS_TARGET inline void gather(const float* scores, const int32_t* indices, int64_t count,
-                                       float* __restrict gathered) {
-#pragma omp simd
-  for (int64_t j = 0; j < count; ++j) {
-    gathered[j] = scores[indices[j]];
+// Keeps, in place and in order, the listed candidates with score >= threshold. Returns their number.
+UNISON_LOOPS_TARGET inline int64_t keep_at_least(float* scores, int32_t* indices, int64_t count,
+                                                 float threshold) {
+  int64_t kept = 0;
+  int64_t start = 0;
+#ifdef UNISON_LOOPS_VECTORS
+  // What is written lies at or before what was read, here and below.
+  for (; start + kLanes <= count; start += kLanes) {
+    const Integers lanes = load_lanes(scores + start);
+    const Integers places = load_lanes(indices + start);
+    const uint32_t bits = at_least_bits(lanes, threshold);
+    store_lanes(scores + kept, compress(bits, lanes));
+    store_lanes(indices + kept, compress(bits, places));
+    kept += __builtin_popcount(bits);
   }
+#endif
+  for (; start < count; ++start) {
+    const float score = scores[start];
+    scores[kept] = score;
+    indices[kept] = indices[start];
+    kept += score >= threshold;
+  }
+  return kept;
 }
 
-// Integer weights of scores >= threshold, 0 for the others, and the bucket of each score by its
-// distance from the largest. Returns the total weight.
+// Returns the smallest key.
+UNISON_LOOPS_TARGET inline int32_t order_keys(const float* scores, int64_t count,
+                                              int32_t* __restrict keys) {
+  int32_t smallest = INT32_MAX;
+#pragma omp simd reduction(min : smallest)
+  for (int64_t i = 0; i < count; ++i) {
+    keys[i] = order_key(scores[i]);
+    smallest = keys[i] < smallest ? keys[i] : smallest;
+  }
+  return smallest;
+}
+
+// Integer weights of scores. Returns their total.
 UNISON_LOOPS_TARGET inline int64_t weigh(const float* scores, int64_t count, float largest,
-                                         float threshold, int32_t* __restrict weights,
-                                         uint8_t* __restrict buckets) {
+                                         int32_t* __restrict weights) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; ++i) {
+    weights[i] = integer_weight(scores[i], largest);
+  }
+  // By itself: in one loop, the compiler would take its step from the sum's wide numbers.
   int64_t total = 0;
 #pragma omp simd reduction(+ : total)
   for (int64_t i = 0; i < count; ++i) {
-    const int32_t kept = -static_cast<int32_t>(scores[i] >= threshold);
-    const int32_t weight = integer_weight(scores[i], largest) & kept;
-    const float bucket = multiply(subtract(largest, scores[i]), kBucketsPerUnit);
-    weights[i] = weight;
-    buckets[i] = static_cast<uint8_t>(static_cast<int32_t>(bucket < 255.0f ? bucket : 255.0f));
-    total += weight;
+    total += weights[i];
   }
   return total;
+}
+
+// The sum of the weights of keys above a middle; without weights, their number.
+template <bool weighted>
+UNISON_LOOPS_TARGET inline int64_t sum_above(const int32_t* keys, const int32_t* weights,
+                                             int64_t count, int32_t middle) {
+  int64_t sum = 0;
+  if constexpr (weighted) {
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; ++i) {
+      sum += weights[i] & -static_cast<int32_t>(keys[i] > middle);
+    }
+  } else {
+    int32_t number = 0;
+#pragma omp simd reduction(+ : number)
+    for (int64_t i = 0; i < count; ++i) {
+      number += keys[i] > middle;
+    }
+    sum = number;
+  }
+  return sum;
+}
+
+// Keeps, in place, the keys above a middle, or the others. Returns their number.
+template <bool weighted>
+UNISON_LOOPS_TARGET inline int64_t keep_side(int32_t* keys, int32_t* weights, int64_t count,
+                                             int32_t middle, bool above) {
+  int64_t kept = 0;
+  int64_t start = 0;
+#ifdef UNISON_LOOPS_VECTORS
+  const uint32_t flip = above ? 0 : (uint32_t{1} << kLanes) - 1;
+  for (; start + kLanes <= count; start += kLanes) {
+    const Integers lanes = load_lanes(keys + start);
+    const uint32_t bits = above_bits(lanes, middle) ^ flip;
+    store_lanes(keys + kept, compress(bits, lanes));
+    if constexpr (weighted) {
+      store_lanes(weights + kept, compress(bits, load_lanes(weights + start)));
+    }
+    kept += __builtin_popcount(bits);
+  }
+#endif
+  for (; start < count; ++start) {
+    const int32_t key = keys[start];
+    keys[kept] = key;
+    if constexpr (weighted) {
+      weights[kept] = weights[start];
+    }
+    kept += (key > middle) == above;
+  }
+  return kept;
+}
+
+// The smallest key for which all larger keys together weigh less than `limit`, or nothing. Without
+// weights every key weighs 1, and `limit` k gives the k-th largest.
+//
+// Halves the range of keys, goes on with those in the half that holds the answer, and compares the
+// last few with each other. Changes `keys` and `weights`, which have kSlack of room. `low` and
+// `high` are the smallest and the largest key.
+template <bool weighted>
+UNISON_LOOPS_TARGET inline int32_t lowest_kept_key(int32_t* keys, int32_t* weights, int64_t count,
+                                                   int32_t low, int32_t high, double limit) {
+  int64_t above_high = 0;
+  while (low < high && count > kFewKeys) {
+    // Keys of either sign: the sum of two may be too large for 32 bits.
+    const int32_t middle = static_cast<int32_t>((static_cast<int64_t>(low) + high) >> 1);
+    const int64_t above = above_high + sum_above<weighted>(keys, weights, count, middle);
+    const bool kept = above == 0 || static_cast<double>(above) < limit;
+    count = keep_side<weighted>(keys, weights, count, middle, !kept);
+    if (kept) {
+      above_high = above;
+      high = middle;
+    } else {
+      low = middle + 1;
+    }
+  }
+  if (low == high) {
+    return low;
+  }
+  alignas(64) int64_t above[kFewKeys];
+  for (int64_t j = 0; j < kFewKeys; ++j) {
+    above[j] = above_high;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t key = keys[i];
+    const int64_t weight = weighted ? weights[i] : 1;
+#pragma omp simd
+    for (int64_t j = 0; j < kFewKeys; ++j) {
+      above[j] += weight & -static_cast<int64_t>(key > keys[j]);
+    }
+  }
+  int32_t lowest = INT32_MAX;
+#pragma omp simd reduction(min : lowest)
+  for (int64_t j = 0; j < count; ++j) {
+    const bool kept = above[j] == 0 || static_cast<double>(above[j]) < limit;
+    const int32_t key = kept ? keys[j] : INT32_MAX;
+    lowest = key < lowest ? key : lowest;
+  }
+  return lowest;
 }
 
 // The first index with the largest key.
 UNISON_LOOPS_TARGET inline Best first_largest(const int32_t* keys, int64_t count, int32_t largest) {
   int64_t start = 0;
-  for (; start + kCollectBlock <= count; start += kCollectBlock) {
+  for (; start + kSearchBlock <= count; start += kSearchBlock) {
     int32_t any = 0;
 #pragma omp simd reduction(| : any)
-    for (int64_t i = 0; i < kCollectBlock; ++i) {
+    for (int64_t i = 0; i < kSearchBlock; ++i) {
       any |= keys[start + i] == largest;
     }
     if (any != 0) {
@@ -184,53 +395,125 @@ UNISON_INLINE float noise_bound(uint32_t word) {
   return subtract(kLogTwo * 158.0f + 0.001f, logarithm);
 }
 
-// First candidate with the largest score + noise among all with score >= threshold.
-//
-// Noise costs two logarithms, so it is computed only for short stretches of candidates of which one
-// could beat the best so far by the bound of its noise. What is left out could not have won: adding a
-// larger number never gives a smaller sum.
-UNISON_LOOPS_TARGET inline int64_t argmax_with_noise(const float* scores, int64_t count,
-                                                     float threshold, NoiseKey noise) {
-  alignas(64) uint32_t words[kNoiseBlock];
+// words[4 * i + w] = word w of block first_block + i, for a stretch of candidates.
+UNISON_LOOPS_TARGET inline void noise_words(NoiseKey noise, uint32_t first_block,
+                                            uint32_t* __restrict words) {
+#ifdef UNISON_LOOPS_VECTORS
+  // Each word is the lower half of a lane of 64 bits; what is in the upper half is never read.
+  constexpr int32_t kBlocks = kLanes / 2;
+  for (int32_t block = 0; block < kNoiseStretch / 4; block += kBlocks) {
+    Integers c0 = broadcast(noise.position);
+    Integers c1 = broadcast(noise.position >> 32);
+    Integers c2 = broadcast(noise.stream);
+    // Interleaving neighbouring lanes will bring the blocks in order.
+    Integers c3 = even_then_odd(first_block + static_cast<uint32_t>(block));
+    uint32_t k0 = static_cast<uint32_t>(noise.seed);
+    uint32_t k1 = static_cast<uint32_t>(noise.seed >> 32);
+    for (int32_t round = 0; round < kPhiloxRounds; ++round) {
+      const Integers product0 = multiply_low_halves(c0, broadcast(kPhiloxMultiplier0));
+      const Integers product1 = multiply_low_halves(c2, broadcast(kPhiloxMultiplier1));
+      c0 = exclusive_or(high_halves(product1), c1, broadcast(k0));
+      c2 = exclusive_or(high_halves(product0), c3, broadcast(k1));
+      c1 = product1;
+      c3 = product0;
+      k0 += kPhiloxKeyStep0;
+      k1 += kPhiloxKeyStep1;
+    }
+    const Integers low = join_low_halves(c0, c1);
+    const Integers high = join_low_halves(c2, c3);
+    store_lanes(words + 4 * block, interleave_even(low, high));
+    store_lanes(words + 4 * block + kLanes, interleave_odd(low, high));
+  }
+#else
+#pragma omp simd
+  for (int32_t block = 0; block < kNoiseStretch / 4; ++block) {
+    const PhiloxWords four = noise.words(first_block + static_cast<uint32_t>(block));
+    words[4 * block] = four.word[0];
+    words[4 * block + 1] = four.word[1];
+    words[4 * block + 2] = four.word[2];
+    words[4 * block + 3] = four.word[3];
+  }
+#endif
+}
+
+// No score + noise of a stretch of candidates is above it. A score is logit / temperature, of which
+// the product with the reciprocal is at most 2^-22 off.
+UNISON_LOOPS_TARGET inline float bound_of_stretch(const float* logits, const uint32_t* words,
+                                                  int32_t count, float reciprocal,
+                                                  float threshold) {
+  float bound = negative_infinity();
+#pragma omp simd reduction(max : bound)
+  for (int32_t i = 0; i < count; ++i) {
+    const float score = multiply(logits[i], reciprocal);
+    const float magnitude = bits_float(float_bits(score) & 0x7fffffff);
+    const float not_below = add(score, multiply(magnitude, 0x1p-21f));
+    const float own = select(logits[i] >= threshold, add(not_below, noise_bound(words[i])),
+                             negative_infinity());
+    bound = own > bound ? own : bound;
+  }
+  return bound;
+}
+
+// First candidate of a stretch with the largest logit / temperature + noise.
+UNISON_LOOPS_TARGET inline Best best_of_stretch(const float* logits, const uint32_t* words,
+                                                int32_t count, float temperature,
+                                                float threshold) {
   alignas(64) int32_t keys[kNoiseStretch];
+  int32_t largest = INT32_MIN;
+#pragma omp simd reduction(max : largest)
+  for (int32_t i = 0; i < count; ++i) {
+    const float score = divide(logits[i], temperature);
+    const float kept = select(logits[i] >= threshold, score, negative_infinity());
+    const int32_t key = order_key(add(kept, gumbel_noise(words[i])));
+    keys[i] = key;
+    largest = key > largest ? key : largest;
+  }
+  return first_largest(keys, count, largest);
+}
+
+// First candidate with the largest logit / temperature + noise among all with logit >= threshold.
+// The largest of them must be finite and, unless the temperature is 1, both far from the ends of
+// float32.
+//
+// Noise costs two logarithms, so it is bounded for all candidates, and computed for a stretch of them
+// with the largest bound and for those whose bounds still reach the best so far. What is left out
+// could not have won: adding a larger number never gives a smaller sum.
+UNISON_LOOPS_TARGET inline int64_t argmax_with_noise(const float* logits, int64_t count,
+                                                     float temperature, float threshold,
+                                                     NoiseKey noise) {
+  alignas(64) uint32_t words[kNoiseStretch];
+  float bounds[kStretches];
+  const float reciprocal = divide(1.0f, temperature);
   Best best{INT32_MIN, 0};
   float best_value = negative_infinity();
-  for (int64_t start = 0; start < count; start += kNoiseBlock) {
-    const int32_t size =
-        static_cast<int32_t>(count - start < kNoiseBlock ? count - start : kNoiseBlock);
-    const uint32_t first_counter = static_cast<uint32_t>(start / 4);
-#pragma omp simd
-    for (int32_t counter = 0; counter < (size + 3) / 4; ++counter) {
-      const PhiloxWords four = noise.words(first_counter + static_cast<uint32_t>(counter));
-      words[4 * counter] = four.word[0];
-      words[4 * counter + 1] = four.word[1];
-      words[4 * counter + 2] = four.word[2];
-      words[4 * counter + 3] = four.word[3];
+  for (int64_t first = 0; first < count; first += kStretches * kNoiseStretch) {
+    const int64_t left = (count - first + kNoiseStretch - 1) / kNoiseStretch;
+    const int64_t stretches = left < kStretches ? left : kStretches;
+    int64_t likeliest = 0;
+    for (int64_t stretch = 0; stretch < stretches; ++stretch) {
+      const int64_t start = first + stretch * kNoiseStretch;
+      noise_words(noise, static_cast<uint32_t>(start / 4), words);
+      // A number of candidates that the compiler knows makes this loop, the hottest, straight.
+      bounds[stretch] =
+          count - start >= kNoiseStretch
+              ? bound_of_stretch(logits + start, words, kNoiseStretch, reciprocal, threshold)
+              : bound_of_stretch(logits + start, words, static_cast<int32_t>(count - start),
+                                 reciprocal, threshold);
+      likeliest = bounds[stretch] > bounds[likeliest] ? stretch : likeliest;
     }
-    for (int32_t first = 0; first < size; first += kNoiseStretch) {
-      const int32_t stretch_size = size - first < kNoiseStretch ? size - first : kNoiseStretch;
-      const float* stretch = scores + start + first;
-      const uint32_t* stretch_words = words + first;
-      int32_t may_win = 0;
-#pragma omp simd reduction(| : may_win)
-      for (int32_t i = 0; i < stretch_size; ++i) {
-        const bool above = add(stretch[i], noise_bound(stretch_words[i])) > best_value;
-        may_win |= above & (stretch[i] >= threshold);
-      }
-      if (may_win == 0) {
+    for (int64_t turn = -1; turn < stretches; ++turn) {
+      const int64_t stretch = turn < 0 ? likeliest : turn;
+      if (!(bounds[stretch] >= best_value) || turn == likeliest) {
         continue;
       }
-      int32_t largest = INT32_MIN;
-#pragma omp simd reduction(max : largest)
-      for (int32_t i = 0; i < stretch_size; ++i) {
-        const float kept = select(stretch[i] >= threshold, stretch[i], negative_infinity());
-        const int32_t key = order_key(add(kept, gumbel_noise(stretch_words[i])));
-        keys[i] = key;
-        largest = key > largest ? key : largest;
-      }
-      if (largest > best.key) {
-        best = first_largest(keys, stretch_size, largest);
-        best.index += start + first;
+      const int64_t start = first + stretch * kNoiseStretch;
+      const int32_t size =
+          static_cast<int32_t>(count - start < kNoiseStretch ? count - start : kNoiseStretch);
+      noise_words(noise, static_cast<uint32_t>(start / 4), words);
+      Best own = best_of_stretch(logits + start, words, size, temperature, threshold);
+      own.index += start;
+      if (own.key > best.key || (own.key == best.key && own.index < best.index)) {
+        best = own;
         best_value = order_key_value(best.key);
       }
     }
@@ -265,11 +548,16 @@ constexpr SamplingLoops kLoops = {
     divide_scores,
     group_maxima,
     collect_at_least,
-    gather,
+    keep_at_least,
+    order_keys,
     weigh,
+    lowest_kept_key<false>,
+    lowest_kept_key<true>,
     argmax_with_noise,
     argmax_with_noise_listed,
 };
+
+#undef UNISON_LOOPS_VECTORS
 
 }  // namespace UNISON_LOOPS_NAMESPACE
 }  // namespace unison

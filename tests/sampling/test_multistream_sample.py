@@ -105,6 +105,31 @@ def test_extreme_temperatures(temperature: float) -> None:
         assert torch.equal(tokens.long(), logits.argmax(-1))
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-31, 1e-29, 0.3, 1e29, 1e31, float("inf")])
+@pytest.mark.parametrize("scale", [1e-44, 1e-20, 1.0, 1e29, 1e31, 3e37])
+def test_extreme_temperatures_and_logits(temperature: float, scale: float) -> None:
+    """Where products with the reciprocal and bounds in units of logits stop being good enough."""
+    logits = torch.randn((6, 2, 600), generator=torch.Generator().manual_seed(1)) * scale
+    for top_k, top_p in ((0, 1.0), (9, 1.0), (0, 0.9), (300, 0.7)):
+        problem = plain_problem(logits, temperature, top_k, top_p)
+        assert torch.equal(problem.operator(), problem.oracle()), (top_k, top_p)
+
+
+@pytest.mark.parametrize("top_k", [0, 3, 30, 200, 700])
+def test_quotients_that_round_together(instruction_sets: list[str], top_k: int) -> None:
+    """Different logits with equal scores: filters must keep all or none of them."""
+    generator = torch.Generator().manual_seed(top_k)
+    steps = torch.stack([torch.randperm(1200, generator=generator) for _ in range(60)])
+    ulps = torch.tensor(1.9).view(torch.int32) + steps.view(20, 3, 1200)
+    logits = ulps.to(torch.int32).view(torch.float32)
+    for top_p in (1.0, 0.4):
+        problem = plain_problem(logits, 1.9, top_k, top_p)
+        expected = problem.oracle()
+        for name in instruction_sets:
+            torch.ops.unison.set_instruction_set(name)
+            assert torch.equal(problem.operator(), expected), name
+
+
 def test_logits_at_the_ends_of_float32() -> None:
     largest = torch.finfo(torch.float32).max
     logits = torch.tensor([largest, -largest, 0.0, 1e-45, -0.0, largest / 2]).repeat(50, 2, 1)
