@@ -184,12 +184,18 @@ class Side:
         return milliseconds
 
     def start(
-        self, count: int, num_frames: int, negative_prompt: list[int] | None = None
+        self,
+        count: int,
+        num_frames: int,
+        negative_prompt: list[int] | None = None,
+        is_streamed: bool = True,
     ) -> list[str]:
-        """Add requests; returns their ids."""
+        """Add requests whose clients want each step's output, or the last only; returns ids."""
         from vllm import SamplingParams
         from vllm.multistream.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
+        from vllm.sampling_params import RequestOutputKind as OutputKind
 
+        output_kind = OutputKind.CUMULATIVE if is_streamed else OutputKind.FINAL_ONLY
         ids = []
         for index in range(count):
             self._made += 1
@@ -204,6 +210,7 @@ class Side:
                     max_tokens=num_frames,
                     ignore_eos=True,
                     detokenize=False,
+                    output_kind=output_kind,
                     guidance_scale=SCALE if self.kind == "guided" else None,
                     negative_prompt_token_ids=negative_prompt,
                 )

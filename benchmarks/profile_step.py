@@ -4,11 +4,12 @@
     python benchmarks/profile_step.py --groups 1 32 --output-json profile.json
 
 Guided requests decode on a random model of 8 streams, and plain ones, two per guided request, for
-comparison; first with steady steps, as the engine does by default, then with general ones. Every
-part is a method of the engine that is timed from outside; time counts for the innermost part that
-runs, so the parts add up to the step. A step more counts the PyTorch operators that each part
-calls. The timers themselves cost about a microsecond per call, and count for the parts that they
-time.
+comparison: first as `LLM.generate` runs them, whose callers want the final output only; then
+streamed, with an output per step; then streamed without steady steps, which are the engine's
+default. Every part is a method of the engine that is timed from outside; time counts for the
+innermost part that runs, so the parts add up to the step. A step more counts the PyTorch operators
+that each part calls. The timers themselves cost about a microsecond per call, and count for the
+parts that they time.
 
 "Outside" is all but the backbone's forward: heads, sampling, preparation, scheduling and outputs.
 """
@@ -110,10 +111,12 @@ def instrument(engine: Any, timer: PartTimer) -> None:
     timer.wrap(model, "text_logits", "heads")
     if hasattr(runner, "collect_streams"):
         timer.wrap(runner, "collect_streams", "output rows")
+    import vllm.multistream.worker.repeated_step as repeated_step_module
     import vllm.multistream.worker.sampler as sampler_module
 
     timer.wrap(sampler_module, "merge_lanes", "lane merge")
     timer.wrap(sampler_module, "guided_multistream_sample", "sampling")
+    timer.wrap(repeated_step_module, "guided_multistream_sample", "sampling")
 
 
 def count_operators(timer: PartTimer) -> Any:
@@ -136,10 +139,11 @@ def profile(
     count: int,
     num_steps: int,
     statistic: Callable[[Iterable[float]], float],
+    is_streamed: bool,
 ) -> dict[str, Any]:
     """Milliseconds and operators per step of each part, `count` requests running."""
     engine = side.engine
-    ids = side.start(count, num_steps + WARM_UP_STEPS + 6)
+    ids = side.start(count, num_steps + WARM_UP_STEPS + 6, is_streamed=is_streamed)
     for _ in range(WARM_UP_STEPS):
         engine.step()
     steps: list[dict[str, float]] = []
@@ -224,12 +228,16 @@ def main() -> None:
         steady = side.engine.engine_core.engine_core.scheduler.steady
         for count in options.groups:
             profiles: Sequence[tuple[str, int]] = (("guided", count), ("plain", 2 * count))
-            for is_steady in (True, False):
+            for suffix, is_streamed, is_steady in (
+                ("", False, True),
+                (", streamed", True, True),
+                (", streamed, general", True, False),
+            ):
                 steady.is_enabled = is_steady
                 for kind, requests in profiles:
                     side.kind = kind
-                    name = kind if is_steady else f"{kind}, general"
-                    row = profile(side, timer, requests, options.steps, statistic)
+                    name = kind + suffix
+                    row = profile(side, timer, requests, options.steps, statistic, is_streamed)
                     show(name, row)
                     report["profiles"].append({"kind": name} | row)
     if options.output_json:

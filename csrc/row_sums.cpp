@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <type_traits>
 #include <vector>
 
@@ -100,6 +101,16 @@ void merge_lanes(const at::Tensor& values, const at::Tensor& sources, const at::
   });
 }
 
+constexpr size_t kCacheLine = 64;
+constexpr size_t kMostPrefetched = 1024;  // processors find the rest of a long row by themselves
+
+void prefetch(const void* start, size_t bytes) {
+  const char* lines = static_cast<const char*>(start);
+  for (size_t offset = 0; offset < std::min(bytes, kMostPrefetched); offset += kCacheLine) {
+    __builtin_prefetch(lines + offset);
+  }
+}
+
 template <typename storage_t>
 void embed(const EmbeddingProblem& problem) {
   const auto sum_rows = selected_sum<storage_t, storage_t, false>();
@@ -107,21 +118,37 @@ void embed(const EmbeddingProblem& problem) {
   const storage_t* auxiliary = static_cast<const storage_t*>(problem.auxiliary);
   storage_t* out = static_cast<storage_t*>(problem.out);
   const int64_t grain = grain_of((1 + problem.num_auxiliary) * problem.width);
+  const size_t most_rows = static_cast<size_t>(1 + problem.num_auxiliary);
   at::parallel_for(0, problem.num_tokens, grain, [&](int64_t begin, int64_t end) {
-    std::vector<const storage_t*> rows(static_cast<size_t>(1 + problem.num_auxiliary));
-    for (int64_t token = begin; token < end; ++token) {
+    // Rows lie anywhere in tables that no cache holds: those of the next token are asked for while
+    // one token's are summed.
+    std::vector<const storage_t*> rows(2 * most_rows);
+    std::array<size_t, 2> counts{};
+    const auto find = [&](int64_t token) {
+      const storage_t** own = rows.data() + (token % 2) * most_rows;
       size_t count = 0;
       const int64_t first = problem.primary_row(token);
       if (first >= 0) {
-        rows[count++] = primary + first * problem.primary_stride;
+        own[count++] = primary + first * problem.primary_stride;
       }
       for (int64_t stream = 0; stream < problem.num_auxiliary; ++stream) {
         const int64_t row = problem.auxiliary_row_of(token, stream);
         if (row >= 0) {
-          rows[count++] = auxiliary + row * problem.auxiliary_stride;
+          own[count++] = auxiliary + row * problem.auxiliary_stride;
         }
       }
-      sum_rows(rows.data(), nullptr, static_cast<int64_t>(count), problem.width,
+      counts[token % 2] = count;
+      for (size_t row = 0; row < count; ++row) {
+        prefetch(own[row], problem.width * sizeof(storage_t));
+      }
+    };
+    find(begin);
+    for (int64_t token = begin; token < end; ++token) {
+      if (token + 1 < end) {
+        find(token + 1);
+      }
+      sum_rows(rows.data() + (token % 2) * most_rows, nullptr,
+               static_cast<int64_t>(counts[token % 2]), problem.width,
                out + token * problem.width);
     }
   });

@@ -46,7 +46,10 @@ UNISON_LOOPS_TARGET UNISON_INLINE Integers broadcast(uint64_t value) {
 UNISON_LOOPS_TARGET UNISON_INLINE Integers multiply_low_halves(Integers a, Integers b) {
   return _mm512_mul_epu32(a, b);
 }
-UNISON_LOOPS_TARGET UNISON_INLINE Integers high_halves(Integers a) { return _mm512_srli_epi64(a, 32); }
+// By a shuffle: shifts wait for the unit that multiplies.
+UNISON_LOOPS_TARGET UNISON_INLINE Integers high_halves(Integers a) {
+  return _mm512_castps_si512(_mm512_movehdup_ps(_mm512_castsi512_ps(a)));
+}
 UNISON_LOOPS_TARGET UNISON_INLINE Integers exclusive_or(Integers a, Integers b, Integers c) {
   return _mm512_ternarylogic_epi64(a, b, c, 0x96);
 }
@@ -98,7 +101,9 @@ UNISON_LOOPS_TARGET UNISON_INLINE Integers broadcast(uint64_t value) {
 UNISON_LOOPS_TARGET UNISON_INLINE Integers multiply_low_halves(Integers a, Integers b) {
   return _mm256_mul_epu32(a, b);
 }
-UNISON_LOOPS_TARGET UNISON_INLINE Integers high_halves(Integers a) { return _mm256_srli_epi64(a, 32); }
+UNISON_LOOPS_TARGET UNISON_INLINE Integers high_halves(Integers a) {
+  return _mm256_castps_si256(_mm256_movehdup_ps(_mm256_castsi256_ps(a)));
+}
 UNISON_LOOPS_TARGET UNISON_INLINE Integers exclusive_or(Integers a, Integers b, Integers c) {
   return _mm256_xor_si256(_mm256_xor_si256(a, b), c);
 }
@@ -140,16 +145,16 @@ UNISON_LOOPS_TARGET LoadedLogits load_logits(const storage_t* logits, const int3
                                              const uint8_t* mask, int64_t count,
                                              float* __restrict scores) {
   int32_t unusable = 0;
-  int32_t largest = order_key(negative_infinity());
+  float largest = negative_infinity();
   if (mask != nullptr) {
 #pragma omp simd reduction(| : unusable) reduction(max : largest)
     for (int64_t i = 0; i < count; ++i) {
       const float logit = to_float(logits[i]);
       const bool allowed = (candidate_ids[i] >= 0) & (mask[i] != 0);
       unusable |= allowed & !(logit < infinity());
-      scores[i] = select(allowed, logit, negative_infinity());
-      const int32_t key = order_key(scores[i]);
-      largest = key > largest ? key : largest;
+      const float score = select(allowed, logit, negative_infinity());
+      scores[i] = score;
+      largest = score > largest ? score : largest;
     }
   } else {
 #pragma omp simd reduction(| : unusable) reduction(max : largest)
@@ -157,12 +162,12 @@ UNISON_LOOPS_TARGET LoadedLogits load_logits(const storage_t* logits, const int3
       const float logit = to_float(logits[i]);
       const bool allowed = candidate_ids[i] >= 0;
       unusable |= allowed & !(logit < infinity());
-      scores[i] = select(allowed, logit, negative_infinity());
-      const int32_t key = order_key(scores[i]);
-      largest = key > largest ? key : largest;
+      const float score = select(allowed, logit, negative_infinity());
+      scores[i] = score;
+      largest = score > largest ? score : largest;
     }
   }
-  return {unusable != 0, order_key_value(largest)};
+  return {unusable != 0, largest};
 }
 
 UNISON_LOOPS_TARGET inline void divide_scores(float* scores, int64_t count, float temperature) {
@@ -400,16 +405,22 @@ UNISON_LOOPS_TARGET inline void noise_words(NoiseKey noise, uint32_t first_block
                                             uint32_t* __restrict words) {
 #ifdef UNISON_LOOPS_VECTORS
   // Each word is the lower half of a lane of 64 bits; what is in the upper half is never read.
+  // In the first round nothing that is multiplied depends on the block.
   constexpr int32_t kBlocks = kLanes / 2;
+  const uint64_t first0 = (noise.position & 0xffffffffu) * kPhiloxMultiplier0;
+  const uint64_t first1 = uint64_t{noise.stream} * kPhiloxMultiplier1;
+  const uint32_t key0 = static_cast<uint32_t>(noise.seed);
+  const uint32_t key1 = static_cast<uint32_t>(noise.seed >> 32);
   for (int32_t block = 0; block < kNoiseStretch / 4; block += kBlocks) {
-    Integers c0 = broadcast(noise.position);
-    Integers c1 = broadcast(noise.position >> 32);
-    Integers c2 = broadcast(noise.stream);
+    Integers c0 = broadcast((first1 >> 32) ^ (noise.position >> 32) ^ key0);
+    Integers c1 = broadcast(first1);
     // Interleaving neighbouring lanes will bring the blocks in order.
-    Integers c3 = even_then_odd(first_block + static_cast<uint32_t>(block));
-    uint32_t k0 = static_cast<uint32_t>(noise.seed);
-    uint32_t k1 = static_cast<uint32_t>(noise.seed >> 32);
-    for (int32_t round = 0; round < kPhiloxRounds; ++round) {
+    Integers c2 = exclusive_or(even_then_odd(first_block + static_cast<uint32_t>(block)),
+                               broadcast(first0 >> 32), broadcast(key1));
+    Integers c3 = broadcast(first0);
+    uint32_t k0 = key0 + kPhiloxKeyStep0;
+    uint32_t k1 = key1 + kPhiloxKeyStep1;
+    for (int32_t round = 1; round < kPhiloxRounds; ++round) {
       const Integers product0 = multiply_low_halves(c0, broadcast(kPhiloxMultiplier0));
       const Integers product1 = multiply_low_halves(c2, broadcast(kPhiloxMultiplier1));
       c0 = exclusive_or(high_halves(product1), c1, broadcast(k0));

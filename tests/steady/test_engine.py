@@ -46,8 +46,7 @@ def _traffic(seed: int, count: int = 14) -> list[tuple[int, Case, int | None]]:
                 {"guidance_scale": 2.0, "negative_prompt": "something else"},
             ]
         )
-        if source.random() < 0.3:
-            options["output_kind"] = RequestOutputKind.DELTA
+        options["output_kind"] = source.choice(list(RequestOutputKind))
         text = "".join(source.choices("abcdefgh ", k=source.choice([1, 8, 30])))
         aborted = step + source.randint(1, 30) if source.random() < 0.15 else None
         traffic.append((step, Case(text=text, options=options), aborted))
@@ -158,6 +157,52 @@ def test_steady_steps_settle_what_they_leave_open(model: Callable[[str], Model])
             assert len(request.block_hashes) == known // BLOCK_SIZE
         engine.abort_request(["r0", "r1", "r2"])
         assert_nothing_left(llm)
+
+
+def _told_per_step(llm: LLM, num_steps: int, **options: Any) -> dict[int, list[int]]:
+    """For two requests, streamed and not, how many tokens the front end is told of, by step."""
+    engine: Any = llm.llm_engine
+    told: dict[int, list[int]] = {0: [], 1: []}
+    process = engine.output_processor.process_outputs
+
+    def watching(outputs: list[Any], *args: Any, **kwargs: Any) -> Any:
+        counts = {int(o.request_id[1]): len(o.new_token_ids) for o in outputs}
+        for number in told:
+            told[number].append(counts.get(number, 0))
+        return process(outputs, *args, **kwargs)
+
+    engine.output_processor.process_outputs = watching
+    for number, kind in enumerate([RequestOutputKind.CUMULATIVE, RequestOutputKind.FINAL_ONLY]):
+        more = {"max_tokens": num_steps, "ignore_eos": True, "output_kind": kind}
+        case = Case(text="abc", options=more | options)
+        engine.add_request(f"r{number}", case.prompt, case.params)
+    finished = []
+    while engine.has_unfinished_requests():
+        finished += [output for output in engine.step() if output.finished]
+    del engine.output_processor.process_outputs
+    assert len(finished) == 2
+    for output in finished:
+        number = int(output.request_id[1])
+        assert isinstance(output, RequestOutput)
+        assert sum(told[number]) == len(output.outputs[0].token_ids)
+    return told
+
+
+def test_clients_that_wait_for_the_end_are_told_of_several_tokens(
+    model: Callable[[str], Model],
+) -> None:
+    with _engine(model("constant").folder, True) as llm:
+        told = _told_per_step(llm, 50)
+        # The prompt's step and the one in which requests end are general ones.
+        assert set(told[0]) <= {0, 1}
+        assert [count for count in told[1] if count][:3] == [1, 16, 16]
+        assert sum(told[0]) == sum(told[1])
+        told = _told_per_step(llm, 50, stop=["no such text"], detokenize=True)
+        assert told[1] == told[0]
+    with _engine(model("constant").folder, True, disable_log_stats=False) as llm:
+        told = _told_per_step(llm, 20)
+        assert told[1] == told[0]
+        assert scheduler_of(llm).steady.num_steps > 10
 
 
 def test_a_request_that_comes_meets_steady_ones(model: Callable[[str], Model]) -> None:

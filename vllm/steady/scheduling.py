@@ -15,6 +15,7 @@ import numpy as np
 from vllm.guidance.rows import GuidedRows
 from vllm.multistream.spec import multistream_spec
 from vllm.steady.config import steady_decoding_allowed
+from vllm.steady.telling import Telling, tell_untold
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
@@ -43,6 +44,7 @@ class _Batch:
     Args:
         requests: what runs, in the scheduler's order.
         row_ids: the rows of the step before.
+        log_stats: whether the engine measures its requests.
 
     Attributes:
         is_same: whether the requests and their lanes have exactly these rows.
@@ -52,10 +54,14 @@ class _Batch:
         groups, group_rows: the sequence groups, and the rows of all of them.
         counted: requests and guidance lanes' requests, all of whose computed tokens are counted.
         guidance: what the worker is told of the groups that are guided.
+        telling: what the requests' clients are told, and when.
+        num_steps_without_blocks: next steps in which no row opens or fills a block, or reaches the
+            end of the context.
     """
 
-    def __init__(self, requests: list[Request], row_ids: list[str]) -> None:
+    def __init__(self, requests: list[Request], row_ids: list[str], log_stats: bool) -> None:
         self.requests = list(requests)
+        self.telling = Telling(self.requests, log_stats)
         self.row_ids = row_ids
         self.num_tokens = dict.fromkeys(row_ids, 1)
         self.groups: list[SequenceGroup] = []
@@ -84,6 +90,7 @@ class _Batch:
         both = np.array([counts[row_id] for row_id in row_ids])
         self.num_computed, self.num_outputs = both[:, 0].copy(), both[:, 1].copy()
         self.none_new: list[tuple[list[int], ...] | None] = [None] * len(row_ids)
+        self.num_steps_without_blocks = 0
         for group in self.groups:
             if group.lanes:
                 plan, inputs = group.plan, group.inputs
@@ -93,8 +100,8 @@ class _Batch:
                         group.row_ids, group.weights, plan.frame - 1, inputs.first, inputs.last
                     )
                 )
-        # [2, num_requests] state of the phase table and start of the audio segment, as last seen.
-        self.phases: NDArray[np.int64] | None = None
+        # States of the phase table and starts of the audio segments, as the worker last sent them.
+        self.phases: tuple[bytes, bytes] | None = None
         self._worker_ids: list[str] = []
         self._worker_rows: NDArray[np.int64] = np.empty(0, np.int64)
         # [MOST_UNSETTLED, num_requests, num_streams] tokens of the newest steps, and for each
@@ -173,6 +180,8 @@ class SteadyScheduler:
         self._batch: _Batch | None = None
         # Whether guidance that does not depend on the frame is known to stay as it is.
         self._is_guidance_known = False
+        # Tokens that clients are told of with the next general step's.
+        self._untold: dict[str, list[int]] = {}
 
     def schedule(self) -> SchedulerOutput | None:
         """The next step, if it is steady; None leaves everything as it is, for a general step."""
@@ -197,7 +206,7 @@ class SteadyScheduler:
     def end(self) -> None:
         """End steadiness: settle all requests. The next step is a general one."""
         if self._batch is not None:
-            self._batch.settle_all()
+            self._settle(self._batch)
             self._batch = None
 
     def observe(self, output: SchedulerOutput) -> SchedulerOutput:
@@ -221,7 +230,7 @@ class SteadyScheduler:
         if batch is None or output is not self._last:
             return None
         if streams is None or not self._is_plain(batch, streams, emitted):
-            batch.settle_all()
+            self._settle(batch)
             for request in batch.requests:
                 # A general step counts them when it is scheduled.
                 request.num_in_flight_tokens += 1
@@ -234,6 +243,17 @@ class SteadyScheduler:
         if stats is not None:
             next(iter(by_client.values())).scheduler_stats = stats
         return by_client
+
+    def tell(self, outputs: dict[int, EngineCoreOutputs]) -> dict[int, EngineCoreOutputs]:
+        """Add to a general step's outputs what clients have not been told, and return them."""
+        if self._untold:
+            tell_untold(self._untold, outputs, self._scheduler.requests)
+            self._untold = {}
+        return outputs
+
+    def _settle(self, batch: _Batch) -> None:
+        batch.settle_all()
+        self._untold |= batch.telling.take_untold()
 
     def _is_quiet(self) -> bool:
         """Whether nobody comes or goes."""
@@ -276,7 +296,7 @@ class SteadyScheduler:
                 or (request.group is not None and not scheduler.groups.plan_steady(request))
             ):
                 return None
-        batch = _Batch(scheduler.running, list(scheduled))
+        batch = _Batch(scheduler.running, list(scheduled), scheduler.log_stats)
         self._is_guidance_known = True
         return batch if batch.is_same else None
 
@@ -292,13 +312,21 @@ class SteadyScheduler:
 
     def _new_blocks(self, batch: _Batch) -> dict[str, tuple[list[int], ...]] | None:
         """The blocks that rows need for their next tokens; None if they or the context run out."""
+        if batch.num_steps_without_blocks:
+            batch.num_steps_without_blocks -= 1
+            return {}
         scheduler = self._scheduler
         manager = scheduler.kv_cache_manager
-        if int(batch.num_computed.max()) + 2 > scheduler.max_model_len:
+        left = scheduler.max_model_len - 2 - int(batch.num_computed.max())
+        if left < 0:
             return None
+        last = manager.plain_block_size - 1
         place = batch.num_computed % manager.plain_block_size
         # A row at the end of a block fills it: the block's content can be found from now on.
-        due = np.flatnonzero((place == 0) | (place == manager.plain_block_size - 1))
+        due = np.flatnonzero((place == 0) | (place == last))
+        # Rows that are not due now are due after this many more steps; at 0 in the next one.
+        until_due = np.where(place >= last - 1, 0, last - 1 - place)
+        batch.num_steps_without_blocks = min(int(until_due.min()), left)
         if not len(due):
             return {}
         if np.count_nonzero(place == 0) > manager.block_pool.get_num_free_blocks():
@@ -366,7 +394,7 @@ class SteadyScheduler:
         scheduler = self._scheduler
         return not (
             streams.errors
-            or streams.finish.any()
+            or any(streams.finish.tolist())
             or emitted.num_nans_in_logits
             or scheduler.finished_req_ids_dict
             or scheduler.grammar_compile_error_reqs
@@ -377,17 +405,20 @@ class SteadyScheduler:
     def _append(
         self, batch: _Batch, streams: StreamOutput, emitted: ModelRunnerOutput
     ) -> dict[int, list[EngineCoreOutput]]:
-        """Take in each request's tokens, and tell the clients."""
+        """Take in each request's tokens, and tell clients what is due."""
         rows = batch.worker_rows(emitted)
-        batch.keep(streams.tokens[rows])
-        self._note_phases(batch, np.stack([streams.state[rows], streams.segment_start[rows]]))
-        sampled, audio_of = emitted.sampled_token_ids, streams.audio
+        tokens = streams.tokens[rows]
+        batch.keep(tokens)
+        self._note_phases(batch, streams, rows)
+        first = tokens[:, 0].tolist()
+        for request, token_id in zip(batch.requests, first, strict=True):
+            request._output_token_ids.append(token_id)
+            request._all_token_ids.append(token_id)
+        audio_of = streams.audio
         outputs: dict[int, list[EngineCoreOutput]] = {}
-        for request, row in zip(batch.requests, rows.tolist(), strict=True):
-            token_ids = sampled[row]
-            request._output_token_ids.append(token_ids[0])
-            request._all_token_ids.append(token_ids[0])
-            audio = audio_of.get(request.request_id)
+        for number in batch.telling.told:
+            request = batch.requests[number]
+            audio = audio_of.pop(request.request_id, None)
             if audio is not None:
                 assert request.streams is not None
                 request.streams.take_audio(audio)
@@ -397,20 +428,26 @@ class SteadyScheduler:
             client.append(
                 EngineCoreOutput(
                     request_id=request.request_id,
-                    new_token_ids=token_ids,
+                    new_token_ids=[first[number]],
                     events=request.take_events() if request.events else None,
                     trace_headers=request.trace_headers,
                     audio=audio,
                 )
             )
+        # Who waits for the end gets no audio before it.
+        assert not audio_of
+        batch.telling.add_due(outputs)
         return outputs
 
-    def _note_phases(self, batch: _Batch, phases: NDArray[np.int64]) -> None:
+    def _note_phases(self, batch: _Batch, streams: StreamOutput, rows: NDArray[np.int64]) -> None:
         """Take in the requests' phases, which decide what is guided."""
-        if batch.phases is not None and np.array_equal(batch.phases, phases):
+        # Compared as bytes, which costs a tenth of comparing arrays.
+        phases = (streams.state.tobytes(), streams.segment_start.tobytes())
+        if batch.phases == phases:
             return
         batch.phases = phases
         self._is_guidance_known = False
-        for request, state, start in zip(batch.requests, *phases.tolist(), strict=True):
+        states, starts = streams.state[rows].tolist(), streams.segment_start[rows].tolist()
+        for request, state, start in zip(batch.requests, states, starts, strict=True):
             assert request.streams is not None
             request.streams.state, request.streams.segment_start = state, start

@@ -11,18 +11,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from vllm.forward_context import ForwardContext, override_forward_context
+from vllm.steady.inputs import move_inputs
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionMetadata
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.worker.block_table import BlockTable
 
 MOST_STEPS = 256
 """Steps after which what the runner keeps of each request is brought up to date at the latest."""
@@ -39,7 +36,10 @@ class SteadyStep:
         self._runner = runner
         self._context: ForwardContext | None = None
         self._tokens: torch.Tensor | None = None
-        self._unsettled: list[NDArray[np.int32]] = []
+        # Steps whose tokens stand in the streams' history only.
+        self._num_unsettled = 0
+        self.sampled_position: torch.Tensor | None = None
+        """[num_rows] int64 position of what a steady step samples, moved on in place."""
 
     @property
     def is_ready(self) -> bool:
@@ -77,10 +77,6 @@ class SteadyStep:
             return
         self._context, self._inputs, self._metadata = context, inputs, part
         self._num_rows = num_rows
-        self._positions = positions
-        self._input_ids = inputs["input_ids"]
-        self._seq_lens = runner.seq_lens[:num_rows]
-        self._slots = part.slot_mapping[:num_rows]
         self._builder = runner.attn_groups[0][0].get_metadata_builder(0)
         self._common = CommonAttentionMetadata(
             query_start_loc=part.query_start_loc,
@@ -95,7 +91,18 @@ class SteadyStep:
             causal=part.causal,
         )
         # What is sampled stands one position further on than what is computed.
-        self.sampled_position = self._seq_lens.long()
+        self.sampled_position = runner.seq_lens[:num_rows].long()
+        table = runner.input_batch.block_table[0]
+        self._moved = (
+            table.block_table.cpu,
+            table.block_size,
+            inputs["input_ids"],
+            positions,
+            runner.seq_lens[:num_rows],
+            self.sampled_position,
+            part.slot_mapping[:num_rows],
+            runner.model.auxiliary_ids,
+        )
         self.discard = torch.zeros(num_rows, dtype=torch.bool)
         self.request_ids: list[str] = list(runner.input_batch.req_ids)
         self.row_of: dict[str, int] = dict(runner.input_batch.req_id_to_index)
@@ -115,8 +122,8 @@ class SteadyStep:
             tokens: [num_rows, num_streams] int32.
         """
         self._tokens = tokens
-        self._unsettled.append(tokens[:, 0].numpy())
-        if len(self._unsettled) >= MOST_STEPS:
+        self._num_unsettled += 1
+        if self._num_unsettled == MOST_STEPS:
             self._settle()
 
     def forward(self, output: SchedulerOutput) -> torch.Tensor:
@@ -135,10 +142,6 @@ class SteadyStep:
                 f"a steady step of {output.total_num_scheduled_tokens} rows follows one of "
                 f"{self._num_rows}"
             )
-        self._input_ids.copy_(self._tokens[:, 0])
-        self._positions.add_(1)
-        self._seq_lens.add_(1)
-        self.sampled_position.add_(1)
         table = runner.input_batch.block_table
         cached = output.scheduled_cached_reqs
         if cached.new_block_ids.count(None) < self._num_rows:
@@ -148,21 +151,11 @@ class SteadyStep:
                         held.extend(ids)
                     table.append_row(new, self.row_of[row_id])
             table.commit_block_table(self._num_rows)
-        self._move_slots(table[0])
+        move_inputs(self._tokens, *self._moved)
         self._move_attention()
-        runner.gather_auxiliary_ids(self._num_rows)
         with override_forward_context(self._context):
             hidden_states: torch.Tensor = runner.model(**self._inputs)
         return hidden_states
-
-    def _move_slots(self, table: BlockTable) -> None:
-        """Move each row's KV cache slot on: to the next one, or to the start of its next block."""
-        self._slots.add_(1)
-        positions = self._positions.numpy()
-        (first,) = np.nonzero(positions % table.block_size == 0)
-        if len(first):
-            blocks = table.block_table.np[first, positions[first] // table.block_size]
-            self._slots.numpy()[first] = blocks.astype(np.int64) * table.block_size
 
     def _move_attention(self) -> None:
         """Derive what the attention's metadata holds of the rows' lengths."""
@@ -178,16 +171,16 @@ class SteadyStep:
 
     def _settle(self) -> None:
         """Write what steady steps have sampled into the runner's batch and requests."""
-        if not self._unsettled:
+        if not self._num_unsettled:
             return
         runner, num_rows = self._runner, self._num_rows
         batch = runner.input_batch
-        sampled = np.stack(self._unsettled, axis=1)  # [num_rows, num_steps]
-        count = sampled.shape[1]
-        self._unsettled = []
+        count, self._num_unsettled = self._num_unsettled, 0
+        history = runner.stream_history(self._num_rows)
         batch.num_computed_tokens_cpu[:num_rows] += count
-        for row, token_ids in enumerate(sampled):
+        for row, emitted in enumerate(history):
             start = batch.num_tokens_no_spec[row]
+            token_ids = emitted[start : start + count]
             batch.token_ids_cpu[row, start : start + count] = token_ids
             batch.is_token_ids[row, start : start + count] = True
             request = runner.requests[self.request_ids[row]]

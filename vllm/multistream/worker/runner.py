@@ -7,6 +7,7 @@ the V1 runner lives in the modules beside this one and in vllm.guidance.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from vllm.multistream.acoustic.whole import WholeDecoder
 from vllm.multistream.messages import StreamOutput
 from vllm.multistream.phases import Finish, replay
 from vllm.multistream.spec import multistream_spec
+from vllm.multistream.worker.repeated_step import RepeatedStep
 from vllm.multistream.worker.sampler import StreamSampler
 from vllm.multistream.worker.state import StreamState, steps_of, stream_limit
 from vllm.multistream.worker.stream_step import StepTokens
@@ -98,24 +100,27 @@ class _PendingStreams:
         self._step = step  # keeps the device tensors alive until they are copied
         self._ready: torch.cuda.Event | None = None
         parts = (step.tokens, step.outcome)
+        self._host: tuple[torch.Tensor, ...] | None = None
         if step.tokens.device.type == "cpu":
-            self._host = parts
+            pass
         elif copy_stream is None:
-            self._host = tuple(part.cpu() for part in parts)  # type: ignore[assignment]
+            self._host = tuple(part.cpu() for part in parts)
         else:
             self._ready = torch.cuda.Event(blocking=True)
             launched = torch.cuda.current_stream()
             with torch.cuda.stream(copy_stream):
                 copy_stream.wait_stream(launched)
-                self._host = tuple(part.to("cpu", non_blocking=True) for part in parts)  # type: ignore[assignment]
+                self._host = tuple(part.to("cpu", non_blocking=True) for part in parts)
                 self._ready.record()
 
     def wait(self) -> list[NDArray[Any]]:
         """Tokens, finish, state and segment start as numpy arrays, once they are on the host."""
         if self._ready is not None:
             self._ready.synchronize()
-        tokens, outcome = self._host
-        return [tokens.numpy(), *outcome.numpy()]
+        if self._host is None:
+            tokens, outcome = self._step.host
+            return [tokens, *outcome]
+        return [part.numpy() for part in (self._host[0], *self._host[1])]
 
 
 class _AsyncStreamsOutput(AsyncModelRunnerOutput):
@@ -144,6 +149,8 @@ class _MultiStreamRunner(GuidedRunner):
     # that is not sampled yet.
     _steady: SteadyStep | None = None
     _steady_hidden: torch.Tensor | None = None
+    # How the rows of steady steps are sampled.
+    _repeated: RepeatedStep | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
@@ -209,7 +216,6 @@ class _MultiStreamRunner(GuidedRunner):
         self._streams.set_rows(rows)
         return corrections
 
-    @torch.inference_mode()
     def execute_model(self, scheduler_output: SchedulerOutput, *args: Any) -> Any:
         """Upstream's, but for steady steps, whose inputs are those of the last step moved on."""
         steady = self._steady
@@ -235,6 +241,11 @@ class _MultiStreamRunner(GuidedRunner):
         self._streams.gather_inputs(
             this.req_indices.gpu[:count], this.positions[:count], this.model.auxiliary_ids
         )
+
+    def stream_history(self, num_rows: int) -> Iterator[NDArray[np.int32]]:
+        """For each of the first rows of the batch [num_positions] tokens of stream 0."""
+        history = self._streams.history.numpy()
+        return (history[slot, :, 0] for slot in self._streams.row_slots_host[:num_rows])
 
     def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
         # It writes the buffers of a step's inputs.
@@ -273,18 +284,28 @@ class _MultiStreamRunner(GuidedRunner):
     ) -> StepTokens:
         """Sample all streams; the arguments are those of StreamSampler.step."""
         this: Any = self
-        step = self._stream_sampler.step(
-            this.model,
-            hidden_states,
-            position,
-            discard,
-            self._host_is_device or not this.use_async_scheduling,
-            None if batch is None else batch.lanes,
-            None if batch is None else self._unguided_streams(batch),
-        )
+        lanes = None if batch is None else batch.lanes
+        unguided = None if batch is None else self._unguided_streams(batch)
+        steady = self._steady
+        if steady is not None and position is steady.sampled_position and unguided is None:
+            if self._repeated is None or not self._repeated.is_of(position, lanes):
+                self._repeated = self._stream_sampler.repeat(position, discard, lanes)
+            step = self._repeated.take(this.model, hidden_states)
+            if self._repeated.is_valid:
+                return step
+        else:
+            step = self._stream_sampler.step(
+                this.model,
+                hidden_states,
+                position,
+                discard,
+                self._host_is_device or not this.use_async_scheduling,
+                lanes,
+                unguided,
+            )
         if self._host_is_device:
             slots = self._streams.row_slots_host[self._kept]
-            self._streams.known_state[slots] = step.state.numpy()[self._kept]
+            self._streams.known_state[slots] = step.host[1][1][self._kept]
         return step
 
     def _unguided_streams(self, batch: GuidedBatch) -> NDArray[np.bool_] | None:
@@ -300,7 +321,6 @@ class _MultiStreamRunner(GuidedRunner):
         unguided[batch.guided_host] = outside
         return unguided
 
-    @torch.inference_mode()
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Upstream's, completed with the step's streams."""
         this: Any = self
@@ -331,6 +351,7 @@ class _MultiStreamRunner(GuidedRunner):
         """Sample a steady step. The rows, and which of them are kept, are those of the last."""
         steady, hidden_states = self._steady, self._steady_hidden
         assert steady is not None and hidden_states is not None
+        assert steady.sampled_position is not None
         self._steady_hidden = None
         batch = self._guided_batch if self._guidance else None
         step = self._sample_streams(hidden_states, steady.sampled_position, steady.discard, batch)
@@ -343,7 +364,7 @@ class _MultiStreamRunner(GuidedRunner):
         return ModelRunnerOutput(
             req_ids=steady.request_ids,
             req_id_to_index=steady.row_of,
-            sampled_token_ids=step.tokens[:, :1].tolist(),
+            sampled_token_ids=step.host[0][:, :1].tolist(),
             streams=self.collect_streams(pending),
         )
 
@@ -354,8 +375,10 @@ class _MultiStreamRunner(GuidedRunner):
         if not self._host_is_device:
             self._streams.known_state[pending.slots[kept]] = state[kept]
         # Rows that are not kept have not finished: 0 is Finish.NOT_FINISHED.
-        output = StreamOutput(tokens, finish * kept, state, segment_start)
-        ended = output.finish.nonzero()[0].tolist()
+        if any(finish.tolist()):
+            finish = finish * kept
+        output = StreamOutput(tokens, finish, state, segment_start)
+        ended = [row for row, reason in enumerate(finish.tolist()) if reason]
         streamed: set[int] = set()
         if self._audio is not None:
             # Asked before the step, with whose end the executor may forget them.

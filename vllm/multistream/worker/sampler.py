@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from vllm.multistream.phases import PhaseTable, StateKind
 from vllm.multistream.row_sums import merge_lanes
 from vllm.multistream.sampling import guided_multistream_sample
 from vllm.multistream.worker.lanes import Lanes
+from vllm.multistream.worker.repeated_step import RepeatedCall, RepeatedHead, RepeatedStep
 from vllm.multistream.worker.state import SlotSettings, StreamState
 from vllm.multistream.worker.stream_step import Choices, StepTokens, StreamStep
 
@@ -54,6 +56,50 @@ class Rows:
     lanes: Lanes | None
     unguided: NDArray[np.bool_] | None
     choices: Choices
+
+
+@dataclass(frozen=True)
+class HeadSource:
+    """Where a head's rows come from, if each group has one.
+
+    Attributes:
+        index: [num_head_rows] rows of the batch; None if it is all of them, or with `members`.
+        members, weights: [num_head_rows, most lanes] lanes that are merged, and their weights; None
+            if every row is a group of its own.
+    """
+
+    index: torch.Tensor | None
+    members: torch.Tensor | None
+    weights: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls, groups: NDArray[np.int64], lanes: Lanes | None, num_rows: int, device: torch.device
+    ) -> HeadSource:
+        """The source of some groups, of a batch of `num_rows` rows."""
+        index = None
+        if len(groups) < (num_rows if lanes is None else len(lanes.first_host)):
+            index = torch.from_numpy(groups).to(device, non_blocking=True)
+        if lanes is None:
+            return cls(index, None, None)
+        if index is None:
+            return cls(None, lanes.rows, lanes.weights)
+        return cls(None, lanes.rows[index], lanes.weights[index])
+
+    @property
+    def rows(self) -> torch.Tensor | None:
+        """[num_head_rows, most lanes] rows that get a group's tokens; None if group g is row g."""
+        return self.members if self.index is None else self.index[:, None]
+
+    def read(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[num_head_rows, hidden_size] of a batch's hidden states.
+
+        Heads are linear and weights sum to 1, so hidden states are merged before a head instead of
+        logits after it, which multiplies it once per group instead of once per lane.
+        """
+        if self.members is not None and self.weights is not None:
+            return merge_lanes(hidden_states, self.members, self.weights)
+        return hidden_states if self.index is None else hidden_states[self.index]
 
 
 @dataclass(frozen=True)
@@ -112,10 +158,26 @@ class _StreamGroup:
 
     def sample(self, logits: torch.Tensor, head: HeadRows, rows: Rows) -> None:
         """Write the tokens of the group's streams, given the head's output."""
+        guided_multistream_sample(
+            logits[:, self._columns].view(len(logits), *self._shape), *self._arguments(head, rows)
+        )
+
+    def repeated(self, num_rows: int, num_columns: int, head: HeadRows, rows: Rows) -> RepeatedCall:
+        """The same call for each step; `num_rows` and `num_columns` are the head output's."""
+        is_all = (self._columns.start, self._columns.stop) == (0, num_columns)
+        columns = None if is_all else self._columns
+        return RepeatedCall(columns, (num_rows, *self._shape), self._arguments(head, rows))
+
+    @property
+    def end_column(self) -> int:
+        """Columns of the head's output up to the group's last."""
+        return self._columns.stop
+
+    def _arguments(self, head: HeadRows, rows: Rows) -> tuple[Any, ...]:
+        """The sampler's arguments, after the logits."""
         streams = self._streams
         sources, weights = head.sources, head.weights
-        guided_multistream_sample(
-            logits[:, self._columns].view(len(logits), *self._shape),
+        return (
             self._candidate_ids,
             self._masks,
             rows.choices.mask_index,
@@ -213,6 +275,54 @@ class StreamSampler:
             position, discard, choices.tokens, None if lanes is None else lanes.rows
         )
 
+    def repeat(
+        self, position: torch.Tensor, discard: torch.Tensor, lanes: Lanes | None
+    ) -> RepeatedStep:
+        """A step that can be taken again, on a device that the host reads directly.
+
+        Args:
+            position, discard, lanes: as for `step`; no stream is unguided.
+        """
+        state, num_rows = self._state, len(position)
+        choices = self._rule.begin(position)
+        rows = Rows(choices.tokens.new_empty(0), position, state.row_slots, lanes, None, choices)
+        states = state.known_state[state.row_slots_host]
+        if lanes is not None:
+            members = lanes.rows.numpy()
+            group, place = np.nonzero(members >= 0)
+            states[members[group, place]] = states[lanes.first_host[group]]
+        slots = state.row_slots_host
+        text, audio = self._groups_by_head(
+            slots if lanes is None else slots[lanes.first_host], True
+        )
+        heads = []
+        for name, members_of_head, stream_groups in (
+            ("text_logits", text, [] if self._text is None else [self._text]),
+            ("audio_logits", audio, self._audio),
+        ):
+            if not len(members_of_head) or not stream_groups:
+                continue
+            source = HeadSource.of(members_of_head, lanes, num_rows, position.device)
+            head = HeadRows(rows.hidden_states, source.rows, None, None)
+            num_columns = stream_groups[-1].end_column
+            count = len(members_of_head)
+            calls = [group.repeated(count, num_columns, head, rows) for group in stream_groups]
+            heads.append(RepeatedHead(name, source, calls))
+        outcome = torch.empty((3, num_rows), dtype=torch.int64, device=position.device)
+        begin = self._rule.begin_arguments(position, choices)
+        advance = self._rule.advance_arguments(
+            position, discard, choices.tokens, None if lanes is None else lanes.rows, outcome
+        )
+        return RepeatedStep(
+            position,
+            lanes,
+            partial(torch.ops.unison.begin_streams.default, *begin),
+            partial(torch.ops.unison.advance_streams.default, *advance),
+            heads,
+            StepTokens(choices.tokens, outcome),
+            states,
+        )
+
     def _groups_by_head(
         self, slots: NDArray[np.int64], states_are_current: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -228,28 +338,15 @@ class StreamSampler:
 
 
 def _head_rows(rows: Rows, groups: NDArray[np.int64]) -> HeadRows:
-    """The rows that a head is multiplied for.
-
-    Heads are linear and weights sum to 1, so hidden states are merged before a head instead of
-    logits after it, which multiplies it once per group instead of once per lane.
-    """
+    """The rows that a head is multiplied for."""
     hidden_states, lanes = rows.hidden_states, rows.lanes
     device = hidden_states.device
-    num_groups = len(hidden_states) if lanes is None else len(lanes.first_host)
-    index = None
-    if len(groups) < num_groups:
-        index = torch.from_numpy(groups).to(device, non_blocking=True)
-    if lanes is None:
-        if index is None:
-            return HeadRows(hidden_states, None, None, None)
-        return HeadRows(hidden_states[index], index[:, None], None, None)
-    members, weights = lanes.rows, lanes.weights
-    if index is not None:
-        members, weights = members[index], weights[index]
+    source = HeadSource.of(groups, lanes, len(hidden_states), device)
     outside = None if rows.unguided is None else rows.unguided[groups]
     if outside is None or not outside.any():
-        merged = merge_lanes(hidden_states, members, weights)
-        return HeadRows(merged, members, None, None)
+        return HeadRows(source.read(hidden_states), source.rows, None, None)
+    members, weights = source.members, source.weights
+    assert members is not None and weights is not None
     mixed = np.flatnonzero(outside.any(axis=1))
     alone = torch.from_numpy(mixed).to(device, non_blocking=True)
     # The second row of a group at the edge of its interval: its conditional lane with weight 1.

@@ -10,13 +10,17 @@ operator; the methods named ``_reference`` define them in PyTorch, with the phas
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from vllm.multistream.phases import NO_TOKEN, Finish, Progress, StateKind, advance
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from vllm.multistream.layout import StreamLayout
     from vllm.multistream.phases import PhaseTable
     from vllm.multistream.worker.state import StreamState
@@ -55,6 +59,11 @@ class StepTokens:
 
     tokens: torch.Tensor
     outcome: torch.Tensor
+
+    @cached_property
+    def host(self) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Both as arrays that share their memory, on a device that the host reads directly."""
+        return self.tokens.numpy(), self.outcome.numpy()
 
     @property
     def finish(self) -> torch.Tensor:
@@ -97,14 +106,19 @@ class StreamStep:
         Returns:
             The choices, of which `forced` and `mask_index` hold until the next step.
         """
-        state, table = self._state, self._table
         rows = len(position)
         choices = Choices(
             self._forced[:rows],
             self._mask_index[:rows],
             self._forced.new_empty((rows, self._num_streams)),
         )
-        torch.ops.unison.begin_streams.default(
+        torch.ops.unison.begin_streams.default(*self.begin_arguments(position, choices))
+        return choices
+
+    def begin_arguments(self, position: torch.Tensor, choices: Choices) -> tuple[Any, ...]:
+        """Arguments of the operator that writes `choices` for rows at `position`."""
+        state, table = self._state, self._table
+        return (
             table.kind,
             table.forced_token,
             self._delays,
@@ -122,7 +136,6 @@ class StreamStep:
             choices.mask_index,
             choices.tokens,
         )
-        return choices
 
     def advance(
         self,
@@ -144,9 +157,23 @@ class StreamStep:
         Returns:
             The step, with `tokens` written in place. Rows of no group have undefined outcomes.
         """
-        state, table = self._state, self._table
         outcome = torch.empty((3, len(position)), dtype=torch.int64, device=position.device)
         torch.ops.unison.advance_streams.default(
+            *self.advance_arguments(position, discard, tokens, rows, outcome)
+        )
+        return StepTokens(tokens, outcome)
+
+    def advance_arguments(
+        self,
+        position: torch.Tensor,
+        discard: torch.Tensor,
+        tokens: torch.Tensor,
+        rows: torch.Tensor | None,
+        outcome: torch.Tensor,
+    ) -> tuple[Any, ...]:
+        """Arguments of the operator that takes in `tokens` and writes `outcome`; see `advance`."""
+        state, table = self._state, self._table
+        return (
             table.token_class,
             table.next_state,
             table.kind,
@@ -170,7 +197,6 @@ class StreamStep:
             tokens,
             outcome,
         )
-        return StepTokens(tokens, outcome)
 
     def begin_reference(self, position: torch.Tensor) -> Choices:
         """The definition of `begin`."""
