@@ -29,7 +29,8 @@ Measured, for each model size:
 
 The kinds take turns, number of requests by number of requests, in one engine, so that differences
 between processes are not taken for differences of the kinds. All of it is done in several rounds,
-each in a new process. A ratio is the median of the turns' ratios; the JSON also holds its range.
+each in a new process; steps of few groups take several turns in each. A ratio is the median of the
+turns' ratios; the JSON also holds its range.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ FRAMES = 32
 WARM_UP_STEPS = 6
 NULL_PROMPT_TOKENS = 385
 STEP_GROUPS = (1, 2, 4, 8, 16, 32)
+REPEATED_GROUPS = 8
 THROUGHPUT_REQUESTS = (1, 2, 4, 8, 16)
 SIZES = ((1024, 16), (256, 6))
 KINDS = ("guided", "plain", "naive")
@@ -271,10 +273,14 @@ def open_side(model: Path, script: Path = Path(__file__)) -> SideProcess:
 
 
 def plan_turns(groups: Sequence[int], requests: Sequence[int]) -> list[tuple[str, str, int]]:
-    """One turn: what is measured of which kind with how many requests, those compared in a row."""
+    """One turn: what is measured of which kind with how many requests, those compared in a row.
+
+    Steps of few groups are measured several times: they are short, and their ratios scatter most.
+    """
     turns = []
     for count in groups:
-        turns += [("step", "guided", count), ("step", "plain", 2 * count), ("step", "naive", count)]
+        kinds = [("step", "guided", count), ("step", "plain", 2 * count), ("step", "naive", count)]
+        turns += kinds * max(1, REPEATED_GROUPS // count)
     for count in requests:
         turns += [("throughput", kind, count) for kind in ("guided", "plain")]
     # What plain decoding gives for N against 2N needs one number more.
@@ -366,7 +372,7 @@ def main() -> None:
     parser.add_argument("--output-json", type=Path)
     parser.add_argument("--hidden-size", type=int, help="of one model (default: both models)")
     parser.add_argument("--num-layers", type=int, help="of one model, with --hidden-size")
-    parser.add_argument("--rounds", type=int, default=2, help="each in a new process")
+    parser.add_argument("--rounds", type=int, default=3, help="each in a new process")
     parser.add_argument("--turns", type=int, default=3, help="per round")
     parser.add_argument("--steps", type=int, default=24, help="decode steps per turn and side")
     parser.add_argument("--frames", type=int, default=FRAMES, help="per request of throughput")

@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--output-json", type=Path)
     parser.add_argument("--rounds", type=int, default=2, help="each in new processes")
-    parser.add_argument("--turns", type=int, default=6, help="per round, at least 1")
+    parser.add_argument("--turns", type=int, default=10, help="per round, at least 1")
     parser.add_argument("--steps", type=int, default=24, help="decode steps per turn and point")
     parser.add_argument(
         "--quick", action="store_true", help="small models and few steps: shows that it runs"

@@ -45,7 +45,7 @@ class RepeatedCall:
         guided_multistream_sample(logits.view(self.shape), *self.arguments)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RepeatedHead:
     """One head.
 
@@ -53,11 +53,13 @@ class RepeatedHead:
         name: of the model's method that multiplies it.
         source: where its rows come from.
         calls: of the sampler, for its output.
+        rows: [num_head_rows, hidden_size] what the head was multiplied with last.
     """
 
     name: str
     source: HeadSource
     calls: list[RepeatedCall]
+    rows: torch.Tensor | None = None
 
 
 class RepeatedStep:
@@ -107,7 +109,8 @@ class RepeatedStep:
         """
         self._begin()
         for head in self._heads:
-            logits = getattr(model, head.name)(head.source.read(hidden_states))
+            head.rows = head.source.read_into(head.rows, hidden_states)
+            logits = getattr(model, head.name)(head.rows)
             for call in head.calls:
                 call.sample(logits)
         self._advance()
