@@ -117,6 +117,7 @@ def instrument(engine: Any, timer: PartTimer) -> None:
     timer.wrap(sampler_module, "merge_lanes", "lane merge")
     timer.wrap(sampler_module, "guided_multistream_sample", "sampling")
     timer.wrap(repeated_step_module, "guided_multistream_sample", "sampling")
+    timer.wrap(repeated_step_module.RepeatedHead, "read", "lane merge")
 
 
 def count_operators(timer: PartTimer) -> Any:

@@ -17,7 +17,6 @@ def merge_lanes(
     sources: torch.Tensor,
     weights: torch.Tensor,
     dtype: torch.dtype | None = None,
-    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Weighted sums over the lanes of groups.
 
@@ -27,7 +26,6 @@ def merge_lanes(
             -1, is no lane. A group without lanes gives 0.
         weights: [num_groups, num_lanes] float32.
         dtype: of the result: float32, or that of `values` (the default).
-        out: [num_groups, width] to write into, of one of these types; allocated if None.
 
     Returns:
         [num_groups, width]; a group's sum depends on its own lanes only.
@@ -36,10 +34,9 @@ def merge_lanes(
         RuntimeError: a tensor has a wrong shape, type or device; the message names it.
     """
     load_extension()
-    if out is None:
-        out = values.new_empty((sources.shape[0], values.shape[1]), dtype=dtype)
-    torch.ops.unison.merge_lanes.default(values, sources, weights, out)
-    return out
+    merged = values.new_empty((sources.shape[0], values.shape[1]), dtype=dtype)
+    torch.ops.unison.merge_lanes.default(values, sources, weights, merged)
+    return merged
 
 
 def merge_lanes_reference(

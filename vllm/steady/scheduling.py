@@ -180,7 +180,7 @@ class SteadyScheduler:
         self._batch: _Batch | None = None
         # Whether guidance that does not depend on the frame is known to stay as it is.
         self._is_guidance_known = False
-        # Tokens that clients are told of with the next general step's.
+        # Tokens that clients are told of with the next step's.
         self._untold: dict[str, list[int]] = {}
 
     def schedule(self) -> SchedulerOutput | None:
@@ -242,10 +242,10 @@ class SteadyScheduler:
         stats = self._scheduler.make_stats(None, None, emitted.cudagraph_stats, None)
         if stats is not None:
             next(iter(by_client.values())).scheduler_stats = stats
-        return by_client
+        return self.tell(by_client)
 
     def tell(self, outputs: dict[int, EngineCoreOutputs]) -> dict[int, EngineCoreOutputs]:
-        """Add to a general step's outputs what clients have not been told, and return them."""
+        """Add to a step's outputs what clients were not told before it, and return them."""
         if self._untold:
             tell_untold(self._untold, outputs, self._scheduler.requests)
             self._untold = {}

@@ -78,7 +78,7 @@ def tell_untold(
     outputs: dict[int, EngineCoreOutputs],
     requests: Mapping[str, Request],
 ) -> None:
-    """Put tokens that clients have not been told of before those of a general step.
+    """Put tokens that clients have not been told of before those of a step.
 
     Args:
         untold: per request id the tokens.

@@ -10,13 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from vllm.multistream.sampling import guided_multistream_sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
-    import torch
     from numpy.typing import NDArray
 
     from vllm.multistream.worker.lanes import Lanes
@@ -45,21 +46,35 @@ class RepeatedCall:
         guided_multistream_sample(logits.view(self.shape), *self.arguments)
 
 
-@dataclass
 class RepeatedHead:
     """One head.
 
-    Attributes:
+    Args:
         name: of the model's method that multiplies it.
         source: where its rows come from.
         calls: of the sampler, for its output.
-        rows: [num_head_rows, hidden_size] what the head was multiplied with last.
     """
 
-    name: str
-    source: HeadSource
-    calls: list[RepeatedCall]
-    rows: torch.Tensor | None = None
+    def __init__(self, name: str, source: HeadSource, calls: list[RepeatedCall]) -> None:
+        self.name = name
+        self.calls = calls
+        self._source = source
+        self._merge = torch.ops.unison.merge_lanes.default
+        self._merged: torch.Tensor | None = None
+
+    def read(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[num_head_rows, hidden_size] what the head is multiplied with, as HeadSource.read says.
+
+        It holds until the next step.
+        """
+        merged, source = self._merged, self._source
+        if source.members is None:
+            return source.read(hidden_states)
+        if merged is None:
+            merged = self._merged = source.read(hidden_states)
+        else:
+            self._merge(hidden_states, source.members, source.weights, merged)
+        return merged
 
 
 class RepeatedStep:
@@ -109,8 +124,7 @@ class RepeatedStep:
         """
         self._begin()
         for head in self._heads:
-            head.rows = head.source.read_into(head.rows, hidden_states)
-            logits = getattr(model, head.name)(head.rows)
+            logits = getattr(model, head.name)(head.read(hidden_states))
             for call in head.calls:
                 call.sample(logits)
         self._advance()

@@ -97,12 +97,8 @@ class HeadSource:
         Heads are linear and weights sum to 1, so hidden states are merged before a head instead of
         logits after it, which multiplies it once per group instead of once per lane.
         """
-        return self.read_into(None, hidden_states)
-
-    def read_into(self, out: torch.Tensor | None, hidden_states: torch.Tensor) -> torch.Tensor:
-        """The same; what is merged is written into `out`, if that is given."""
         if self.members is not None and self.weights is not None:
-            return merge_lanes(hidden_states, self.members, self.weights, out=out)
+            return merge_lanes(hidden_states, self.members, self.weights)
         return hidden_states if self.index is None else hidden_states[self.index]
 
 
