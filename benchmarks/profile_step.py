@@ -9,7 +9,8 @@ streamed, with an output per step; then streamed without steady steps, which are
 default. Every part is a method of the engine that is timed from outside; time counts for the
 innermost part that runs, so the parts add up to the step. A step more counts the PyTorch operators
 that each part calls. The timers themselves cost about a microsecond per call, and count for the
-parts that they time.
+parts that they time. The kinds take turns in several rounds; given are medians of the rounds, and
+the range of the shares.
 
 "Outside" is all but the backbone's forward: heads, sampling, preparation, scheduling and outputs.
 """
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from benchmark_guidance import WARM_UP_STEPS, Side, write_model
 from hardware import describe_machine
+from tqdm import tqdm
 
 BACKBONE = "backbone"
 """The part whose share is what is left when everything else costs nothing."""
+
+VARIANTS = (
+    ("", False, True),
+    (", streamed", True, True),
+    (", streamed, general", True, False),
+)
+"""How requests run: suffix of the kind, whether they are streamed, whether steps may be steady."""
 
 
 class PartTimer:
@@ -172,11 +181,30 @@ def profile(
     }
 
 
+def middle(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What stands for the rounds: medians of times and shares, and the range of the shares."""
+    shares = [row["outside_backbone"] for row in rows]
+    parts = sorted({part for row in rows for part in row["parts_ms"]})
+
+    def median(values: Iterable[float]) -> float:
+        return round(statistics.median(values), 4)
+
+    return rows[0] | {
+        "step_ms": median(row["step_ms"] for row in rows),
+        "outside_backbone": median(shares),
+        "outside_backbone_range": [min(shares), max(shares)],
+        "parts_ms": {
+            part: median(row["parts_ms"].get(part, 0.0) for row in rows) for part in parts
+        },
+    }
+
+
 def show(kind: str, row: dict[str, Any]) -> None:
     """Print one profile as a table."""
+    low, high = row["outside_backbone_range"]
     print(
         f"\n{kind}, {row['requests']} requests: {row['step_ms']:.2f} ms, outside the backbone "
-        f"{row['outside_backbone']:.1%}"
+        f"{row['outside_backbone']:.1%} ({low:.1%} to {high:.1%})"
     )
     for part, milliseconds in sorted(row["parts_ms"].items(), key=lambda item: -item[1]):
         operators = row["operators"].get(part, 0)
@@ -190,7 +218,8 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=256)
     parser.add_argument("--num-layers", type=int, default=6)
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 4, 32])
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=40, help="per round and kind")
+    parser.add_argument("--rounds", type=int, default=9, help="the kinds take turns in each")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument(
         "--fastest",
@@ -219,6 +248,7 @@ def main() -> None:
         "hidden_size": options.hidden_size,
         "num_layers": options.num_layers,
         "compiled": options.compile,
+        "rounds": options.rounds,
         "profiles": [],
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -228,19 +258,18 @@ def main() -> None:
         instrument(side.engine, timer)
         steady = side.engine.engine_core.engine_core.scheduler.steady
         for count in options.groups:
-            profiles: Sequence[tuple[str, int]] = (("guided", count), ("plain", 2 * count))
-            for suffix, is_streamed, is_steady in (
-                ("", False, True),
-                (", streamed", True, True),
-                (", streamed, general", True, False),
-            ):
-                steady.is_enabled = is_steady
-                for kind, requests in profiles:
-                    side.kind = kind
-                    name = kind + suffix
-                    row = profile(side, timer, requests, options.steps, statistic, is_streamed)
-                    show(name, row)
-                    report["profiles"].append({"kind": name} | row)
+            found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+            for _ in tqdm(range(options.rounds), desc=f"{count} groups", unit=" rounds"):
+                for suffix, is_streamed, is_steady in VARIANTS:
+                    steady.is_enabled = is_steady
+                    for kind, requests in (("guided", count), ("plain", 2 * count)):
+                        side.kind = kind
+                        row = profile(side, timer, requests, options.steps, statistic, is_streamed)
+                        found[kind + suffix].append(row)
+            for name, rows in found.items():
+                row = middle(rows)
+                show(name, row)
+                report["profiles"].append({"kind": name} | row)
     if options.output_json:
         options.output_json.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -7,7 +7,7 @@ gives the numbers of a promise leaves out what the report does not have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.report import NOT_MEASURED, Promise, Report, percent, ratio, table
@@ -435,6 +435,10 @@ def outside_backbone(report: Report) -> Values:
     return {}
 
 
+def _percents(ends: Sequence[float]) -> str:
+    return " to ".join(percent(end) for end in ends)
+
+
 def profile(report: Report, cuda: Report | None) -> str:
     """Milliseconds of each part, a column per kind and number of requests."""
     profiles = report["profiles"]
@@ -451,6 +455,7 @@ def profile(report: Report, cuda: Report | None) -> str:
     rows = [[part, *(cell(row, part) for row in profiles)] for part in parts]
     rows.append(["**step**", *(f"**{row['step_ms']:.3f}**" for row in profiles)])
     rows.append(["outside the backbone", *(percent(row["outside_backbone"]) for row in profiles)])
+    rows.append(["range of that", *(_percents(row["outside_backbone_range"]) for row in profiles)])
     clock = (
         "processor time of one thread" if report["clock"] == "process_time" else "wall-clock time"
     )

@@ -173,29 +173,31 @@ class GroupScheduler:
 
         Called before the conditional lanes' counters are advanced by what was scheduled.
         """
-        self._scheduled = []
-        if self._has_groups:
-            requests = self._scheduler.requests
-            self._scheduled = [
-                group
-                for request_id in output.num_scheduled_tokens
-                if (group := requests[request_id].group) is not None
-            ]
-            going_on = [self._goes_on(group) for group in self._scheduled]
-            changed = {
-                group.main_row.row_id
-                for group, goes_on in zip(self._scheduled, going_on, strict=True)
-                if not goes_on
-            }
-            if changed:
-                self._remove_entries(output, changed)
-            for group, goes_on in zip(self._scheduled, going_on, strict=True):
-                self._split_group(output, group, goes_on)
+        if not self._has_groups:
+            return
+        requests = self._scheduler.requests
+        self._scheduled = [
+            group
+            for request_id in output.num_scheduled_tokens
+            if (group := requests[request_id].group) is not None
+        ]
+        going_on = [self._goes_on(group) for group in self._scheduled]
+        changed = {
+            group.main_row.row_id
+            for group, goes_on in zip(self._scheduled, going_on, strict=True)
+            if not goes_on
+        }
+        if changed:
+            self._remove_entries(output, changed)
+        for group, goes_on in zip(self._scheduled, going_on, strict=True):
+            self._split_group(output, group, goes_on)
         output.finished_req_ids |= self._manager.take_finished_rows()
         self._rows_last_step = {row.row_id for row, tokens in self._scheduled_rows() if tokens}
 
     def complete(self, output: SchedulerOutput) -> SchedulerOutput:
         """Add the guidance lanes' rows to a step's output and advance their counters."""
+        if not self._has_groups:
+            return output
         self.stats.guidance_rows = 0
         for row, tokens in self._scheduled_rows():
             row.num_last = tokens

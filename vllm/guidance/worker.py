@@ -135,7 +135,7 @@ class GuidedRunner:
         generators on the CPU cannot do: there such rows do without."""
         this: Any = self
         generators = this.input_batch.generators
-        if this.device.type != "cpu" or not generators:
+        if not generators or this.device.type != "cpu":
             return super().sample_tokens(grammar_output)  # type: ignore[misc]
         unfinished = this.discard_request_mask.np
         held = {row: generators.pop(row) for row in list(generators) if unfinished[row]}

@@ -147,6 +147,8 @@ def make_stream_update(
     """Auxiliary ids of the requests that enter the worker's batch with this step."""
     entering = [new.req_id for new in scheduler_output.scheduled_new_reqs]
     entering += scheduler_output.scheduled_cached_reqs.all_token_ids
+    if not entering:
+        return None
     update = StreamUpdate()
     for request_id in entering:
         enter_worker(update, request_id, requests[request_id], has_audio=True)

@@ -228,8 +228,10 @@ class SteadyScheduler:
         """
         batch, streams = self._batch, emitted.streams
         if batch is None or output is not self._last:
+            _list_token_ids(emitted)
             return None
         if streams is None or not self._is_plain(batch, streams, emitted):
+            _list_token_ids(emitted)
             self._settle(batch)
             for request in batch.requests:
                 # A general step counts them when it is scheduled.
@@ -451,3 +453,9 @@ class SteadyScheduler:
         for request, state, start in zip(batch.requests, states, starts, strict=True):
             assert request.streams is not None
             request.streams.state, request.streams.segment_start = state, start
+
+
+def _list_token_ids(emitted: ModelRunnerOutput) -> None:
+    """Write out stream 0's tokens as a general step does; a steady one leaves them in streams."""
+    if emitted.streams is not None and not emitted.sampled_token_ids:
+        emitted.sampled_token_ids = emitted.streams.tokens[:, :1].tolist()

@@ -358,14 +358,16 @@ class _MultiStreamRunner(GuidedRunner):
         steady.keep(step.tokens)
         if self._audio is not None:
             self._audio.launch()
-        pending = _PendingStreams(
-            step, steady.request_ids, self._streams.row_slots_host, self._kept, None
-        )
+        tokens, (finish, state, segment_start) = step.host
+        if self._audio is None and not any(finish.tolist()):
+            streams = StreamOutput(tokens, finish, state, segment_start)
+        else:
+            slots = self._streams.row_slots_host
+            pending = _PendingStreams(step, steady.request_ids, slots, self._kept, None)
+            streams = self.collect_streams(pending)
+        # The ids of stream 0 stand in the streams; lists of them are made where they are needed.
         return ModelRunnerOutput(
-            req_ids=steady.request_ids,
-            req_id_to_index=steady.row_of,
-            sampled_token_ids=step.host[0][:, :1].tolist(),
-            streams=self.collect_streams(pending),
+            req_ids=steady.request_ids, req_id_to_index=steady.row_of, streams=streams
         )
 
     def collect_streams(self, pending: _PendingStreams) -> StreamOutput:
