@@ -111,9 +111,10 @@ def measure(kind: str, turns: int) -> list[dict[str, Any]]:
         runner: Any = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker  # type: ignore[attr-defined]
         runner = runner.model_runner
         clock = _Clock()
-        codec = runner._decoder._codec
+        audio = runner.adapter.worker._audio
+        codec = audio._decoder._codec
         codec.decode = clock.timed(codec.decode)
-        pipeline = runner._audio._pipeline
+        pipeline = audio.executor._pipeline
         pipeline.decode = clock.timed(pipeline.decode)
         results = []
         for count in REQUESTS:

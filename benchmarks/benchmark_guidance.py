@@ -237,7 +237,8 @@ class Side:
 
 def merge_pairs_by_hand(runner: Any) -> None:
     """Guidance as a hook around sampling, for pairs of requests named `<number>:<lane>:`."""
-    sample, audio_logits = runner._sample_streams, runner.model.audio_logits
+    worker = runner.adapter.worker
+    sample, audio_logits = worker._sample, runner.model.audio_logits
 
     def pairs() -> Iterator[tuple[int, int]]:
         rows = {
@@ -257,13 +258,13 @@ def merge_pairs_by_hand(runner: Any) -> None:
         return logits
 
     def sample_pairs(hidden_states: Any, position: Any, *more: Any) -> Any:
-        step, state = sample(hidden_states, position, *more), runner._streams
+        step, slots = sample(hidden_states, position, *more), worker.slots
         for conditional, null in pairs():
             step.tokens[null] = step.tokens[conditional]
-            state.history[state.row_slots[null], position[null]] = step.tokens[null]
+            slots.history[slots.row_slots[null], position[null]] = step.tokens[null]
         return step
 
-    runner._sample_streams = sample_pairs
+    worker._sample = sample_pairs
     runner.model.audio_logits = merged_logits
 
 

@@ -106,22 +106,22 @@ def instrument(engine: Any, timer: PartTimer) -> None:
     timer.wrap(core.scheduler, "update_from_output", "take in outputs")
     timer.wrap(runner, "execute_model", "input preparation")
     timer.wrap(runner, "_update_states", "batch update")
-    timer.wrap(runner, "gather_auxiliary_ids", "input streams")
+    timer.wrap(runner.adapter, "begin_step", "batch update")
+    timer.wrap(runner.adapter, "prepare_inputs", "input streams")
     timer.wrap(model, "embed_input_ids", "embedding")
     timer.wrap(model.backbone, "forward", BACKBONE)
     timer.wrap(runner, "sample_tokens", "output rows")
-    timer.wrap(runner, "_sample_streams", "phases")
+    timer.wrap(runner.adapter.worker, "sample", "phases")
     timer.wrap(model, "audio_logits", "heads")
     timer.wrap(model, "text_logits", "heads")
-    if hasattr(runner, "collect_streams"):
-        timer.wrap(runner, "collect_streams", "output rows")
-    import vllm.multistream.worker.repeated_step as repeated_step_module
-    import vllm.multistream.worker.sampler as sampler_module
+    timer.wrap(runner.adapter.worker, "collect", "output rows")
+    import vllm.unison.sampler.sampling_plan as sampling_plan
+    import vllm.unison.sampler.stream_sampler as stream_sampler
 
-    timer.wrap(sampler_module, "merge_lanes", "lane merge")
-    timer.wrap(sampler_module, "guided_multistream_sample", "sampling")
-    timer.wrap(repeated_step_module, "guided_multistream_sample", "sampling")
-    timer.wrap(repeated_step_module.RepeatedHead, "read", "lane merge")
+    timer.wrap(stream_sampler, "merge_lanes", "lane merge")
+    timer.wrap(stream_sampler, "guided_multistream_sample", "sampling")
+    timer.wrap(sampling_plan, "guided_multistream_sample", "sampling")
+    timer.wrap(sampling_plan, "merge_lanes", "lane merge")
 
 
 def count_operators(timer: PartTimer) -> Any:

@@ -40,12 +40,12 @@ from vllm.multistream.phases import PhaseTable, StateKind
 from vllm.multistream.random_checkpoint import stream_layout
 from vllm.multistream.row_sums import merge_lanes, multistream_embed
 from vllm.multistream.sampling import guided_multistream_sample
-from vllm.multistream.worker.state import StreamState
-from vllm.multistream.worker.stream_step import (
-    StreamStep,
+from vllm.unison.sampler.phase_machine import (
+    PhaseMachine,
     gather_streams,
     gather_streams_reference,
 )
+from vllm.unison.sampler.slot_table import SlotTable
 
 STREAMS = 8
 CODEBOOK = 1024
@@ -148,11 +148,11 @@ def phase_cases(device: str) -> Iterator[Case]:
     layout = StreamLayout.from_dict(stream_layout(STREAMS, codebook_size=CODEBOOK))
     table = PhaseTable(layout)
     for rows in (2, 64):
-        state = StreamState(layout, table, rows, 512, torch.device(device))
+        state = SlotTable(layout, table, rows, 512, torch.device(device))
         audio = int((table.kind == StateKind.AUDIO).argmax())
         state.progress.state.fill_(audio)
         state.row_slots = torch.arange(rows, device=device)
-        rule = StreamStep(layout, table, state)
+        rule = PhaseMachine(layout, table, state)
         position = torch.full((rows,), 40, device=device)
         discard = torch.zeros(rows, dtype=torch.bool, device=device)
         tokens = torch.randint(300, 900, (rows, STREAMS), device=device).int()
@@ -166,8 +166,8 @@ def phase_cases(device: str) -> Iterator[Case]:
             size,
             begin_bytes,
             rows * STREAMS * 8,
-            partial(rule.begin, position),
-            partial(rule.begin_reference, position),
+            partial(rule.constrain, position),
+            partial(rule.constrain_reference, position),
         )
         # Row: slot, position, discard; four numbers of the slot, three of them written; tokens read
         # and written to the history; the outcome written.
@@ -177,8 +177,8 @@ def phase_cases(device: str) -> Iterator[Case]:
             size,
             advance_bytes,
             rows * (STREAMS * 2 + 30),
-            partial(rule.advance, position, discard, tokens, None),
-            partial(rule.advance_reference, position, discard, tokens, None),
+            partial(rule.commit, position, discard, tokens, None),
+            partial(rule.commit_reference, position, discard, tokens, None),
         )
         gather_bytes = rows * (4 + 2 * 8 + 2 * (STREAMS - 1) * 4)
         arguments = (state.history, state.row_slots, index, position, ids)

@@ -91,14 +91,15 @@ def test_a_voice_prompt_changes_the_speech(engine, tmp_path, voice):
 def guidance_lanes(engine, monkeypatch) -> list[list[int]]:
     """Per guided step of the engine the number of lanes of each group."""
     runner = engine.llm_engine.model_executor.driver_worker.worker.model_runner
-    sample, steps = runner._sample_streams, []
+    worker, steps = runner.adapter.worker, []
+    sample = worker.sample
 
     def watch(*arguments: Any) -> Any:
-        if runner._guidance:
-            steps.append([len(group.row_ids) for group in runner._guidance])
+        if worker._guided:
+            steps.append([len(group.row_ids) for group in worker._guided])
         return sample(*arguments)
 
-    monkeypatch.setattr(runner, "_sample_streams", watch)
+    monkeypatch.setattr(worker, "sample", watch)
     return steps
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm.guidance.rows import GuidedRows
-from vllm.guidance.worker import GuidedBatch
 from vllm.multistream.row_sums import merge_lanes
+from vllm.unison.sampler.batch_groups import GuidedBatch
 
 CPU = torch.device("cpu")
 
@@ -80,30 +80,36 @@ def test_lanes_get_the_tokens_of_their_conditional_lane(seed: int) -> None:
     groups, row_of = random_groups(random.Random(seed))
     batch = GuidedBatch(groups, row_of, len(row_of), CPU)
     sampled = torch.arange(len(row_of)) + 100
-    tokens = sampled[batch.source].tolist()
+    tokens = sampled[batch.token_rows].tolist()
     leader = {name: group.row_ids[0] for group in groups for name in group.row_ids}
     for name, row in row_of.items():
         assert tokens[row] == 100 + row_of[leader.get(name, name)]
     lanes = {row_of[name] for group in groups for name in group.row_ids[1:]}
-    assert set(batch.lane_rows_host) == lanes
-    assert batch.lanes.first_host.tolist() == sorted(set(range(len(row_of))) - lanes)
-    assert batch.lanes.first_host.tolist() == batch.lanes.rows[:, 0].tolist()
-    assert sorted(batch.lanes.rows[batch.lanes.rows >= 0].tolist()) == sorted(row_of.values())
-    first = batch.lanes.first_host[batch.guided_host].tolist()
-    assert first == batch.guided_rows.tolist() == [row_of[group.row_ids[0]] for group in groups]
+    assert set(batch.guidance_rows) == lanes
+    assert batch.groups.first_rows.tolist() == sorted(set(range(len(row_of))) - lanes)
+    assert batch.groups.first_rows.tolist() == batch.groups.members[:, 0].tolist()
+    assert sorted(batch.groups.members[batch.groups.members >= 0].tolist()) == sorted(
+        row_of.values()
+    )
+    first = batch.groups.first_rows[batch.guided_index].tolist()
+    assert (
+        first
+        == batch.guided_members[:, 0].tolist()
+        == [row_of[group.row_ids[0]] for group in groups]
+    )
 
 
 @given(st.integers(0, 2**32))
 @settings(deadline=None, max_examples=60)
 def test_rows_without_guidance_are_lanes_of_weight_one(seed: int) -> None:
     groups, row_of = random_groups(random.Random(seed))
-    lanes = GuidedBatch(groups, row_of, len(row_of), CPU).lanes
+    lanes = GuidedBatch(groups, row_of, len(row_of), CPU).groups
     values = torch.randn(len(row_of), 11).bfloat16()
-    merged = merge_lanes(values, lanes.rows, lanes.weights)
+    merged = merge_lanes(values, lanes.members, lanes.weights)
     guided = {row_of[group.row_ids[0]] for group in groups}
-    for place, row in enumerate(lanes.first_host.tolist()):
+    for place, row in enumerate(lanes.first_rows.tolist()):
         if row not in guided:
-            assert lanes.rows[place].tolist()[1:] == [-1] * (lanes.rows.shape[1] - 1)
+            assert lanes.members[place].tolist()[1:] == [-1] * (lanes.members.shape[1] - 1)
             assert torch.equal(merged[place], values[row])
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from vllm.guidance.rows import GuidedRows
-from vllm.guidance.worker import GuidedBatch
+from vllm.unison.sampler.batch_groups import GuidedBatch
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.5, 3.0, 7.0])

@@ -11,16 +11,16 @@ import torch
 from tests.multistream.random_layouts import example
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.phases import PhaseTable, replay
-from vllm.multistream.worker.state import NEVER, StreamState, stream_limit
 from vllm.sampling_params import SamplingParams
+from vllm.unison.sampler.slot_table import NEVER, SlotTable, stream_limit
 
 LAYOUT = StreamLayout.from_dict(example())
 CPU = torch.device("cpu")
 MAX_MODEL_LEN = 24
 
 
-def make_state(max_requests: int = 3) -> StreamState:
-    return StreamState(LAYOUT, PhaseTable(LAYOUT), max_requests, MAX_MODEL_LEN, CPU)
+def make_state(max_requests: int = 3) -> SlotTable:
+    return SlotTable(LAYOUT, PhaseTable(LAYOUT), max_requests, MAX_MODEL_LEN, CPU)
 
 
 def params(**fields: Any) -> SamplingParams:
@@ -64,7 +64,7 @@ def test_slots_and_histories_of_random_batches(seed: int) -> None:
             streams[name] = ids(source, len(prompt) + len(output) + tail)
             state.admit(name, prompt, output, streams[name], params())
         if entering:
-            state.forget_rows()
+            state.invalidate_rows()
         state.set_rows(batch)
 
         slots = {name: state.slot_of(name) for name in batch}

@@ -19,9 +19,9 @@ from vllm.multistream.phases import NO_TOKEN, Finish, PhaseTable, StateKind
 from vllm.multistream.prompts import lay_out
 from vllm.multistream.sampling import load_extension
 from vllm.multistream.sampling.oracle import multistream_sample_oracle
-from vllm.multistream.worker.sampler import StreamSampler
-from vllm.multistream.worker.state import StreamState
 from vllm.sampling_params import SamplingParams
+from vllm.unison.sampler.slot_table import SlotTable
+from vllm.unison.sampler.stream_sampler import StreamSampler
 
 CPU = torch.device("cpu")
 MAX_MODEL_LEN = 40
@@ -187,7 +187,7 @@ class Worker:
     def __init__(self, layout: StreamLayout, states_are_current: bool, seed: int) -> None:
         table = PhaseTable(layout)
         self.layout = layout
-        self.state = StreamState(layout, table, MAX_REQUESTS, MAX_MODEL_LEN, CPU)
+        self.state = SlotTable(layout, table, MAX_REQUESTS, MAX_MODEL_LEN, CPU)
         self.sampler = StreamSampler(layout, table, self.state)
         self.model = FakeModel(layout)
         self.current = states_are_current
@@ -216,7 +216,7 @@ class Worker:
         for request in entering:
             self._admit(request)
         if entering:
-            self.state.forget_rows()
+            self.state.invalidate_rows()
         self.state.set_rows(names)
         self.held = set(names)
 
@@ -282,9 +282,9 @@ class Worker:
         for row, slot in enumerate(self.state.row_slots.tolist()):
             if not discard[row]:
                 expected[slot, positions[row]] = tokens[row]
-        scratch = self.state.scratch_slot
-        assert torch.equal(after[0][:scratch], expected[:scratch])
-        others = [slot for slot in range(scratch) if slot not in written]
+        padding = self.state.padding_slot
+        assert torch.equal(after[0][:padding], expected[:padding])
+        others = [slot for slot in range(padding) if slot not in written]
         for was, now in zip(before[1:], after[1:], strict=True):
             assert torch.equal(now[others], was[others])
 

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from tests.multistream.random_layouts import example, layouts
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.phases import PhaseTable
-from vllm.multistream.worker.state import StreamState
-from vllm.multistream.worker.stream_step import (
+from vllm.unison.sampler.phase_machine import (
     LEAVE,
-    StreamStep,
+    PhaseMachine,
     gather_streams,
     gather_streams_reference,
 )
+from vllm.unison.sampler.slot_table import SlotTable
 
 CPU = torch.device("cpu")
 MAX_MODEL_LEN = 20
@@ -27,10 +27,10 @@ MAX_REQUESTS = 6
 POISON = 0x5A5A5A5A
 
 
-def random_state(layout: StreamLayout, generator: torch.Generator) -> StreamState:
+def random_state(layout: StreamLayout, generator: torch.Generator) -> SlotTable:
     """Slots in any state of the phase table, whether or not requests can get there."""
     table = PhaseTable(layout)
-    state = StreamState(layout, table, MAX_REQUESTS, MAX_MODEL_LEN, CPU)
+    state = SlotTable(layout, table, MAX_REQUESTS, MAX_MODEL_LEN, CPU)
     slots = len(state.tail_end)
 
     def integers(low: int, high: int, *size: int) -> torch.Tensor:
@@ -48,7 +48,7 @@ def random_state(layout: StreamLayout, generator: torch.Generator) -> StreamStat
     return state
 
 
-def everything(state: StreamState) -> list[torch.Tensor]:
+def everything(state: SlotTable) -> list[torch.Tensor]:
     progress = state.progress
     return [state.history, progress.state, progress.segment_start, progress.flush_end]
 
@@ -62,13 +62,13 @@ def check_begin(layout: StreamLayout, seed: int) -> None:
     """What rows may emit, operator against definition; nothing else is written."""
     generator = torch.Generator().manual_seed(seed)
     state = random_state(layout, generator)
-    rule = StreamStep(layout, state.table, state)
+    rule = PhaseMachine(layout, state.table, state)
     rows = len(state.row_slots)
     position = torch.randint(0, MAX_MODEL_LEN + 3, (rows,), generator=generator)
     rule._forced.fill_(POISON)
     rule._mask_index.fill_(POISON)
     before = [tensor.clone() for tensor in everything(state)]
-    found, expected = rule.begin(position), rule.begin_reference(position)
+    found, expected = rule.constrain(position), rule.constrain_reference(position)
     assert torch.equal(found.forced, expected.forced)
     assert torch.equal(found.mask_index, expected.mask_index)
     assert torch.equal(found.tokens, expected.tokens)
@@ -81,7 +81,7 @@ def check_advance(layout: StreamLayout, seed: int, grouped: bool) -> None:
     """Tokens, outcomes, history and progress, operator against definition."""
     generator = torch.Generator().manual_seed(seed)
     state = random_state(layout, generator)
-    rule = StreamStep(layout, state.table, state)
+    rule = PhaseMachine(layout, state.table, state)
     num_rows = len(state.row_slots)
 
     def integers(low: int, high: int, *size: int) -> torch.Tensor:
@@ -101,9 +101,9 @@ def check_advance(layout: StreamLayout, seed: int, grouped: bool) -> None:
             order = order[size:]
         groups = torch.tensor([rows + [-1] * (3 - len(rows)) for rows in lists])
     other = copy.deepcopy(state)
-    reference = StreamStep(layout, state.table, other)
-    found = rule.advance(position, discard, tokens.clone(), groups)
-    expected = reference.advance_reference(position, discard, tokens.clone(), groups)
+    reference = PhaseMachine(layout, state.table, other)
+    found = rule.commit(position, discard, tokens.clone(), groups)
+    expected = reference.commit_reference(position, discard, tokens.clone(), groups)
     assert torch.equal(found.tokens, expected.tokens)
     assert torch.equal(found.outcome, expected.outcome)
     for now, right in zip(everything(state), everything(other), strict=True):

@@ -168,7 +168,7 @@ def whole(llm: LLM) -> list[RequestOutput]:
 def _assert_nothing_left(llm: LLM, free: int) -> None:
     # The worker learns with the next step what has ended.
     generate(llm, [Case(text="x", options={"max_tokens": 1})])
-    executor = _runner(llm)._audio
+    executor = _runner(llm).adapter.worker._audio.executor
     assert executor.num_streams() == 0 and executor.num_bytes() == 0
     assert _free_blocks(llm) == free
 
@@ -206,7 +206,7 @@ def test_aborted_requests_leave_nothing_behind(llm: LLM, num_steps: int) -> None
         engine.add_request(name, case.prompt, case.with_options(output_kind=DELTA).params)
     for _ in range(num_steps):
         engine.step()
-    executor = _runner(llm)._audio
+    executor = _runner(llm).adapter.worker._audio.executor
     if num_steps > 1:
         assert executor.num_streams() > 0
     engine.abort_request(names)
@@ -220,7 +220,7 @@ def test_a_failing_codec_fails_its_request_alone(
     """In the second chunk, so that its first stays."""
     assert whole[1].outputs[0].audio is not None
     codes = whole[1].outputs[0].audio.codes[:16]
-    codec = _runner(llm)._decoder._codec
+    codec = _runner(llm).adapter.worker._audio._decoder._codec
     plain = codec._decode
 
     def broken(batch: torch.Tensor) -> torch.Tensor:

@@ -24,9 +24,9 @@ from benchmarks.speech_judge import Judge, word_error_rate
 from tests.multistream.engine.conftest import open_engine
 from tests.multistream.engine.reference import Guidance, Reference, Settings
 from vllm import LLM, SamplingParams
-from vllm.guidance.worker import GuidedBatch
 from vllm.multistream.packaged_model import DEFAULT_MODEL, packaged_model
 from vllm.multistream.spec import multistream_spec
+from vllm.unison.sampler.batch_groups import GuidedBatch
 
 sys.path.append(str(Path(__file__).parents[3] / "examples" / "train_default_model"))
 import vocabulary
@@ -152,8 +152,8 @@ def test_guidance_that_is_lost_does_not_equal_the_references(engine, reference, 
 
     def unguided(batch: GuidedBatch, *arguments: Any) -> None:
         make(batch, *arguments)
-        batch.lanes.weights[:] = 0
-        batch.lanes.weights[:, 0] = 1
+        batch.groups.weights[:] = 0
+        batch.groups.weights[:, 0] = 1
 
     monkeypatch.setattr(GuidedBatch, "__init__", unguided)
     assert greedy_agreement(engine, reference) < 0.9

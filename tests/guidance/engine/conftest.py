@@ -14,9 +14,9 @@ from tests.guidance.engine.cases import Model
 from tests.guidance.engine.checkpoints import CHECKPOINTS
 from tests.multistream.engine.conftest import emitted_steps  # noqa: F401
 from vllm import LLM, RequestOutput, SamplingParams
-from vllm.guidance.inputs import is_guided
-from vllm.guidance.worker import GuidedRunner
-from vllm.multistream.worker import runner as multistream_runner
+from vllm.unison.worker.stream_worker import StreamWorker
+from vllm.unison.worker.text_guidance import V1TextAdapter
+from vllm.unison.worker.v1_runner import V1StreamAdapter
 from vllm.v1.core.sched.scheduler import Scheduler
 
 LANE = "#lane"
@@ -77,8 +77,8 @@ def assert_nothing_left(llm: LLM) -> None:
     assert not scheduler.requests
     assert len(runner.requests) <= 1, list(runner.requests)
     assert not any(LANE in request_id for request_id in runner.requests)
-    if hasattr(runner, "_streams"):
-        assert runner._streams.num_slots_in_use() <= 1
+    if isinstance(runner.adapter, V1StreamAdapter):
+        assert runner.adapter.worker.slots.num_slots_in_use() <= 1
 
 
 def run_steps(llm: LLM, limit: int = 2000) -> dict[str, RequestOutput]:
@@ -177,32 +177,37 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
         watch.preemptions.append(preemption)
 
     monkeypatch.setattr(Scheduler, "_preempt_request", preempting)
-    update = GuidedRunner._update_states
+    schedule = Scheduler.schedule
+    newest: dict[str, Any] = {}
 
-    def updating(self: Any, scheduler_output: Any) -> Any:
-        self._computed = dict(scheduler_output.num_scheduled_tokens)
-        return update(self, scheduler_output)
-
-    monkeypatch.setattr(GuidedRunner, "_update_states", updating)
-    for runner, name in (
-        (GuidedRunner, "_sample"),
-        (multistream_runner._MultiStreamRunner, "_sample_streams"),
-    ):
-        monkeypatch.setattr(runner, name, _recording(getattr(runner, name), watch))
-    return watch
-
-
-def _recording(sample: Any, watch: Watch) -> Any:
-    def sampling(self: Any, *args: Any, **kwargs: Any) -> Any:
-        batch = self.input_batch
-        guided = {
-            row_id for row_id in batch.req_ids if is_guided(self.requests[row_id].sampling_params)
+    def scheduling(self: Any, *args: Any, **kwargs: Any) -> Any:
+        output = schedule(self, *args, **kwargs)
+        guided = {name for name, request in self.requests.items() if request.guidance is not None}
+        newest["computed"] = {
+            row_id: count
+            for row_id, count in output.num_scheduled_tokens.items()
+            if row_id.partition(LANE)[0] in guided
         }
-        discarded = self.discard_request_mask.np[: batch.num_reqs]
-        sampled = {row for row, no in zip(batch.req_ids, discarded, strict=True) if not no}
-        merged = [list(group.row_ids) for group in self._guidance or ()]
-        computed = {row: self._computed[row] for row in guided}
-        watch.steps.append(Step(computed, sampled & guided, merged))
-        return sample(self, *args, **kwargs)
+        newest["merged"] = [list(group.row_ids) for group in output.guidance or ()]
+        return output
 
-    return sampling
+    def record(row_ids: list[str], is_discarded: Any) -> None:
+        sampled = {row for row, no in zip(row_ids, is_discarded, strict=True) if not no}
+        computed = newest["computed"]
+        watch.steps.append(Step(computed, sampled & computed.keys(), newest["merged"]))
+
+    sample_streams, sample_text = StreamWorker.sample, V1TextAdapter.sample
+
+    def sampling_streams(self: Any, *args: Any) -> Any:
+        record(self._request_ids, args[3])
+        return sample_streams(self, *args)
+
+    def sampling_text(self: Any, *args: Any, **kwargs: Any) -> Any:
+        batch = self._runner.input_batch
+        record(batch.req_ids, self._runner.discard_request_mask.np[: batch.num_reqs])
+        return sample_text(self, *args, **kwargs)
+
+    monkeypatch.setattr(Scheduler, "schedule", scheduling)
+    monkeypatch.setattr(StreamWorker, "sample", sampling_streams)
+    monkeypatch.setattr(V1TextAdapter, "sample", sampling_text)
+    return watch

@@ -72,7 +72,7 @@ def _assert_serves(llm: LLM, reference: Callable[[str], Reference]) -> None:
     assert not llm.llm_engine.has_unfinished_requests()
     blocks = _core(llm).scheduler.kv_cache_manager.block_pool
     assert blocks.get_num_free_blocks() == blocks.num_gpu_blocks - 1  # without the null block
-    assert _runner(llm)._streams.num_slots_in_use() <= 2
+    assert _runner(llm).adapter.worker.slots.num_slots_in_use() <= 2
 
 
 @pytest.mark.parametrize("num_steps", [0, 1, 2, 5, 14])
@@ -96,7 +96,7 @@ def test_aborted_requests_leave_nothing_behind(
         step()
     if num_steps > 1:
         assert _free_blocks(llm) < free
-        assert _runner(llm)._streams.num_slots_in_use() > 0
+        assert _runner(llm).adapter.worker.slots.num_slots_in_use() > 0
     engine.abort_request([f"{num_steps}-{index}" for index in (0, 2, 4)])
     while engine.has_unfinished_requests():
         step()
@@ -272,7 +272,7 @@ def test_a_failing_codec_fails_its_request_alone(
     llm: LLM, reference: Callable[[str], Reference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = [comparable(output) for output in _generate(llm, CROWD)]
-    codec = _runner(llm)._decoder._codec
+    codec = _runner(llm).adapter.worker._audio._decoder._codec
     plain = codec.decode
 
     def broken(codes: torch.Tensor) -> torch.Tensor:

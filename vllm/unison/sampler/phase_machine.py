@@ -9,9 +9,10 @@ operator; the methods named ``_reference`` define them in PyTorch, with the phas
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from vllm.multistream.layout import StreamLayout
     from vllm.multistream.phases import PhaseTable
-    from vllm.multistream.worker.state import StreamState
+    from vllm.unison.sampler.slot_table import SlotTable
 
 LEAVE = -2
 """A forced value that tells the sampler to leave an item's token as it is."""
@@ -76,28 +77,28 @@ class StepTokens:
         return self.outcome[1]
 
 
-class StreamStep:
+class PhaseMachine:
     """The step's rule over a batch.
 
     Args:
         layout: the model's stream layout.
         table: its phase table.
-        state: the per-request state, read by `begin` and updated by `advance`.
+        slots: the per-request state, read by `constrain` and updated by `commit`.
     """
 
-    def __init__(self, layout: StreamLayout, table: PhaseTable, state: StreamState) -> None:
-        device = state.device
-        self._state = state
+    def __init__(self, layout: StreamLayout, table: PhaseTable, slots: SlotTable) -> None:
+        device = slots.device
+        self._slots = slots
         self._table = table.on(device)
         self._delays = torch.tensor(layout.delays, dtype=torch.int64, device=device)
         self._pads = torch.tensor(layout.pad_token_ids, dtype=torch.int32, device=device)
         self._num_streams = layout.num_streams
         self._forced = torch.empty(
-            (state.max_requests, 1 + layout.num_streams), dtype=torch.int32, device=device
+            (slots.max_requests, 1 + layout.num_streams), dtype=torch.int32, device=device
         )
-        self._mask_index = torch.empty(state.max_requests, dtype=torch.int32, device=device)
+        self._mask_index = torch.empty(slots.max_requests, dtype=torch.int32, device=device)
 
-    def begin(self, position: torch.Tensor) -> Choices:
+    def constrain(self, position: torch.Tensor) -> Choices:
         """What the rows of the state's batch may emit.
 
         Args:
@@ -112,32 +113,33 @@ class StreamStep:
             self._mask_index[:rows],
             self._forced.new_empty((rows, self._num_streams)),
         )
-        torch.ops.unison.begin_streams.default(*self.begin_arguments(position, choices))
+        self.constrain_call(position, choices)()
         return choices
 
-    def begin_arguments(self, position: torch.Tensor, choices: Choices) -> tuple[Any, ...]:
-        """Arguments of the operator that writes `choices` for rows at `position`."""
-        state, table = self._state, self._table
-        return (
+    def constrain_call(self, position: torch.Tensor, choices: Choices) -> Callable[[], None]:
+        """The call that writes `choices` for rows at `position`, to be made any number of times."""
+        slots, table = self._slots, self._table
+        return partial(
+            torch.ops.unison.begin_streams.default,
             table.kind,
             table.forced_token,
             self._delays,
             self._pads,
             table.max_delay,
-            state.progress.state,
-            state.progress.segment_start,
-            state.progress.flush_end,
-            state.tail_end,
-            state.settings.earliest_end,
-            state.history,
-            state.row_slots,
+            slots.progress.state,
+            slots.progress.segment_start,
+            slots.progress.flush_end,
+            slots.tail_end,
+            slots.settings.earliest_end,
+            slots.history,
+            slots.row_slots,
             position,
             choices.forced,
             choices.mask_index,
             choices.tokens,
         )
 
-    def advance(
+    def commit(
         self,
         position: torch.Tensor,
         discard: torch.Tensor,
@@ -158,22 +160,21 @@ class StreamStep:
             The step, with `tokens` written in place. Rows of no group have undefined outcomes.
         """
         outcome = torch.empty((3, len(position)), dtype=torch.int64, device=position.device)
-        torch.ops.unison.advance_streams.default(
-            *self.advance_arguments(position, discard, tokens, rows, outcome)
-        )
+        self.commit_call(position, discard, tokens, rows, outcome)()
         return StepTokens(tokens, outcome)
 
-    def advance_arguments(
+    def commit_call(
         self,
         position: torch.Tensor,
         discard: torch.Tensor,
         tokens: torch.Tensor,
         rows: torch.Tensor | None,
         outcome: torch.Tensor,
-    ) -> tuple[Any, ...]:
-        """Arguments of the operator that takes in `tokens` and writes `outcome`; see `advance`."""
-        state, table = self._state, self._table
-        return (
+    ) -> Callable[[], None]:
+        """The call that takes `tokens` and writes `outcome`, to be made any number of times."""
+        slots, table = self._slots, self._table
+        return partial(
+            torch.ops.unison.advance_streams.default,
             table.token_class,
             table.next_state,
             table.kind,
@@ -185,12 +186,12 @@ class StreamStep:
             table.end_length,
             table.flush_length,
             int(Finish.ERROR),
-            state.progress.state,
-            state.progress.segment_start,
-            state.progress.flush_end,
-            state.settings.limit,
-            state.history,
-            state.row_slots,
+            slots.progress.state,
+            slots.progress.segment_start,
+            slots.progress.flush_end,
+            slots.settings.limit,
+            slots.history,
+            slots.row_slots,
             position,
             discard,
             rows,
@@ -198,9 +199,9 @@ class StreamStep:
             outcome,
         )
 
-    def begin_reference(self, position: torch.Tensor) -> Choices:
-        """The definition of `begin`."""
-        state, table, slots = self._state, self._table, self._state.row_slots
+    def constrain_reference(self, position: torch.Tensor) -> Choices:
+        """The definition of `constrain`."""
+        state, table, slots = self._slots, self._table, self._slots.row_slots
         own_state = state.progress.state[slots]
         kind = table.kind[own_state]
         in_audio = (kind == StateKind.AUDIO)[:, None]
@@ -225,15 +226,15 @@ class StreamStep:
         mask_index = (2 * own_state + no_end).to(torch.int32)
         return Choices(torch.cat([text, audio], dim=1), mask_index, tokens)
 
-    def advance_reference(
+    def commit_reference(
         self,
         position: torch.Tensor,
         discard: torch.Tensor,
         tokens: torch.Tensor,
         rows: torch.Tensor | None,
     ) -> StepTokens:
-        """The definition of `advance`."""
-        state, table = self._state, self._table
+        """The definition of `commit`."""
+        state, table = self._slots, self._table
         num_rows = len(position)
         if rows is None:
             rows = torch.arange(num_rows, device=position.device)[:, None]

@@ -1,33 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sampling a batch again and again, while its rows, lanes and phases stay as they are.
+"""What a step of the stream sampler works out, kept for the steps that follow.
 
-What a step of `StreamSampler` finds out each time is then the same each time: which heads are
-multiplied for which rows, and all arguments of its operators but the logits.
+In most steps nobody comes, goes or changes phase. Which heads are multiplied for which batch rows,
+and all arguments of the sampler's operators but the logits and the position, are then those of the
+step before. Only for devices whose memory the host reads directly: elsewhere the host does not know
+the rows' states in time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
+from vllm.multistream.row_sums import merge_lanes
 from vllm.multistream.sampling import guided_multistream_sample
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from vllm.multistream.worker.lanes import Lanes
-    from vllm.multistream.worker.sampler import HeadSource
-    from vllm.multistream.worker.stream_step import StepTokens
+    from vllm.unison.sampler.batch_groups import BatchGroups
+    from vllm.unison.sampler.phase_machine import StepTokens
 
 
 @dataclass(frozen=True)
-class RepeatedCall:
-    """One call of the sampler.
+class PlannedCall:
+    """One call of the sampling operator.
 
     Attributes:
         columns: of the logits in the head's output; None if it is all of it.
@@ -39,94 +39,137 @@ class RepeatedCall:
     shape: tuple[int, int, int]
     arguments: tuple[Any, ...]
 
-    def sample(self, logits: torch.Tensor) -> None:
+    def run(self, logits: torch.Tensor) -> None:
         """Write the call's tokens, given [num_head_rows, columns] of a head's output."""
         if self.columns is not None:
             logits = logits[:, self.columns]
         guided_multistream_sample(logits.view(self.shape), *self.arguments)
 
 
-class RepeatedHead:
-    """One head.
-
-    Args:
-        name: of the model's method that multiplies it.
-        source: where its rows come from.
-        calls: of the sampler, for its output.
-    """
-
-    def __init__(self, name: str, source: HeadSource, calls: list[RepeatedCall]) -> None:
-        self.name = name
-        self.calls = calls
-        self._source = source
-        self._merge = torch.ops.unison.merge_lanes.default
-        self._merged: torch.Tensor | None = None
-
-    def read(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[num_head_rows, hidden_size] what the head is multiplied with, as HeadSource.read says.
-
-        It holds until the next step.
-        """
-        merged, source = self._merged, self._source
-        if source.members is None:
-            return source.read(hidden_states)
-        if merged is None:
-            merged = self._merged = source.read(hidden_states)
-        else:
-            self._merge(hidden_states, source.members, source.weights, merged)
-        return merged
-
-
-class RepeatedStep:
-    """A step that can be taken again.
-
-    Args:
-        position: [num_rows] int64 position of the emitted tokens; the caller moves it on in place.
-        lanes: the groups.
-        begin, advance: the step's operators with their arguments.
-        heads: those that are multiplied.
-        step: what each step writes. Read it before the next one.
-        states: [num_rows] state of the phase table of each row.
+@dataclass(frozen=True)
+class HeadGather:
+    """Where the rows come from that a head is multiplied for.
 
     Attributes:
-        is_valid: whether all rows are still in the states that they were in.
+        index: [num_head_rows] batch rows; None if it is all of them, or with `members`.
+        members, weights: [num_head_rows, max_lanes] lanes that are merged, and their weights; None
+            if every batch row is a group of its own.
+    """
+
+    index: torch.Tensor | None
+    members: torch.Tensor | None
+    weights: torch.Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        chosen: NDArray[np.int64],
+        groups: BatchGroups | None,
+        num_rows: int,
+        device: torch.device,
+    ) -> HeadGather:
+        """The gather of the groups numbered `chosen`, of a batch of `num_rows` rows."""
+        index = None
+        if len(chosen) < (num_rows if groups is None else len(groups.first_rows)):
+            index = torch.from_numpy(chosen).to(device, non_blocking=True)
+        if groups is None:
+            return cls(index, None, None)
+        if index is None:
+            return cls(None, groups.members, groups.weights)
+        return cls(None, groups.members[index], groups.weights[index])
+
+    @property
+    def rows(self) -> torch.Tensor | None:
+        """[num_head_rows, max_lanes] rows that get a group's tokens; None if group g is row g."""
+        return self.members if self.index is None else self.index[:, None]
+
+    def read(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[num_head_rows, hidden_size] of a batch's hidden states.
+
+        Heads are linear and weights sum to 1, so hidden states are merged before a head instead of
+        logits after it, which multiplies it once per group instead of once per lane.
+        """
+        if self.members is not None and self.weights is not None:
+            return merge_lanes(hidden_states, self.members, self.weights)
+        return hidden_states if self.index is None else hidden_states[self.index]
+
+
+@dataclass(frozen=True)
+class PlannedHead:
+    """One head.
+
+    Attributes:
+        logits_of: multiplies it: [num_head_rows, hidden_size] to [num_head_rows, columns].
+        gather: where its rows come from.
+        calls: of the sampling operator, for its output.
+    """
+
+    logits_of: Callable[[torch.Tensor], torch.Tensor]
+    gather: HeadGather
+    calls: list[PlannedCall]
+
+
+class SamplingPlan:
+    """A step that can be run again.
+
+    Args:
+        row_slots: [num_rows] slot of each batch row, on the host.
+        groups: the batch's groups; None if every batch row is one of its own.
+        states: [num_groups] state of the phase table of each group.
+        position: [num_rows] buffer for the position of the emitted tokens.
+        constrain, commit: the phase machine's operators, with their arguments.
+        heads: those that are multiplied.
+        step: what each run writes. Read it before the next one.
     """
 
     def __init__(
         self,
-        position: torch.Tensor,
-        lanes: Lanes | None,
-        begin: Callable[[], None],
-        advance: Callable[[], None],
-        heads: list[RepeatedHead],
-        step: StepTokens,
+        row_slots: NDArray[np.int64],
+        groups: BatchGroups | None,
         states: NDArray[np.int64],
+        position: torch.Tensor,
+        constrain: Callable[[], None],
+        commit: Callable[[], None],
+        heads: list[PlannedHead],
+        step: StepTokens,
     ) -> None:
-        self._position, self._lanes = position, lanes
-        self._begin, self._advance = begin, advance
-        self._heads = heads
-        self._step = step
+        self._row_slots = row_slots
+        self._groups = groups
         # Compared as bytes, which costs a tenth of comparing arrays.
         self._states = states.tobytes()
-        self._new_states = step.host[1][1]
-        self.is_valid = True
+        self._position = position
+        self._constrain, self._commit = constrain, commit
+        self._heads = heads
+        self._step = step
 
-    def is_of(self, position: torch.Tensor, lanes: Lanes | None) -> bool:
-        """Whether the step can be taken again for these rows."""
-        return self.is_valid and self._position is position and self._lanes is lanes
+    def matches(
+        self,
+        row_slots: NDArray[np.int64],
+        groups: BatchGroups | None,
+        states: NDArray[np.int64],
+    ) -> bool:
+        """Whether a step with these rows, groups and states is the planned one.
 
-    def take(self, model: Any, hidden_states: torch.Tensor) -> StepTokens:
+        Rows and groups are compared by identity: they are made anew whenever they change.
+        """
+        return (
+            row_slots is self._row_slots
+            and groups is self._groups
+            and states.tobytes() == self._states
+        )
+
+    def run(self, hidden_states: torch.Tensor, position: torch.Tensor) -> StepTokens:
         """Sample the next token of every stream of every group, as StreamSampler.step does.
 
         Args:
-            model: multiplies the heads.
             hidden_states: [num_rows, hidden_size].
+            position: [num_rows] integer position of the emitted tokens.
         """
-        self._begin()
+        self._position.copy_(position)
+        self._constrain()
         for head in self._heads:
-            logits = getattr(model, head.name)(head.read(hidden_states))
+            logits = head.logits_of(head.gather.read(hidden_states))
             for call in head.calls:
-                call.sample(logits)
-        self._advance()
-        self.is_valid = self._new_states.tobytes() == self._states
+                call.run(logits)
+        self._commit()
         return self._step

@@ -18,8 +18,8 @@ from vllm.multistream.extension import load_extension
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.phases import PhaseTable, Progress, Replay, replay
 from vllm.multistream.sampling_fields import per_stream
-from vllm.multistream.worker.stream_step import gather_streams
 from vllm.sampling_params import SamplingParams
+from vllm.unison.sampler.phase_machine import gather_streams
 
 NEVER = 2**31 - 1
 """A position that no request reaches."""
@@ -44,14 +44,40 @@ class SlotSettings:
     earliest_end: torch.Tensor
 
 
-class StreamState:
+def num_slots(max_requests: int) -> int:
+    """Slots for batches of at most `max_requests` rows.
+
+    A released slot is quarantined for two steps: with asynchronous scheduling the output of a step
+    is read after later steps have changed the batch.
+    """
+    return 3 * max_requests
+
+
+@dataclass
+class SlotRecord:
+    """What the host remembers of a slot's request, until the slot is given to another one.
+
+    Attributes:
+        request_id: of the request.
+        num_prompt_tokens: length of its prompt.
+        limit: position at which stream 0 may emit no more.
+        is_decoded: whether its whole audio has been decoded.
+    """
+
+    request_id: str
+    num_prompt_tokens: int
+    limit: int
+    is_decoded: bool = False
+
+
+class SlotTable:
     """Owner of all per-request device state of multi-stream generation.
 
     Args:
         layout: the model's stream layout.
         table: its phase table.
-        max_requests: most requests in one batch.
-        max_model_len: most positions of a request.
+        max_requests: maximum number of requests in one batch.
+        max_model_len: maximum number of positions of a request.
         device: where the tensors live.
     """
 
@@ -69,16 +95,14 @@ class StreamState:
         self.device = device
         self.max_model_len = max_model_len
         self.max_requests = max_requests
-        # A slot rests for two steps after its release: with asynchronous scheduling the output of
-        # a step is read after later steps have changed the batch.
-        num_slots = 3 * max_requests
-        self.scratch_slot = num_slots
-        self._free = list(range(num_slots))
-        self._resting: list[list[int]] = [[], []]
+        self.padding_slot = num_slots(max_requests)
+        self._free = list(range(self.padding_slot))
+        self._quarantined: list[list[int]] = [[], []]
         self._slot_of: dict[str, int] = {}
+        self._records: dict[int, SlotRecord] = {}
         self._rows: list[str] = []
 
-        rows, streams = num_slots + 1, layout.num_streams
+        rows, streams = self.padding_slot + 1, layout.num_streams
 
         def table_of(value: float, dtype: torch.dtype, *shape: int) -> torch.Tensor:
             return torch.full((rows, *shape), value, dtype=dtype, device=device)
@@ -108,15 +132,19 @@ class StreamState:
         """Slot of a request that is in the batch."""
         return self._slot_of[request_id]
 
+    def record(self, slot: int) -> SlotRecord:
+        """What is known of the request that holds a slot, or held it last."""
+        return self._records[slot]
+
     def num_slots_in_use(self) -> int:
         """Slots held by requests in the batch."""
         return len(self._slot_of)
 
     def release_except(self, kept: set[str]) -> None:
         """Start a step: take back the slots of requests that are not among `kept`."""
-        self._free += self._resting.pop(0)
+        self._free += self._quarantined.pop(0)
         gone = [request_id for request_id in self._slot_of if request_id not in kept]
-        self._resting.append([self._slot_of.pop(request_id) for request_id in gone])
+        self._quarantined.append([self._slot_of.pop(request_id) for request_id in gone])
 
     def admit(
         self,
@@ -134,12 +162,13 @@ class StreamState:
             output: ids that stream 0 has emitted so far.
             auxiliary_ids: [n, num_streams - 1] ids of the other streams, n at least
                 num_prompt + len(output); later rows are the prompt's delayed tail.
-            params: the request's sampling parameters, admitted at the door.
+            params: the request's sampling parameters, validated at admission.
         """
         known = len(prompt) + len(output)
         limit = stream_limit(self.layout, len(prompt), params, self.max_model_len)
         progress = self._fill(request_id, prompt, output, auxiliary_ids, limit)
         slot = self._slot_of[request_id]
+        self._records[slot] = SlotRecord(request_id, len(prompt), limit)
         self.known_state[slot] = progress.state
         self.tail_end[slot] = len(auxiliary_ids) if len(auxiliary_ids) > known else 0
         self.progress.state[slot] = progress.state
@@ -181,7 +210,7 @@ class StreamState:
 
     def set_rows(self, request_ids: Sequence[str]) -> None:
         """Say which request each row of the batch holds."""
-        # Only lists that differ are rebuilt: in most steps the batch does not change.
+        # In most steps the batch does not change.
         if request_ids == self._rows:
             return
         self._rows = list(request_ids)
@@ -189,7 +218,7 @@ class StreamState:
         self.row_slots_host = slots
         self.row_slots = torch.from_numpy(slots).to(self.device)
 
-    def forget_rows(self) -> None:
+    def invalidate_rows(self) -> None:
         """Make the next `set_rows` rebuild the rows (a request may hold another slot now)."""
         self._rows = []
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,10 +15,10 @@ from vllm.multistream.layout import StreamLayout
 from vllm.multistream.phases import PhaseTable, StateKind
 from vllm.multistream.row_sums import merge_lanes
 from vllm.multistream.sampling import guided_multistream_sample
-from vllm.multistream.worker.lanes import Lanes
-from vllm.multistream.worker.repeated_step import RepeatedCall, RepeatedHead, RepeatedStep
-from vllm.multistream.worker.state import SlotSettings, StreamState
-from vllm.multistream.worker.stream_step import Choices, StepTokens, StreamStep
+from vllm.unison.sampler.batch_groups import BatchGroups
+from vllm.unison.sampler.phase_machine import Choices, PhaseMachine, StepTokens
+from vllm.unison.sampler.sampling_plan import HeadGather, PlannedCall, PlannedHead, SamplingPlan
+from vllm.unison.sampler.slot_table import SlotSettings, SlotTable
 
 _AUDIO_KINDS = frozenset({StateKind.AUDIO, StateKind.FLUSH})
 
@@ -37,14 +36,14 @@ class HeadModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Rows:
+class BatchInputs:
     """The rows of a step, as the sampler's calls share them.
 
     Attributes:
         hidden_states: [num_rows, hidden_size] of the whole batch.
         position: [num_rows] position of the emitted tokens.
         slots: [num_rows] slot of each row.
-        lanes: the groups; None if every row is one of its own.
+        groups: the batch's groups; None if every row is one of its own.
         unguided: [num_groups, num_streams] bool on the host, streams that are sampled from the
             conditional lane alone; None if there are none.
         choices: what the rows may emit.
@@ -53,64 +52,20 @@ class Rows:
     hidden_states: torch.Tensor
     position: torch.Tensor
     slots: torch.Tensor
-    lanes: Lanes | None
+    groups: BatchGroups | None
     unguided: NDArray[np.bool_] | None
     choices: Choices
 
 
 @dataclass(frozen=True)
-class HeadSource:
-    """Where a head's rows come from, if each group has one.
-
-    Attributes:
-        index: [num_head_rows] rows of the batch; None if it is all of them, or with `members`.
-        members, weights: [num_head_rows, most lanes] lanes that are merged, and their weights; None
-            if every row is a group of its own.
-    """
-
-    index: torch.Tensor | None
-    members: torch.Tensor | None
-    weights: torch.Tensor | None
-
-    @classmethod
-    def of(
-        cls, groups: NDArray[np.int64], lanes: Lanes | None, num_rows: int, device: torch.device
-    ) -> HeadSource:
-        """The source of some groups, of a batch of `num_rows` rows."""
-        index = None
-        if len(groups) < (num_rows if lanes is None else len(lanes.first_host)):
-            index = torch.from_numpy(groups).to(device, non_blocking=True)
-        if lanes is None:
-            return cls(index, None, None)
-        if index is None:
-            return cls(None, lanes.rows, lanes.weights)
-        return cls(None, lanes.rows[index], lanes.weights[index])
-
-    @property
-    def rows(self) -> torch.Tensor | None:
-        """[num_head_rows, most lanes] rows that get a group's tokens; None if group g is row g."""
-        return self.members if self.index is None else self.index[:, None]
-
-    def read(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[num_head_rows, hidden_size] of a batch's hidden states.
-
-        Heads are linear and weights sum to 1, so hidden states are merged before a head instead of
-        logits after it, which multiplies it once per group instead of once per lane.
-        """
-        if self.members is not None and self.weights is not None:
-            return merge_lanes(hidden_states, self.members, self.weights)
-        return hidden_states if self.index is None else hidden_states[self.index]
-
-
-@dataclass(frozen=True)
-class HeadRows:
+class HeadInputs:
     """The groups that a head is multiplied for.
 
     Attributes:
         hidden_states: [num_head_rows, hidden_size]: one row per group, merged over its lanes.
             Groups with unguided streams have a second row further down, of their conditional lane
             alone.
-        rows: [num_groups, most lanes] rows that get the tokens; None if group g is row g.
+        rows: [num_groups, max_lanes] rows that get the tokens; None if group g is row g.
         sources: [num_groups, num_streams, 1] head row of each stream; None if group g has row g.
         weights: ones of the same shape, or None.
     """
@@ -156,24 +111,26 @@ class _StreamGroup:
         self._top_p = settings.top_p[:, self._settings_columns]
         self._seed = settings.seed
 
-    def sample(self, logits: torch.Tensor, head: HeadRows, rows: Rows) -> None:
+    def sample(self, logits: torch.Tensor, head: HeadInputs, rows: BatchInputs) -> None:
         """Write the tokens of the group's streams, given the head's output."""
         guided_multistream_sample(
             logits[:, self._columns].view(len(logits), *self._shape), *self._arguments(head, rows)
         )
 
-    def repeated(self, num_rows: int, num_columns: int, head: HeadRows, rows: Rows) -> RepeatedCall:
-        """The same call for each step; `num_rows` and `num_columns` are the head output's."""
+    def planned(
+        self, num_rows: int, num_columns: int, head: HeadInputs, rows: BatchInputs
+    ) -> PlannedCall:
+        """The same call for many steps; `num_rows` and `num_columns` are the head output's."""
         is_all = (self._columns.start, self._columns.stop) == (0, num_columns)
         columns = None if is_all else self._columns
-        return RepeatedCall(columns, (num_rows, *self._shape), self._arguments(head, rows))
+        return PlannedCall(columns, (num_rows, *self._shape), self._arguments(head, rows))
 
     @property
     def end_column(self) -> int:
         """Columns of the head's output up to the group's last."""
         return self._columns.stop
 
-    def _arguments(self, head: HeadRows, rows: Rows) -> tuple[Any, ...]:
+    def _arguments(self, head: HeadInputs, rows: BatchInputs) -> tuple[Any, ...]:
         """The sampler's arguments, after the logits."""
         streams = self._streams
         sources, weights = head.sources, head.weights
@@ -197,26 +154,34 @@ class _StreamGroup:
 
 
 class StreamSampler:
-    """Samples all streams of all rows and moves the rows through their phases.
+    """Samples all streams of all groups and moves the requests through their phases.
 
     Args:
         layout: the model's stream layout.
         table: its phase table.
-        state: the per-request state, read and updated by `step`.
+        slots: the per-request state, read and updated by `step`.
+        keeps_plans: whether a step's working-out may be kept for the next ones. What such a step
+            emits is overwritten by the next, so it must be read before; and the host must know
+            each row's state.
     """
 
-    def __init__(self, layout: StreamLayout, table: PhaseTable, state: StreamState) -> None:
-        device, settings = state.device, state.settings
-        self._state = state
-        self._rule = StreamStep(layout, table, state)
+    def __init__(
+        self, layout: StreamLayout, table: PhaseTable, slots: SlotTable, keeps_plans: bool = False
+    ) -> None:
+        device, settings = slots.device, slots.settings
+        self._slots = slots
+        self._machine = PhaseMachine(layout, table, slots)
         self._is_text = table.kind == StateKind.TEXT
         self._is_audio = np.isin(table.kind, list(_AUDIO_KINDS))
         self._kinds_soon = table.kinds_within_one_step
+        self._keeps_plans = keeps_plans
+        self._plan: SamplingPlan | None = None
         heads = Heads(layout, table)
-        self._text: _StreamGroup | None = None
+        self._text: list[_StreamGroup] = []
         if layout.has_text:
             text_ids = np.arange(*heads.text_range, dtype=np.int32)[None]
-            self._text = _StreamGroup(text_ids, heads.text_masks(), 0, 0, 0, settings, device)
+            masks = heads.text_masks()
+            self._text.append(_StreamGroup(text_ids, masks, 0, 0, 0, settings, device))
         self._audio = [
             _StreamGroup(
                 group.candidate_ids,
@@ -235,9 +200,9 @@ class StreamSampler:
         model: HeadModel,
         hidden_states: torch.Tensor,
         position: torch.Tensor,
-        discard: torch.Tensor,
+        discard: torch.Tensor | None,
         states_are_current: bool,
-        lanes: Lanes | None = None,
+        groups: BatchGroups | None = None,
         unguided: NDArray[np.bool_] | None = None,
     ) -> StepTokens:
         """Sample the next token of every stream of every group.
@@ -245,89 +210,89 @@ class StreamSampler:
         Args:
             model: multiplies the heads.
             hidden_states: [num_rows, hidden_size] at each row's last scheduled token.
-            position: [num_rows] int64 position of the emitted tokens.
+            position: [num_rows] integer position of the emitted tokens.
             discard: [num_rows] bool, rows that have not reached their last known token; what is
-                sampled for them is thrown away and changes nothing.
+                sampled for them is thrown away and changes nothing. None: no row.
             states_are_current: whether the host knows each row's state (else it may be one token
                 behind, and heads for everything a row may have become are multiplied).
-            lanes: the groups that are sampled; default each row by itself.
+            groups: what is sampled once; default each row by itself.
             unguided: [num_groups, num_streams] streams outside the guidance interval; default none.
 
         Returns:
             The step's tokens; a row that cannot be sampled has Finish.ERROR and pads.
         """
-        state = self._state
-        choices = self._rule.begin(position)
-        rows = Rows(hidden_states, position, state.row_slots, lanes, unguided, choices)
-        slots = state.row_slots_host
-        text, audio = self._groups_by_head(
-            slots if lanes is None else slots[lanes.first_host], states_are_current
+        row_slots = self._slots.row_slots_host
+        own_slots = row_slots if groups is None else row_slots[groups.first_rows]
+        states = self._slots.known_state[own_slots]
+        if self._keeps_plans and states_are_current and discard is None and unguided is None:
+            if self._plan is None or not self._plan.matches(row_slots, groups, states):
+                self._plan = self._make_plan(model, groups, states, hidden_states)
+            return self._plan.run(hidden_states, position)
+        position = position.long()
+        if discard is None:
+            discard = torch.zeros(len(position), dtype=torch.bool, device=position.device)
+        choices = self._machine.constrain(position)
+        rows = BatchInputs(
+            hidden_states, position, self._slots.row_slots, groups, unguided, choices
         )
-        if len(text) and self._text is not None:
-            head = _head_rows(rows, text)
-            self._text.sample(model.text_logits(head.hidden_states), head, rows)
-        if len(audio) and self._audio:
-            head = _head_rows(rows, audio)
-            logits = model.audio_logits(head.hidden_states)
-            for group in self._audio:
-                group.sample(logits, head, rows)
-        return self._rule.advance(
-            position, discard, choices.tokens, None if lanes is None else lanes.rows
-        )
-
-    def repeat(
-        self, position: torch.Tensor, discard: torch.Tensor, lanes: Lanes | None
-    ) -> RepeatedStep:
-        """A step that can be taken again, on a device that the host reads directly.
-
-        Args:
-            position, discard, lanes: as for `step`; no stream is unguided.
-        """
-        state, num_rows = self._state, len(position)
-        choices = self._rule.begin(position)
-        rows = Rows(choices.tokens.new_empty(0), position, state.row_slots, lanes, None, choices)
-        states = state.known_state[state.row_slots_host]
-        if lanes is not None:
-            members = lanes.rows.numpy()
-            group, place = np.nonzero(members >= 0)
-            states[members[group, place]] = states[lanes.first_host[group]]
-        slots = state.row_slots_host
-        text, audio = self._groups_by_head(
-            slots if lanes is None else slots[lanes.first_host], True
-        )
-        heads = []
-        for name, members_of_head, stream_groups in (
-            ("text_logits", text, [] if self._text is None else [self._text]),
-            ("audio_logits", audio, self._audio),
+        text, audio = self._groups_by_head(states, states_are_current)
+        for chosen, logits_of, stream_groups in (
+            (text, model.text_logits, self._text),
+            (audio, model.audio_logits, self._audio),
         ):
-            if not len(members_of_head) or not stream_groups:
-                continue
-            source = HeadSource.of(members_of_head, lanes, num_rows, position.device)
-            head = HeadRows(rows.hidden_states, source.rows, None, None)
-            num_columns = stream_groups[-1].end_column
-            count = len(members_of_head)
-            calls = [group.repeated(count, num_columns, head, rows) for group in stream_groups]
-            heads.append(RepeatedHead(name, source, calls))
-        outcome = torch.empty((3, num_rows), dtype=torch.int64, device=position.device)
-        begin = self._rule.begin_arguments(position, choices)
-        advance = self._rule.advance_arguments(
-            position, discard, choices.tokens, None if lanes is None else lanes.rows, outcome
+            if len(chosen) and stream_groups:
+                head = _head_inputs(rows, chosen)
+                logits = logits_of(head.hidden_states)
+                for stream_group in stream_groups:
+                    stream_group.sample(logits, head, rows)
+        return self._machine.commit(
+            position, discard, choices.tokens, None if groups is None else groups.members
         )
-        return RepeatedStep(
+
+    def _make_plan(
+        self,
+        model: HeadModel,
+        groups: BatchGroups | None,
+        states: NDArray[np.int64],
+        hidden_states: torch.Tensor,
+    ) -> SamplingPlan:
+        """The plan of a step whose groups are in `states` [num_groups]; nothing is sampled."""
+        num_rows, device = len(hidden_states), hidden_states.device
+        position = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        discard = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        outcome = torch.empty((3, num_rows), dtype=torch.int64, device=device)
+        choices = self._machine.constrain(position)
+        rows = BatchInputs(
+            hidden_states[:0], position, self._slots.row_slots, groups, None, choices
+        )
+        text, audio = self._groups_by_head(states, states_are_current=True)
+        heads = []
+        for chosen, logits_of, stream_groups in (
+            (text, model.text_logits, self._text),
+            (audio, model.audio_logits, self._audio),
+        ):
+            if len(chosen) and stream_groups:
+                gather = HeadGather.of(chosen, groups, num_rows, device)
+                head = HeadInputs(rows.hidden_states, gather.rows, None, None)
+                num_columns = stream_groups[-1].end_column
+                calls = [g.planned(len(chosen), num_columns, head, rows) for g in stream_groups]
+                heads.append(PlannedHead(logits_of, gather, calls))
+        members = None if groups is None else groups.members
+        return SamplingPlan(
+            self._slots.row_slots_host,
+            groups,
+            states,
             position,
-            lanes,
-            partial(torch.ops.unison.begin_streams.default, *begin),
-            partial(torch.ops.unison.advance_streams.default, *advance),
+            self._machine.constrain_call(position, choices),
+            self._machine.commit_call(position, discard, choices.tokens, members, outcome),
             heads,
             StepTokens(choices.tokens, outcome),
-            states,
         )
 
     def _groups_by_head(
-        self, slots: NDArray[np.int64], states_are_current: bool
+        self, states: NDArray[np.int64], states_are_current: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Groups for which the text head, and those for which the audio head, is multiplied."""
-        states = self._state.known_state[slots]
         if states_are_current:
             text, audio = self._is_text[states], self._is_audio[states]
         else:
@@ -337,15 +302,15 @@ class StreamSampler:
         return np.flatnonzero(text), np.flatnonzero(audio)
 
 
-def _head_rows(rows: Rows, groups: NDArray[np.int64]) -> HeadRows:
-    """The rows that a head is multiplied for."""
-    hidden_states, lanes = rows.hidden_states, rows.lanes
+def _head_inputs(rows: BatchInputs, chosen: NDArray[np.int64]) -> HeadInputs:
+    """What a head is multiplied with, for the groups numbered `chosen`."""
+    hidden_states = rows.hidden_states
     device = hidden_states.device
-    source = HeadSource.of(groups, lanes, len(hidden_states), device)
-    outside = None if rows.unguided is None else rows.unguided[groups]
+    gather = HeadGather.of(chosen, rows.groups, len(hidden_states), device)
+    outside = None if rows.unguided is None else rows.unguided[chosen]
     if outside is None or not outside.any():
-        return HeadRows(source.read(hidden_states), source.rows, None, None)
-    members, weights = source.members, source.weights
+        return HeadInputs(gather.read(hidden_states), gather.rows, None, None)
+    members, weights = gather.members, gather.weights
     assert members is not None and weights is not None
     mixed = np.flatnonzero(outside.any(axis=1))
     alone = torch.from_numpy(mixed).to(device, non_blocking=True)
@@ -357,8 +322,8 @@ def _head_rows(rows: Rows, groups: NDArray[np.int64]) -> HeadRows:
         torch.cat([members, own]),
         torch.cat([weights, torch.ones_like(own, dtype=torch.float32)]),
     )
-    second = np.zeros(len(groups), np.int64)
-    second[mixed] = len(groups) + np.arange(len(mixed))
-    head_row = np.where(outside, second[:, None], np.arange(len(groups))[:, None])
+    second = np.zeros(len(chosen), np.int64)
+    second[mixed] = len(chosen) + np.arange(len(mixed))
+    head_row = np.where(outside, second[:, None], np.arange(len(chosen))[:, None])
     sources = torch.from_numpy(head_row).to(device, non_blocking=True)[:, :, None]
-    return HeadRows(merged, members, sources, torch.ones((), device=device).expand(sources.shape))
+    return HeadInputs(merged, members, sources, torch.ones((), device=device).expand(sources.shape))
