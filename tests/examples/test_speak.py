@@ -96,7 +96,7 @@ def guidance_lanes(engine, monkeypatch) -> list[list[int]]:
 
     def watch(*arguments: Any) -> Any:
         if worker._guided:
-            steps.append([len(group.row_ids) for group in worker._guided])
+            steps.append([len(group.lane_ids) for group in worker._guided])
         return sample(*arguments)
 
     monkeypatch.setattr(worker, "sample", watch)

@@ -131,7 +131,7 @@ def random_scenario(source: random.Random) -> Scenario:
     is_crowd = source.random() < 0.5
     budget = source.choice([16, 40, 128] if is_crowd else [2, 3, 4, 5, 8, 16, 40, 128])
     max_rows = source.randint(4, 10) if is_crowd else source.randint(1, 6)
-    most_lanes = min(3, budget, max_rows)
+    max_guidance_lanes = min(3, budget, max_rows)
     shared = tuple(source.randrange(1, VOCABULARY_SIZE) for _ in range(70))
 
     def prompt() -> tuple[int, ...]:
@@ -148,7 +148,7 @@ def random_scenario(source: random.Random) -> Scenario:
         step += source.choice([0, 1] if is_crowd else [0, 0, 1, 2, 7])
         lanes = tuple(
             Lane(source.choice([-2.0, -0.5, 0.25]), prompt())
-            for _ in range(source.randint(0, most_lanes - 1))
+            for _ in range(source.randint(0, max_guidance_lanes - 1))
         )
         own = prompt()
         longest = max(len(own), *(len(lane.prompt) for lane in lanes), 0)
@@ -357,7 +357,7 @@ class Driver:
         return {
             r.request_id: (r.num_preemptions, r.num_output_tokens)
             for r in self.scheduler.requests.values()
-            if r.group is not None and r.group.lanes
+            if r.group is not None and r.group.guidance_lanes
         }
 
     def _count_preemptions(self, held: dict[str, tuple[int, int]]) -> None:
@@ -381,7 +381,7 @@ class Driver:
         engine = self.scenario.engine
         assert sum(scheduled.values()) == output.total_num_scheduled_tokens <= engine.budget
         assert len(scheduled) <= engine.max_rows, "more rows than the batch has"
-        sampling = {group.row_ids[0]: group for group in output.guidance or ()}
+        sampling = {group.lane_ids[0]: group for group in output.guidance or ()}
         assert len(sampling) == len(output.guidance or ()), "a group samples twice"
         for group in self._groups:
             self._check_group_step(group, scheduled, sampling)
@@ -393,36 +393,36 @@ class Driver:
 
     def _check_tables(self, output: SchedulerOutput) -> None:
         """The worker's block tables are the scheduler's."""
-        for row_id in output.num_scheduled_tokens:
-            blocks = [block.block_id for block in self._blocks_of(row_id)]
-            assert self.worker.rows[row_id].blocks == blocks, f"{row_id} has another table"
+        for lane_id in output.num_scheduled_tokens:
+            blocks = [block.block_id for block in self._blocks_of(lane_id)]
+            assert self.worker.rows[lane_id].blocks == blocks, f"{lane_id} has another table"
 
     def _check_group_step(
         self, group: SequenceGroup, scheduled: dict[str, int], sampling: dict[str, Any]
     ) -> None:
         """All active lanes compute their last known token in this step, or none does."""
-        name = group.main_row.row_id
+        name = group.conditional_lane.lane_id
         in_flight = group.main.num_output_placeholders
         known, levels = [], []
-        for row in group.rows:
-            tokens = row.request.num_tokens + in_flight
+        for lane in group.active_lanes:
+            tokens = lane.request.num_tokens + in_flight
             # The conditional lane's placeholder of this very step is not known to anyone yet.
             if self.scenario.engine.is_async and name in scheduled:
                 tokens -= not group.main.is_prefill_chunk
             known.append(tokens)
-            levels.append(row.row_id in scheduled and row.request.num_computed_tokens >= tokens)
-            assert row.request.num_computed_tokens <= tokens, "computes what nobody knows"
+            levels.append(lane.lane_id in scheduled and lane.request.num_computed_tokens >= tokens)
+            assert lane.request.num_computed_tokens <= tokens, "computes what nobody knows"
         assert all(levels) or not any(levels), f"{name}: lanes {levels} pass the barrier"
-        if group.lanes:
+        if group.guidance_lanes:
             assert all(levels) == (name in sampling), f"{name} is level, but not guided"
             self.happened["guided steps"] += all(levels)
-            counts = [scheduled.get(row.row_id, 0) for row in group.rows]
+            counts = [scheduled.get(lane.lane_id, 0) for lane in group.active_lanes]
             self.happened["one lane waits for another"] += min(counts) == 0 < max(counts)
         else:
             assert name not in sampling
         if name in sampling:
             rows = sampling[name]
-            assert rows.row_ids == [row.row_id for row in group.rows]
+            assert rows.lane_ids == [lane.lane_id for lane in group.active_lanes]
             assert rows.weights == self._arrivals[name].weights
             assert rows.frame == known[0] - group.main.num_prompt_tokens
             assert rows.frame >= rows.first
@@ -430,28 +430,30 @@ class Driver:
 
     def _check_groups(self) -> None:
         for group in self._groups:
-            arrival = self._arrivals[group.main_row.row_id]
+            arrival = self._arrivals[group.conditional_lane.lane_id]
             emitted = list(group.main.output_token_ids)
-            assert len(group.lanes) in (0, len(arrival.lanes)), "a group has some of its lanes"
-            for row, lane in zip(group.lanes, arrival.lanes, strict=False):
+            assert len(group.guidance_lanes) in (0, len(arrival.lanes)), (
+                "a group has some of its lanes"
+            )
+            for row, lane in zip(group.guidance_lanes, arrival.lanes, strict=False):
                 tokens = list(row.request.all_token_ids)
-                assert tokens == [*lane.prompt, *emitted], f"{row.row_id} has other tokens"
+                assert tokens == [*lane.prompt, *emitted], f"{row.lane_id} has other tokens"
             if group.main.status != RequestStatus.RUNNING:
-                assert not any(self._blocks_of(row.row_id) for row in group.rows)
-                assert all(row.request.num_computed_tokens == 0 for row in group.rows)
+                assert not any(self._blocks_of(lane.lane_id) for lane in group.active_lanes)
+                assert all(lane.request.num_computed_tokens == 0 for lane in group.active_lanes)
 
-    def _blocks_of(self, row_id: str) -> list[Any]:
+    def _blocks_of(self, lane_id: str) -> list[Any]:
         manager = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0]
-        return list(manager.req_to_blocks.get(row_id, ()))
+        return list(manager.req_to_blocks.get(lane_id, ()))
 
     def _check_blocks(self) -> None:
         """Every block is held by as many live rows as its reference count says."""
         manager = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0]
         live = set(self.scheduler.requests)
-        live |= {row.row_id for group in self._groups for row in group.rows}
+        live |= {lane.lane_id for group in self._groups for lane in group.active_lanes}
         held: Counter[int] = Counter()
-        for row_id, blocks in manager.req_to_blocks.items():
-            assert row_id in live or not blocks, f"{row_id} is gone, but holds blocks"
+        for lane_id, blocks in manager.req_to_blocks.items():
+            assert lane_id in live or not blocks, f"{lane_id} is gone, but holds blocks"
             held.update(block.block_id for block in blocks)
         pool = self.scheduler.kv_cache_manager.block_pool
         for block in pool.blocks:

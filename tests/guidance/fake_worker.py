@@ -102,36 +102,36 @@ class FakeWorker:
         check(self.batch == set(output.num_scheduled_tokens), "batch and scheduled rows differ")
         check(len(self.batch) <= self.max_rows, f"{len(self.batch)} rows > {self.max_rows}")
         written: set[int] = set()
-        for row_id, count in output.num_scheduled_tokens.items():
-            self._compute(row_id, count, written)
+        for lane_id, count in output.num_scheduled_tokens.items():
+            self._compute(lane_id, count, written)
         # As in a model, a row may read what another one writes in the same step.
-        ending = {row_id: self._attend(row_id) for row_id in output.num_scheduled_tokens}
-        sampled = {row_id: digest for row_id, digest in ending.items() if digest is not None}
+        ending = {lane_id: self._attend(lane_id) for lane_id in output.num_scheduled_tokens}
+        sampled = {lane_id: digest for lane_id, digest in ending.items() if digest is not None}
         tokens = self._sample(output, sampled)
-        for row_id, token in tokens.items():
-            row = self.rows[row_id]
+        for lane_id, token in tokens.items():
+            row = self.rows[lane_id]
             row.tokens.append(IN_FLIGHT if self.is_async else token)
             row.truth.append(token)
-            check(len(row.tokens) <= self.max_length, f"{row_id} is longer than the context")
+            check(len(row.tokens) <= self.max_length, f"{lane_id} is longer than the context")
         self.previous = tokens if self.is_async else {}
-        row_ids = list(output.num_scheduled_tokens)
+        lane_ids = list(output.num_scheduled_tokens)
         return ModelRunnerOutput(
-            req_ids=row_ids,
-            req_id_to_index={row_id: i for i, row_id in enumerate(row_ids)},
-            sampled_token_ids=[[tokens[r]] if r in tokens else [] for r in row_ids],
+            req_ids=lane_ids,
+            req_id_to_index={lane_id: i for i, lane_id in enumerate(lane_ids)},
+            sampled_token_ids=[[tokens[r]] if r in tokens else [] for r in lane_ids],
         )
 
-    def _leave_batch(self, row_id: str) -> None:
-        self.batch.discard(row_id)
-        self.previous.pop(row_id, None)
+    def _leave_batch(self, lane_id: str) -> None:
+        self.batch.discard(lane_id)
+        self.previous.pop(lane_id, None)
 
     def _update_rows(self, output: SchedulerOutput) -> None:
-        for row_id in output.finished_req_ids:
-            self.rows.pop(row_id, None)
-            self._leave_batch(row_id)
+        for lane_id in output.finished_req_ids:
+            self.rows.pop(lane_id, None)
+            self._leave_batch(lane_id)
         cached = output.scheduled_cached_reqs
-        for row_id in self.batch - (set(output.num_scheduled_tokens) - cached.resumed_req_ids):
-            self._leave_batch(row_id)
+        for lane_id in self.batch - (set(output.num_scheduled_tokens) - cached.resumed_req_ids):
+            self._leave_batch(lane_id)
         for new in output.scheduled_new_reqs:
             check(new.req_id not in self.rows, f"{new.req_id} is new, but known already")
             assert new.prompt_token_ids is not None
@@ -141,64 +141,64 @@ class FakeWorker:
                 len(prompt), prompt, list(prompt), blocks, new.num_computed_tokens
             )
             self.batch.add(new.req_id)
-        for index, row_id in enumerate(cached.req_ids):
-            check(row_id in self.rows, f"{row_id} is not known")
-            self._update_cached(output, index, row_id)
-            self.batch.add(row_id)
+        for index, lane_id in enumerate(cached.req_ids):
+            check(lane_id in self.rows, f"{lane_id} is not known")
+            self._update_cached(output, index, lane_id)
+            self.batch.add(lane_id)
 
-    def _update_cached(self, output: SchedulerOutput, index: int, row_id: str) -> None:
-        cached, row = output.scheduled_cached_reqs, self.rows[row_id]
+    def _update_cached(self, output: SchedulerOutput, index: int, lane_id: str) -> None:
+        cached, row = output.scheduled_cached_reqs, self.rows[lane_id]
         row.computed = cached.num_computed_tokens[index]
         num_output = cached.num_output_tokens[index]
-        check(num_output >= 0, f"{row_id} has {num_output} output tokens")
+        check(num_output >= 0, f"{lane_id} has {num_output} output tokens")
         keep = row.prompt_length + num_output
         del row.tokens[keep:], row.truth[keep:]
         fresh = cached.new_block_ids[index]
-        if row_id in cached.resumed_req_ids:
-            check(fresh is not None, f"{row_id} is resumed without blocks")
+        if lane_id in cached.resumed_req_ids:
+            check(fresh is not None, f"{lane_id} is resumed without blocks")
             assert fresh is not None
             row.blocks = list(fresh[0])
         elif fresh is not None:
             row.blocks += fresh[0]
-        if row_id not in self.batch and self.is_async and num_output > 0:
-            check(row_id in cached.all_token_ids, f"{row_id} enters the batch without its tokens")
-            row.tokens[row.prompt_length :] = cached.all_token_ids[row_id][-num_output:]
+        if lane_id not in self.batch and self.is_async and num_output > 0:
+            check(lane_id in cached.all_token_ids, f"{lane_id} enters the batch without its tokens")
+            row.tokens[row.prompt_length :] = cached.all_token_ids[lane_id][-num_output:]
             row.truth = list(row.tokens)
-        if row_id in cached.all_token_ids:
-            check(row.truth == cached.all_token_ids[row_id], f"{row_id}: other tokens than sent")
-        check(len(row.tokens) == keep, f"{row_id} holds {len(row.tokens)} tokens, not {keep}")
+        if lane_id in cached.all_token_ids:
+            check(row.truth == cached.all_token_ids[lane_id], f"{lane_id}: other tokens than sent")
+        check(len(row.tokens) == keep, f"{lane_id} holds {len(row.tokens)} tokens, not {keep}")
 
-    def _compute(self, row_id: str, count: int, written: set[int]) -> None:
+    def _compute(self, lane_id: str, count: int, written: set[int]) -> None:
         """Write the KV of `count` tokens."""
-        row = self.rows[row_id]
+        row = self.rows[lane_id]
         start, end = row.computed, row.computed + count
-        check(count > 0, f"{row_id} computes {count} tokens")
-        check(end <= len(row.tokens), f"{row_id} is fed a token that nobody has sampled")
-        check(len(set(row.blocks)) == len(row.blocks), f"{row_id} has a block twice")
-        check(0 not in row.blocks, f"{row_id} has the null block")
-        check(end <= len(row.blocks) * self.block_size, f"{row_id} lacks blocks")
+        check(count > 0, f"{lane_id} computes {count} tokens")
+        check(end <= len(row.tokens), f"{lane_id} is fed a token that nobody has sampled")
+        check(len(set(row.blocks)) == len(row.blocks), f"{lane_id} has a block twice")
+        check(0 not in row.blocks, f"{lane_id} has the null block")
+        check(end <= len(row.blocks) * self.block_size, f"{lane_id} lacks blocks")
         for position in range(start, end):
             token = row.tokens[position]
             is_last = position == end - 1
-            if is_last and row_id in self.previous:
-                check(token in (IN_FLIGHT, self.previous[row_id]), f"{row_id}: token overwritten")
-                token = self.previous[row_id]
-            check(token != IN_FLIGHT, f"{row_id} is fed a token that the device has no more")
-            check(token == row.truth[position], f"{row_id} is fed another token")
+            if is_last and lane_id in self.previous:
+                check(token in (IN_FLIGHT, self.previous[lane_id]), f"{lane_id}: token overwritten")
+                token = self.previous[lane_id]
+            check(token != IN_FLIGHT, f"{lane_id} is fed a token that the device has no more")
+            check(token == row.truth[position], f"{lane_id} is fed another token")
             slot = self._slot(row, position)
-            check(slot not in written, f"{row_id} writes a slot that another row writes")
+            check(slot not in written, f"{lane_id} writes a slot that another row writes")
             written.add(slot)
             self._cache[slot] = digest_of(row.truth[: position + 1])
         row.computed = end
 
-    def _attend(self, row_id: str) -> int | None:
+    def _attend(self, lane_id: str) -> int | None:
         """Read all that a row has computed; its digest if it samples."""
-        row = self.rows[row_id]
+        row = self.rows[lane_id]
         digest = 0
         for position in range(row.computed):
             digest = next_digest(digest, row.truth[position])
             found = self._cache[self._slot(row, position)]
-            check(found == digest, f"{row_id}: wrong KV at position {position}")
+            check(found == digest, f"{lane_id}: wrong KV at position {position}")
         return digest if row.computed == len(row.tokens) else None
 
     def _slot(self, row: WorkerRow, position: int) -> int:
@@ -209,14 +209,14 @@ class FakeWorker:
         tokens: dict[str, int] = {}
         lanes: set[str] = set()
         for group in output.guidance or ():
-            missing = [row_id for row_id in group.row_ids if row_id not in sampled]
+            missing = [lane_id for lane_id in group.lane_ids if lane_id not in sampled]
             check(not missing, f"{missing} of a group are not level")
-            check(lanes.isdisjoint(group.row_ids), f"{group.row_ids} in two groups")
-            lanes.update(group.row_ids)
-            token = sampled_token([sampled[r] for r in group.row_ids], group.weights)
-            tokens |= dict.fromkeys(group.row_ids, token)
-        for row_id, digest in sampled.items():
-            if row_id not in lanes:
-                check("#lane" not in row_id, f"{row_id} samples without its group")
-                tokens[row_id] = sampled_token([digest], [1.0])
+            check(lanes.isdisjoint(group.lane_ids), f"{group.lane_ids} in two groups")
+            lanes.update(group.lane_ids)
+            token = sampled_token([sampled[r] for r in group.lane_ids], group.weights)
+            tokens |= dict.fromkeys(group.lane_ids, token)
+        for lane_id, digest in sampled.items():
+            if lane_id not in lanes:
+                check("#lane" not in lane_id, f"{lane_id} samples without its group")
+                tokens[lane_id] = sampled_token([digest], [1.0])
         return tokens

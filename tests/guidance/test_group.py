@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import pytest
 
-from vllm.guidance.group import SequenceGroup
+from vllm.guidance.group import EntryKind, LaneState, SequenceGroup
 from vllm.guidance.inputs import GuidanceInputs, LaneInputs
 from vllm.multistream.messages import StreamInputs
 from vllm.sampling_params import SamplingParams
@@ -76,31 +77,31 @@ def test_lanes_follow_what_is_emitted(num_streams: int, num_lanes: int, seed: in
     ]
     group = SequenceGroup(main, GuidanceInputs(0.5, lanes, pad_token_ids=PADS), num_streams, 2)
     main.group = group
-    assert group.rows == [group.main_row] and group.most_lanes == num_lanes
+    assert group.active_lanes == [group.conditional_lane] and group.max_guidance_lanes == num_lanes
 
     before, since, after = rows(3), rows(2), rows(4)
     emit(main, before + since)
     main.status = RequestStatus.RUNNING
     group.join(len(prompt) + len(before))
-    assert [row.weight for row in group.rows] == [0.5, *weights]
-    assert [row.row_id for row in group.rows] == [
+    assert [lane.weight for lane in group.active_lanes] == [0.5, *weights]
+    assert [lane.lane_id for lane in group.active_lanes] == [
         "r",
         *(f"r#lane{i + 1}" for i in range(num_lanes)),
     ]
-    for row, start in zip(group.lanes, starts, strict=True):
+    for row, start in zip(group.guidance_lanes, starts, strict=True):
         assert held(row.request) == start + since
-        assert row.request.num_computed_tokens == 0 and not row.is_known
+        assert row.request.num_computed_tokens == 0 and not row.is_on_worker
         assert row.request.status == RequestStatus.RUNNING
         for name in ("client_index", "priority", "cache_salt", "arrival_time"):
             assert getattr(row.request, name) == getattr(main, name)
 
     emit(main, after)
-    for row, start in zip(group.lanes, starts, strict=True):
+    for row, start in zip(group.guidance_lanes, starts, strict=True):
         assert held(row.request) == start + since + after
     assert held(main) == prompt + before + since + after
 
     gone = group.leave()
-    assert len(gone) == num_lanes and group.rows == [group.main_row]
+    assert len(gone) == num_lanes and group.active_lanes == [group.conditional_lane]
     emit(main, rows(1))
     assert held(gone[0].request) == starts[0] + since + after
 
@@ -113,7 +114,7 @@ def test_a_lane_of_pads_is_as_long_as_what_came_before(num_streams: int) -> None
     emit(main, [[20] * num_streams, [21] * num_streams])
     group.join(6)
     pads = [PADS[:num_streams]] * 6
-    assert held(group.lanes[0].request) == [*pads, [21] * num_streams]
+    assert held(group.guidance_lanes[0].request) == [*pads, [21] * num_streams]
 
 
 def test_a_prompt_of_one_stream_has_pads_in_the_others() -> None:
@@ -121,7 +122,7 @@ def test_a_prompt_of_one_stream_has_pads_in_the_others() -> None:
     inputs = GuidanceInputs(3.0, [LaneInputs(-2.0, [5, 6])], pad_token_ids=PADS)
     group = main.group = SequenceGroup(main, inputs, 3)
     group.join(1)
-    assert held(group.lanes[0].request) == [[5, 8, 9], [6, 8, 9]]
+    assert held(group.guidance_lanes[0].request) == [[5, 8, 9], [6, 8, 9]]
 
 
 def test_lanes_are_hashed_by_all_their_streams() -> None:
@@ -137,6 +138,43 @@ def test_lanes_are_hashed_by_all_their_streams() -> None:
         lane = LaneInputs(-2.0, [5] * BLOCK_SIZE, auxiliary)
         group = SequenceGroup(main, GuidanceInputs(3.0, [lane], pad_token_ids=PADS), 3)
         group.join(1)
-        hashes.append(group.lanes[0].request.block_hashes)
+        hashes.append(group.guidance_lanes[0].request.block_hashes)
     assert len(hashes[0]) == len(hashes[1]) == 1
     assert hashes[0] != hashes[1]
+
+
+NEVER_SEEN = {"is_on_worker": False, "num_blocks_on_worker": None, "num_tokens_on_worker": 0}
+CURRENT = {"is_on_worker": True, "num_blocks_on_worker": [1], "num_tokens_on_worker": 3}
+
+
+@pytest.mark.parametrize(
+    ("state", "in_last_step", "kind"),
+    [
+        (NEVER_SEEN, False, EntryKind.NEW),
+        (NEVER_SEEN | {"num_blocks_on_worker": [1]}, True, EntryKind.NEW),
+        (CURRENT, True, EntryKind.CONTINUED),
+        # With a token in flight it has one more than is known.
+        (CURRENT | {"num_tokens_on_worker": 4}, True, EntryKind.CONTINUED),
+        (CURRENT, False, EntryKind.RESUMED),
+        (CURRENT | {"num_blocks_on_worker": None}, True, EntryKind.RESUMED),
+        (CURRENT | {"num_tokens_on_worker": 2}, True, EntryKind.RESUMED),
+    ],
+)
+def test_what_the_worker_is_told_of_a_lane(
+    state: dict[str, Any], in_last_step: bool, kind: EntryKind
+) -> None:
+    lane = LaneState(make_main([[1], [2], [3]], 1), 1.0, **state)
+    assert lane.entry_kind({"r"} if in_last_step else {"other"}) is kind
+
+
+@pytest.mark.parametrize("samples", [False, True])
+@pytest.mark.parametrize("kind", list(EntryKind))
+def test_what_the_worker_has_after_an_entry(kind: EntryKind, samples: bool) -> None:
+    lane = LaneState(make_main([[1], [2], [3]], 1), 1.0, num_cached_tokens=2, **CURRENT)
+    lane.num_prompt_on_worker, lane.num_tokens_on_worker = 1, 4
+    lane.note_entry(kind, [2], samples)
+    assert lane.is_on_worker and lane.num_blocks_on_worker == [2] and lane.num_cached_tokens == 0
+    assert lane.num_prompt_on_worker == (3 if kind is EntryKind.NEW else 1)
+    assert lane.num_tokens_on_worker == (4 if kind is EntryKind.CONTINUED else 3) + samples
+    lane.note_freed()
+    assert lane.entry_kind({"r"}) is EntryKind.RESUMED

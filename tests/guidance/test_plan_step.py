@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from vllm.guidance.group import plan_step
 
 
-def by_the_contract(remaining: list[int], budget: int, can_level: bool) -> tuple[list[int], bool]:
+def by_the_contract(
+    remaining: list[int], budget: int, all_lanes_synced: bool
+) -> tuple[list[int], bool]:
     """All lanes to their last token, or token by token, in order, without any last one."""
-    if can_level and 0 not in remaining and sum(remaining) <= budget:
+    if all_lanes_synced and 0 not in remaining and sum(remaining) <= budget:
         return remaining, True
     tokens = [0] * len(remaining)
     for lane, count in enumerate(remaining):
@@ -22,10 +24,10 @@ def by_the_contract(remaining: list[int], budget: int, can_level: bool) -> tuple
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.integers(0, 40), st.booleans())
 @settings(deadline=None, max_examples=500)
-def test_the_contract_holds(remaining: list[int], budget: int, can_level: bool) -> None:
+def test_the_contract_holds(remaining: list[int], budget: int, all_lanes_synced: bool) -> None:
     given_lanes = list(remaining)
-    tokens, samples = plan_step(remaining, budget, can_level)
-    assert (tokens, samples) == by_the_contract(given_lanes, budget, can_level)
+    tokens, samples = plan_step(remaining, budget, all_lanes_synced)
+    assert (tokens, samples) == by_the_contract(given_lanes, budget, all_lanes_synced)
     assert remaining == given_lanes
     assert sum(tokens) <= budget
 

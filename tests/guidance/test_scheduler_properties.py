@@ -24,7 +24,7 @@ from tests.guidance.driver import (
     make_request,
     random_scenario,
 )
-from vllm.guidance.group import Row
+from vllm.guidance.group import LaneState
 from vllm.guidance.kv_cache import GroupKVCacheManager
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
@@ -168,12 +168,12 @@ def test_an_admission_that_fails_leaves_no_hash_behind(text_model: str) -> None:
 
 def free_without_one_lane(self: GroupKVCacheManager, request: Request) -> None:
     group = request.group
-    kept = group.lanes[:1] if group is not None else []
+    kept = group.guidance_lanes[:1] if group is not None else []
     if group is not None:
-        group.lanes = group.lanes[1:]
+        group.guidance_lanes = group.guidance_lanes[1:]
     free(self, request)
     if group is not None and not request.is_finished():
-        group.lanes = kept + group.lanes
+        group.guidance_lanes = kept + group.guidance_lanes
 
 
 def allocate_and_free_one_lane(
@@ -182,38 +182,40 @@ def allocate_and_free_one_lane(
     """The first guidance lane's blocks are freed a step before those of the others."""
     group = request.group
     blocks = allocate_slots(self, request, *args, **kwargs)
-    if group is not None and group.lanes and group.main.num_output_tokens == 3:
-        KVCacheManager.free(self, group.lanes[0].request)
+    if group is not None and group.guidance_lanes and group.main.num_output_tokens == 3:
+        KVCacheManager.free(self, group.guidance_lanes[0].request)
     return blocks
 
 
-def leaking_plan(remaining: list[int], budget: int, can_level: bool) -> tuple[list[int], bool]:
+def leaking_plan(
+    remaining: list[int], budget: int, all_lanes_synced: bool
+) -> tuple[list[int], bool]:
     """Lanes pass the barrier on their own."""
     tokens = []
     for count in remaining:
         tokens.append(max(min(count, budget), 0))
         budget -= tokens[-1]
-    return tokens, can_level and tokens == remaining
+    return tokens, all_lanes_synced and tokens == remaining
 
 
-def keep_one_lane_unknown(self: GroupKVCacheManager, rows: list[Row]) -> None:
+def keep_one_lane_unknown(self: GroupKVCacheManager, lanes: list[LaneState]) -> None:
     """The worker is not told that a lane has left."""
-    for row in rows[:1]:
-        row.is_known = False
-    free_lanes(self, rows)
+    for lane in lanes[:1]:
+        lane.is_on_worker = False
+    free_lanes(self, lanes)
 
 
-def adopt_too_much(self: GroupKVCacheManager, row: Row) -> int:
+def adopt_too_much(self: GroupKVCacheManager, lane: LaneState) -> int:
     """A lane believes in one more cached token than there is."""
-    hit = adopt_cached_prefix(self, row)
-    row.request.num_computed_tokens += bool(hit)
+    hit = take_cached_prefix(self, lane)
+    lane.request.num_computed_tokens += bool(hit)
     return hit
 
 
 free = GroupKVCacheManager.free
 allocate_slots = GroupKVCacheManager.allocate_slots
 free_lanes = GroupKVCacheManager.free_lanes
-adopt_cached_prefix = GroupKVCacheManager.adopt_cached_prefix
+take_cached_prefix = GroupKVCacheManager.take_cached_prefix
 
 
 @pytest.mark.parametrize(
@@ -222,7 +224,7 @@ adopt_cached_prefix = GroupKVCacheManager.adopt_cached_prefix
         (GroupKVCacheManager, "free", free_without_one_lane),
         (GroupKVCacheManager, "allocate_slots", allocate_and_free_one_lane),
         (GroupKVCacheManager, "free_lanes", keep_one_lane_unknown),
-        (GroupKVCacheManager, "adopt_cached_prefix", adopt_too_much),
+        (GroupKVCacheManager, "take_cached_prefix", adopt_too_much),
         (scheduling, "plan_step", leaking_plan),
     ],
 )

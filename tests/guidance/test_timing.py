@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tests.multistream.random_layouts import layouts
 from vllm.guidance.inputs import GuidanceInputs
-from vllm.guidance.timing import NOT_GUIDED, GuidanceTiming, Guided
+from vllm.guidance.timing import NOT_GUIDED, GuidanceWindow, Guided
 from vllm.multistream.layout import Phase, PhaseKind, StreamLayout, Transition
 from vllm.multistream.phases import NO_TOKEN, PhaseTable, StateKind, replay
 
@@ -100,7 +100,7 @@ def test_every_answer_is_right_whatever_is_in_flight(data: st.DataObject) -> Non
         "first": source.choice([0, 0, 2]),
         "last": source.choice([None, 2, 5]),
     }
-    timing = GuidanceTiming(table)
+    timing = GuidanceWindow(table)
     output: list[int] = []
     while int(table.kind[replay(table, prompt, output, limit).state]) != StateKind.DONE:
         for in_flight in range(3):
@@ -139,7 +139,7 @@ def text_then_audio(forced: tuple[int, ...], delays: tuple[int, ...] = (0, 1, 2)
 
 def answers(table: PhaseTable, output: list[int], in_flight: int, **inputs: Any) -> Guided | None:
     group = group_at(table, [3, 10], output, 99, in_flight, audio_only=True, **inputs)
-    return GuidanceTiming(table).of_next_token(group)
+    return GuidanceWindow(table).of_next_token(group)
 
 
 def test_text_is_not_guided_and_what_may_follow_it_is_not_known() -> None:
@@ -201,4 +201,4 @@ def test_audio_that_follows_audio_begins_anew() -> None:
 def test_a_single_stream_is_guided_from_its_prompt_on(in_flight: int) -> None:
     group = group_at(None, [1, 2, 3], [4], 99, in_flight, first=2, last=3)
     frame = 1 + in_flight
-    assert GuidanceTiming(None).of_next_token(group) == Guided(2 <= frame <= 3, 3, frame)
+    assert GuidanceWindow(None).of_next_token(group) == Guided(2 <= frame <= 3, 3, frame)

@@ -5,11 +5,24 @@ The scheduler keeps one upstream Request per group, its conditional lane; every 
 Request of its own that no queue knows. All lanes receive the same emitted tokens. The *barrier*:
 the last known token of a lane is computed only in a step in which all active lanes compute theirs,
 so a group samples with all its lanes or not at all.
+
+What the worker is told of a lane that computes tokens in a step follows from what it has of the
+lane already (`LaneState.entry_kind`):
+
+| on the worker | blocks | all its tokens there, and in the last step | entry |
+|---|---|---|---|
+| no | | | NEW |
+| yes | freed by preemption | | RESUMED |
+| yes | its own still | no | RESUMED |
+| yes | its own still | yes | CONTINUED |
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,49 +34,96 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
+class EntryKind(Enum):
+    """What a step's output tells the worker of a lane."""
+
+    NEW = "all its tokens and blocks; the worker has nothing of it"
+    RESUMED = "all its tokens and blocks; the worker drops what it has of it"
+    CONTINUED = "its new blocks; the worker has everything else"
+
+
 @dataclass(eq=False)
-class Row:
-    """What the worker knows of one lane.
+class LaneState:
+    """A lane, and what the worker has of it.
 
     Attributes:
         request: the lane's tokens and counters; for the conditional lane the group's own Request.
         weight: of the lane's logits.
-        is_known: whether the worker has the lane's state.
-        num_prompt_sent: prompt length that the worker was told.
-        num_blocks_sent: per KV cache group the blocks that it was told; None after they were freed.
-        num_held: tokens of the lane that the worker holds, those in flight included. A lane that
-            computed a chunk of its prompt while a token was in flight lacks that token.
-        num_last: tokens scheduled in the lane's newest step.
-        num_adopted: tokens that the prefix cache gave the lane and that no step has counted yet.
-        is_main: whether it is the conditional lane.
+        is_conditional: whether it is the conditional lane.
+        is_on_worker: whether the worker has the lane at all.
+        num_prompt_on_worker: prompt length that the worker was told.
+        num_blocks_on_worker: per KV cache group the blocks that the worker was told of; None once
+            they were freed.
+        num_tokens_on_worker: tokens of the lane that the worker has, those in flight included. A
+            lane that computed a chunk of its prompt while a token was in flight lacks that token.
+        num_tokens_last_step: tokens scheduled in the lane's newest step.
+        num_cached_tokens: tokens that the prefix cache gave the lane and that no step has reported.
     """
 
     request: Request
     weight: float
-    is_known: bool = False
-    num_prompt_sent: int = 0
-    num_blocks_sent: list[int] | None = None
-    num_held: int = 0
-    num_last: int = 0
-    num_adopted: int = 0
-    is_main: bool = False
+    is_conditional: bool = False
+    is_on_worker: bool = False
+    num_prompt_on_worker: int = 0
+    num_blocks_on_worker: list[int] | None = None
+    num_tokens_on_worker: int = 0
+    num_tokens_last_step: int = 0
+    num_cached_tokens: int = 0
 
     def __post_init__(self) -> None:
-        self.row_id: str = self.request.request_id
-        """Id of the lane's row in the worker's batch."""
+        self.lane_id: str = self.request.request_id
+        """Id under which the worker knows the lane."""
+
+    def entry_kind(self, lanes_of_last_step: AbstractSet[str]) -> EntryKind:
+        """What the worker is told of the lane in this step; see the module's table.
+
+        Args:
+            lanes_of_last_step: ids of the lanes that computed tokens in the last step. Upstream's
+                V1 runner wants all tokens again of a row that sat out a step.
+        """
+        if not self.is_on_worker:
+            return EntryKind.NEW
+        has_all = (
+            self.num_blocks_on_worker is not None
+            and self.lane_id in lanes_of_last_step
+            and self.num_tokens_on_worker >= self.request.num_tokens
+        )
+        return EntryKind.CONTINUED if has_all else EntryKind.RESUMED
+
+    def note_entry(self, kind: EntryKind, num_blocks: list[int], samples: bool) -> None:
+        """The worker is told of the lane.
+
+        Args:
+            kind: how.
+            num_blocks: per KV cache group the blocks that it knows now.
+            samples: whether it samples a token in this step.
+        """
+        if kind is EntryKind.NEW:
+            # A lane that joined late is new with all that it has; outputs are counted from there.
+            self.is_on_worker, self.num_prompt_on_worker = True, self.request.num_tokens
+        if kind is not EntryKind.CONTINUED:
+            self.num_tokens_on_worker = self.request.num_tokens
+        self.num_blocks_on_worker = num_blocks
+        self.num_cached_tokens = 0
+        self.num_tokens_on_worker += samples
+
+    def note_freed(self) -> None:
+        """The lane's blocks are freed; the worker's copy is void."""
+        self.num_blocks_on_worker = None
+        self.num_cached_tokens = 0
 
 
 @dataclass
 class StepPlan:
-    """A group's step: tokens of each active lane, in the order of SequenceGroup.rows.
+    """A group's step.
 
     Attributes:
-        rows, tokens: the lanes and how many tokens each computes.
+        lanes, tokens: the active lanes and how many tokens each computes.
         samples: whether all lanes compute their last token.
         frame: steps since the guided stretch began, of the token that the step emits.
     """
 
-    rows: list[Row]
+    lanes: Sequence[LaneState]
     tokens: list[int]
     samples: bool
     frame: int
@@ -83,57 +143,63 @@ class SequenceGroup:
         inputs: the request's guidance.
         num_streams: streams of the model.
         max_delay: of the model's delay pattern.
+
+    Attributes:
+        guidance_lanes: those that have joined.
+        conditional_lane: the other one.
+        active_lanes: all of them, the conditional lane first.
+        lane_ids, weights: theirs.
+        plan: the newest step's plan; None if the group waits in it.
     """
 
     main: Request
     inputs: GuidanceInputs
     num_streams: int = 1
     max_delay: int = 0
-    lanes: list[Row] = field(default_factory=list)
+    guidance_lanes: list[LaneState] = field(default_factory=list)
     plan: StepPlan | None = None
-    """The newest step's plan; None if the group waits in it."""
 
     def __post_init__(self) -> None:
-        self.main_row = Row(self.main, self.inputs.weight, is_main=True)
-        self._set_rows()
+        self.conditional_lane = LaneState(self.main, self.inputs.weight, is_conditional=True)
+        self._set_active_lanes()
 
-    def _set_rows(self) -> None:
-        self.rows: list[Row] = [self.main_row, *self.lanes]
-        """The active lanes, the conditional one first."""
-        self.row_ids = [row.row_id for row in self.rows]
-        self.weights = [row.weight for row in self.rows]
+    def _set_active_lanes(self) -> None:
+        self.active_lanes: list[LaneState] = [self.conditional_lane, *self.guidance_lanes]
+        self.lane_ids = [lane.lane_id for lane in self.active_lanes]
+        self.weights = [lane.weight for lane in self.active_lanes]
 
     @property
-    def most_lanes(self) -> int:
+    def max_guidance_lanes(self) -> int:
         """Guidance lanes that the group may have at any time."""
         return len(self.inputs.lanes)
 
     def join(self, guided_from: int) -> None:
         """Make the guidance lanes.
 
-        Each starts with its own prompt and goes on with what the request has emitted since position
-        `guided_from` of its conditional lane.
+        Each starts with its own prompt and continues with what the request has emitted since
+        position `guided_from` of its conditional lane.
         """
-        assert not self.lanes
+        assert not self.guidance_lanes
         for number, lane in enumerate(self.inputs.lanes, start=1):
-            self.lanes.append(Row(self._make_request(lane, number, guided_from), lane.weight))
-        self._set_rows()
+            request = self._make_request(lane, number, guided_from)
+            self.guidance_lanes.append(LaneState(request, lane.weight))
+        self._set_active_lanes()
 
-    def leave(self) -> list[Row]:
+    def leave(self) -> list[LaneState]:
         """Drop the guidance lanes; returns them, so that their blocks can be freed."""
-        gone, self.lanes = self.lanes, []
-        self._set_rows()
+        gone, self.guidance_lanes = self.guidance_lanes, []
+        self._set_active_lanes()
         return gone
 
     def append(self, token_ids: int | list[int]) -> None:
-        """Give the lanes what the conditional lane has just taken in."""
+        """Give the guidance lanes what the conditional lane has just got."""
         count = 1 if isinstance(token_ids, int) else len(token_ids)
-        for row in self.lanes:
-            streams = row.request.streams
+        for lane in self.guidance_lanes:
+            streams = lane.request.streams
             if streams is not None:
                 assert self.main.streams is not None
                 streams.append_ids(self.main.streams.last_ids(count))
-            row.request.append_output_token_ids(token_ids)
+            lane.request.append_output_token_ids(token_ids)
 
     def _make_request(self, lane: LaneInputs, number: int, guided_from: int) -> Request:
         from vllm.v1.request import Request
@@ -169,20 +235,22 @@ class SequenceGroup:
         return request
 
 
-def plan_step(remaining: list[int], budget: int, can_level: bool) -> tuple[list[int], bool]:
+def plan_step(
+    remaining: Sequence[int], budget: int, all_lanes_synced: bool
+) -> tuple[list[int], bool]:
     """How many tokens each lane computes in a step, and whether the group samples.
 
     Args:
         remaining: per lane the tokens that it has not computed, at least 0.
-        budget: most tokens in all.
-        can_level: whether every lane knows all its tokens (with asynchronous scheduling a lane that
-            was not in the last step lacks those in flight).
+        budget: maximum number of tokens in all.
+        all_lanes_synced: whether the worker has all tokens of every lane, those in flight included
+            (with asynchronous scheduling a lane that was not in the last step lacks them).
 
     Returns:
         Tokens per lane and whether all lanes reach their last token. Where they do not, every lane
         keeps its last token back, and the budget goes to the lanes in order.
     """
-    if can_level and sum(remaining) <= budget and min(remaining) >= 1:
+    if all_lanes_synced and sum(remaining) <= budget and min(remaining) >= 1:
         return list(remaining), True
     tokens = []
     for count in remaining:

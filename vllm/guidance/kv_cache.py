@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm.guidance.group import Row, SequenceGroup
+from vllm.guidance.group import LaneState, SequenceGroup
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.request import RequestStatus
@@ -20,46 +20,46 @@ class GroupKVCacheManager(KVCacheManager):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._finished_rows: set[str] = set()
+        self._finished_lanes: set[str] = set()
         self._num_preempted_groups = 0
         managers = self.coordinator.single_type_managers
         # With full attention alone, blocks that suffice need no further book-keeping.
-        is_plain = len(managers) == 1 and type(managers[0]) is FullAttentionManager
-        self._plain_manager = managers[0] if is_plain else None
+        full_attention_only = len(managers) == 1 and type(managers[0]) is FullAttentionManager
+        self._full_attention = managers[0] if full_attention_only else None
 
-    def take_finished_rows(self) -> set[str]:
-        """Row ids of guidance lanes that are gone since the last call and that the worker knows."""
-        rows, self._finished_rows = self._finished_rows, set()
-        return rows
+    def pop_finished_lanes(self) -> set[str]:
+        """Ids of guidance lanes that are gone since the last call and that the worker has."""
+        lanes, self._finished_lanes = self._finished_lanes, set()
+        return lanes
 
-    def take_num_preempted_groups(self) -> int:
+    def pop_num_preempted_groups(self) -> int:
         """Guided groups that were preempted since the last call."""
         count, self._num_preempted_groups = self._num_preempted_groups, 0
         return count
 
-    def adopt_cached_prefix(self, row: Row) -> int:
-        """Give a guidance lane that holds nothing the cached blocks of its prompt.
+    def take_cached_prefix(self, lane: LaneState) -> int:
+        """Give a guidance lane that has no blocks the cached blocks of its prompt.
 
         They are taken before anything is allocated for the step, which could evict them.
 
         Returns:
             Tokens that the lane need not compute.
         """
-        lane = row.request
-        if lane.num_computed_tokens or self._holds_blocks(lane):
+        request = lane.request
+        if request.num_computed_tokens or self._has_blocks(request):
             return 0
-        blocks, hit, _ = self.get_computed_blocks(lane)
+        blocks, hit, _ = self.get_computed_blocks(request)
         if hit:
-            adopted = super().allocate_slots(
-                lane,
+            allocated = super().allocate_slots(
+                request,
                 0,
                 num_new_computed_tokens=hit,
                 new_computed_blocks=blocks,
                 has_scheduled_reqs=False,
             )
-            if adopted is None:
+            if allocated is None:
                 return 0
-            lane.num_computed_tokens = hit
+            request.num_computed_tokens = hit
         return hit
 
     def allocate_slots(
@@ -83,45 +83,45 @@ class GroupKVCacheManager(KVCacheManager):
         if main_arguments.get("full_sequence_must_fit") and not self._fits(group, main_arguments):
             return None
         result = self.empty_kv_cache_blocks
-        adopted = main_arguments.get("num_new_computed_tokens", 0)
-        for row, tokens in zip(plan.rows, plan.tokens, strict=True):
-            if not row.is_main:
-                row.request.status = group.main.status
-                row.request.num_in_flight_tokens = row.num_last
-            if not (row.is_main and adopted) and (
-                tokens == 0 or self._has_slots(row.request, tokens)
+        num_cached = main_arguments.get("num_new_computed_tokens", 0)
+        for lane, tokens in zip(plan.lanes, plan.tokens, strict=True):
+            if not lane.is_conditional:
+                lane.request.status = group.main.status
+                lane.request.num_in_flight_tokens = lane.num_tokens_last_step
+            if not (lane.is_conditional and num_cached) and (
+                tokens == 0 or self._has_slots(lane.request, tokens)
             ):
                 continue
             arguments = main_arguments
-            if not row.is_main:
+            if not lane.is_conditional:
                 arguments = {"has_scheduled_reqs": main_arguments.get("has_scheduled_reqs", True)}
-            # Not hashed yet: blocks of lanes that are given up must not be found by their content,
-            # which nobody has computed.
+            # Not hashed yet: blocks of an admission that is cancelled must not be found by their
+            # content, which nobody has computed.
             arguments = arguments | {"delay_cache_blocks": True}
-            blocks = super().allocate_slots(row.request, tokens, **arguments)
+            blocks = super().allocate_slots(lane.request, tokens, **arguments)
             if blocks is None:
                 return None
-            if row.is_main:
+            if lane.is_conditional:
                 result = blocks
-        for row, tokens in zip(plan.rows, plan.tokens, strict=True):
-            computed = row.request.num_computed_tokens + tokens
-            if row.is_main:
-                computed += adopted
-            self._cache_row(row.request, min(computed, row.request.num_tokens))
+        for lane, tokens in zip(plan.lanes, plan.tokens, strict=True):
+            computed = lane.request.num_computed_tokens + tokens
+            if lane.is_conditional:
+                computed += num_cached
+            self._cache_lane(lane.request, min(computed, lane.request.num_tokens))
         return result
 
     def _has_slots(self, request: Request, num_tokens: int) -> bool:
-        """Whether the blocks that a request holds are known to take its next tokens."""
-        manager = self._plain_manager
+        """Whether a request's blocks are known to suffice for its next tokens."""
+        manager = self._full_attention
         if manager is None:
             return False
-        held = manager.req_to_blocks.get(request.request_id)
+        blocks = manager.req_to_blocks.get(request.request_id)
         needed = request.num_computed_tokens + num_tokens
-        return held is not None and needed <= len(held) * manager.block_size
+        return blocks is not None and needed <= len(blocks) * manager.block_size
 
-    def _cache_row(self, request: Request, num_tokens: int) -> None:
+    def _cache_lane(self, request: Request, num_tokens: int) -> None:
         """Cache a lane's full blocks among its first tokens."""
-        manager = self._plain_manager
+        manager = self._full_attention
         if manager is not None:
             num_cached = manager.num_cached_block.get(request.request_id, 0)
             if num_cached >= num_tokens // manager.block_size:
@@ -129,22 +129,22 @@ class GroupKVCacheManager(KVCacheManager):
         super().cache_blocks(request, num_tokens)
 
     def _fits(self, group: SequenceGroup, main_arguments: dict[str, Any]) -> bool:
-        """Whether all known tokens of all lanes fit the free blocks."""
+        """Whether all known tokens of all active lanes fit the free blocks."""
         size = self.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
-        needed = sum(-(-row.request.num_tokens // size) for row in group.rows)
-        held = sum(len(self.get_blocks(row.row_id).blocks[0]) for row in group.lanes)
-        adopted = main_arguments.get("num_new_computed_tokens", 0) // size
-        return needed - held - adopted <= self.block_pool.get_num_free_blocks()
+        needed = sum(-(-lane.request.num_tokens // size) for lane in group.active_lanes)
+        owned = sum(len(self.get_blocks(lane.lane_id).blocks[0]) for lane in group.guidance_lanes)
+        cached = main_arguments.get("num_new_computed_tokens", 0) // size
+        return needed - owned - cached <= self.block_pool.get_num_free_blocks()
 
-    def _holds_blocks(self, request: Request) -> bool:
+    def _has_blocks(self, request: Request) -> bool:
         return any(self.get_blocks(request.request_id).blocks)
 
-    def free_lanes(self, rows: list[Row]) -> None:
+    def free_lanes(self, lanes: list[LaneState]) -> None:
         """Free the blocks of lanes that have left their group, and tell the worker."""
-        for row in rows:
-            super().free(row.request)
-            if row.is_known:
-                self._finished_rows.add(row.row_id)
+        for lane in lanes:
+            super().free(lane.request)
+            if lane.is_on_worker:
+                self._finished_lanes.add(lane.lane_id)
 
     def free(self, request: Request) -> None:
         """Free a request's blocks, with those of all its lanes."""
@@ -152,16 +152,15 @@ class GroupKVCacheManager(KVCacheManager):
         group = request.group
         if group is None:
             return
-        group.main_row.num_blocks_sent = None
+        group.conditional_lane.note_freed()
         if request.is_finished():
             self.free_lanes(group.leave())
             return
         self._num_preempted_groups += request.status == RequestStatus.RUNNING
-        for row in group.lanes:
-            super().free(row.request)
-            row.num_blocks_sent = None
-            row.num_adopted = 0
-            row.request.num_computed_tokens = 0
+        for lane in group.guidance_lanes:
+            super().free(lane.request)
+            lane.note_freed()
+            lane.request.num_computed_tokens = 0
 
     def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:
         """Blocks of a request, taken out of the books; groups never defer their frees."""
@@ -174,8 +173,8 @@ class GroupKVCacheManager(KVCacheManager):
         if request.group is None:
             super().cache_blocks(request, num_computed_tokens)
             return
-        self._cache_row(request, num_computed_tokens)
-        for row in request.group.lanes:
-            lane = row.request
-            known = lane.num_computed_tokens - request.num_output_placeholders
-            self._cache_row(lane, min(known, lane.num_tokens))
+        self._cache_lane(request, num_computed_tokens)
+        for lane in request.group.guidance_lanes:
+            own = lane.request
+            known = own.num_computed_tokens - request.num_output_placeholders
+            self._cache_lane(own, min(known, own.num_tokens))

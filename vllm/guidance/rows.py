@@ -5,17 +5,17 @@ from dataclasses import dataclass
 
 
 @dataclass
-class GuidedRows:
+class GuidedGroup:
     """Scheduler to worker: the rows of a group that samples with guidance in this step.
 
     Attributes:
-        row_ids: the conditional lane's id first.
+        lane_ids: the conditional lane's id first.
         weights: of the lanes' logits.
         frame: steps since the guided stretch began.
         first, last: guided frames of the stretch; last None means to the end.
     """
 
-    row_ids: list[str]
+    lane_ids: list[str]
     weights: list[float]
     frame: int
     first: int

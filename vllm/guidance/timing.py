@@ -51,7 +51,7 @@ class _Decision:
 NOT_GUIDED = Guided(False, 0, 0)
 
 
-class GuidanceTiming:
+class GuidanceWindow:
     """Answers, for each step, whether a group is guided.
 
     Args:

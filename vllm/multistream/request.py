@@ -155,18 +155,18 @@ def make_stream_update(
     return update if update.auxiliary_ids else None
 
 
-def enter_worker(update: StreamUpdate, row_id: str, request: Request, has_audio: bool) -> None:
+def enter_worker(update: StreamUpdate, lane_id: str, request: Request, has_audio: bool) -> None:
     """Tell the worker of a row that enters its batch.
 
     Args:
         update: what the worker is told.
-        row_id: the row's id.
+        lane_id: the row's id.
         request: the row's request, or that of its lane.
         has_audio: whether the row's audio is wanted (a guidance lane's is not).
     """
     if request.streams is None:
         return
-    update.auxiliary_ids[row_id] = request.streams.ids()
+    update.auxiliary_ids[lane_id] = request.streams.ids()
     params = request.sampling_params
     if has_audio and params is not None and params.output_kind != RequestOutputKind.FINAL_ONLY:
-        update.audio_frames[row_id] = request.streams.num_audio_frames
+        update.audio_frames[lane_id] = request.streams.num_audio_frames

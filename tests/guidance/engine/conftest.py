@@ -51,10 +51,10 @@ def scheduler_of(llm: LLM) -> Any:
     return core.engine_core.scheduler
 
 
-def num_blocks(scheduler: Any, row_ids: Iterable[str]) -> int:
+def num_blocks(scheduler: Any, lane_ids: Iterable[str]) -> int:
     """KV blocks that rows hold."""
     manager = scheduler.kv_cache_manager
-    return sum(len(blocks) for row_id in row_ids for blocks in manager.get_blocks(row_id).blocks)
+    return sum(len(blocks) for lane_id in lane_ids for blocks in manager.get_blocks(lane_id).blocks)
 
 
 def runner_of(llm: LLM) -> Any:
@@ -154,7 +154,7 @@ class Watch:
         """
         assert any(step.merged for step in self.steps)
         for step in self.steps:
-            in_merge = {row_id for rows in step.merged for row_id in rows}
+            in_merge = {lane_id for rows in step.merged for lane_id in rows}
             assert step.sampled == in_merge, step
 
 
@@ -165,15 +165,15 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     preempt = Scheduler._preempt_request
 
     def preempting(self: Any, request: Any, *args: Any, **kwargs: Any) -> None:
-        lanes = [] if request.group is None else request.group.lanes
+        lanes = [] if request.group is None else request.group.guidance_lanes
         preemption = Preemption(
             request.group is not None,
             request.num_output_tokens,
             [(row.request.num_computed_tokens, row.request.num_tokens) for row in lanes],
         )
         preempt(self, request, *args, **kwargs)
-        row_ids = [request.request_id, *(row.row_id for row in lanes)]
-        preemption.num_blocks_left = num_blocks(self, row_ids)
+        lane_ids = [request.request_id, *(row.lane_id for row in lanes)]
+        preemption.num_blocks_left = num_blocks(self, lane_ids)
         watch.preemptions.append(preemption)
 
     monkeypatch.setattr(Scheduler, "_preempt_request", preempting)
@@ -184,15 +184,15 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
         output = schedule(self, *args, **kwargs)
         guided = {name for name, request in self.requests.items() if request.guidance is not None}
         newest["computed"] = {
-            row_id: count
-            for row_id, count in output.num_scheduled_tokens.items()
-            if row_id.partition(LANE)[0] in guided
+            lane_id: count
+            for lane_id, count in output.num_scheduled_tokens.items()
+            if lane_id.partition(LANE)[0] in guided
         }
-        newest["merged"] = [list(group.row_ids) for group in output.guidance or ()]
+        newest["merged"] = [list(group.lane_ids) for group in output.guidance or ()]
         return output
 
-    def record(row_ids: list[str], is_discarded: Any) -> None:
-        sampled = {row for row, no in zip(row_ids, is_discarded, strict=True) if not no}
+    def record(lane_ids: list[str], is_discarded: Any) -> None:
+        sampled = {row for row, no in zip(lane_ids, is_discarded, strict=True) if not no}
         computed = newest["computed"]
         watch.steps.append(Step(computed, sampled & computed.keys(), newest["merged"]))
 

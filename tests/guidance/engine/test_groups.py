@@ -57,7 +57,7 @@ def llm(model: Callable[[str], Model], request: pytest.FixtureRequest) -> Iterat
 def adopted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Per guidance lane that was looked up in the prefix cache, the tokens it need not compute."""
     hits: list[int] = []
-    adopt = GroupKVCacheManager.adopt_cached_prefix
+    adopt = GroupKVCacheManager.take_cached_prefix
 
     def recording(self: Any, row: Any) -> int:
         is_new = not row.request.num_computed_tokens
@@ -66,7 +66,7 @@ def adopted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             hits.append(hit)
         return hit
 
-    monkeypatch.setattr(GroupKVCacheManager, "adopt_cached_prefix", recording)
+    monkeypatch.setattr(GroupKVCacheManager, "take_cached_prefix", recording)
     return hits
 
 
@@ -171,9 +171,9 @@ def test_the_null_prompts_of_one_batch_share_their_blocks(
     scheduler = scheduler_of(chunked)
     manager = scheduler.kv_cache_manager
     tables = [
-        manager.get_block_ids(row.row_id)[0][:2]
+        manager.get_block_ids(lane.lane_id)[0][:2]
         for request in scheduler.requests.values()
-        for row in request.group.lanes
+        for lane in request.group.guidance_lanes
     ]
     assert len(tables) == 2
     assert tables[0] == tables[1]
@@ -223,7 +223,7 @@ def test_a_partner_that_comes_late(
     _run(chunked, model(NAME), Case(token_ids=(3, 40, 2), options=options), crowd)
     waits = [step for step in watch.steps if step.computed and not step.merged]
     assert len(waits) >= 1
-    assert sum(any(LANE in row_id for row_id in step.computed) for step in watch.steps) > 10
+    assert sum(any(LANE in lane_id for lane_id in step.computed) for step in watch.steps) > 10
     watch.assert_merged_or_not_sampled()
     assert_nothing_left(chunked)
 
@@ -239,12 +239,12 @@ def test_one_prompt_in_chunks_and_the_other_whole(
     parts = [
         tokens
         for step in watch.steps[: before + 1]
-        for row_id, tokens in step.computed.items()
-        if LANE in row_id
+        for lane_id, tokens in step.computed.items()
+        if LANE in lane_id
     ]
     # The null prompt has two tokens, the last of which waits for the conditional lane's.
     assert sum(parts) == 2
-    assert any(LANE in row_id for row_id in watch.steps[before].computed)
+    assert any(LANE in lane_id for lane_id in watch.steps[before].computed)
     watch.assert_merged_or_not_sampled()
     assert_nothing_left(chunked)
 
@@ -315,10 +315,11 @@ def test_a_lane_that_leaves_early_frees_its_blocks_at_once(
             continue
         (request,) = scheduler.requests.values()
         assert total - _free(llm) == num_blocks(
-            scheduler, [request.request_id, *(row.row_id for row in request.group.lanes)]
+            scheduler,
+            [request.request_id, *(lane.lane_id for lane in request.group.guidance_lanes)],
         )
-        if request.group.lanes:
-            lane = request.group.lanes[0].row_id
+        if request.group.guidance_lanes:
+            lane = request.group.guidance_lanes[0].lane_id
             held = num_blocks(scheduler, [lane])
             delays = max(model(NAME).reference.delays)
             assert request.num_output_tokens <= last + delays + 2

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vllm.multistream.row_sums import merge_lanes
 
 if TYPE_CHECKING:
-    from vllm.guidance.rows import GuidedRows
+    from vllm.guidance.rows import GuidedGroup
 
 NO_LAST_FRAME = 2**62
 """Stands for the end of a guidance interval that has none."""
@@ -57,12 +57,12 @@ class GuidedBatch:
 
     def __init__(
         self,
-        guided: Sequence[GuidedRows],
+        guided: Sequence[GuidedGroup],
         row_of: Mapping[str, int],
         num_rows: int,
         device: torch.device,
     ) -> None:
-        members = [[row_of[row_id] for row_id in group.row_ids] for group in guided]
+        members = [[row_of[lane_id] for lane_id in group.lane_ids] for group in guided]
         max_lanes = max(len(rows) for rows in members)
         first_of = {row: rows[0] for rows in members for row in rows[1:]}
         members_of = {rows[0]: rows for rows in members}
@@ -101,7 +101,7 @@ class GuidedBatch:
         return merge_lanes(values, self.guided_members, self.guided_weights, torch.float32)
 
     def unguided_streams(
-        self, guided: Sequence[GuidedRows], delays: NDArray[np.int64]
+        self, guided: Sequence[GuidedGroup], delays: NDArray[np.int64]
     ) -> NDArray[np.bool_] | None:
         """[num_groups, num_streams] streams that only the conditional lane decides.
 
@@ -140,7 +140,7 @@ class GuidedBatchCache:
 
     def get(
         self,
-        guided: Sequence[GuidedRows] | None,
+        guided: Sequence[GuidedGroup] | None,
         request_ids: Sequence[str],
         row_of: Mapping[str, int],
     ) -> GuidedBatch | None:
@@ -153,7 +153,7 @@ class GuidedBatchCache:
         """
         if not guided:
             return None
-        groups = [(group.row_ids, group.weights, group.first, group.last) for group in guided]
+        groups = [(group.lane_ids, group.weights, group.first, group.last) for group in guided]
         key = (groups, list(request_ids))
         if key != self._key:
             self._key = key

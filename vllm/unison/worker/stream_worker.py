@@ -27,7 +27,7 @@ from vllm.unison.worker.pending_step import PendingStep
 from vllm.unison.worker.step_audio import StepAudio
 
 if TYPE_CHECKING:
-    from vllm.guidance.rows import GuidedRows
+    from vllm.guidance.rows import GuidedGroup
     from vllm.sampling_params import SamplingParams
 
 
@@ -80,14 +80,14 @@ class StreamWorker:
         self._batches = GuidedBatchCache(device)
         self._audio = audio
         self._update = StreamUpdate()
-        self._guided: list[GuidedRows] | None = None
+        self._guided: list[GuidedGroup] | None = None
         self._request_ids: list[str] = []
         self._sampled: tuple[StepTokens, NDArray[np.bool_]] | None = None
 
     def begin_step(
         self,
         update: StreamUpdate | None,
-        guided: list[GuidedRows] | None,
+        guided: list[GuidedGroup] | None,
         staying: AbstractSet[str],
     ) -> None:
         """Release the slots of all requests that are not among `staying`.

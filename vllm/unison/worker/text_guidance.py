@@ -10,7 +10,7 @@ import torch
 from vllm.unison.sampler.batch_groups import GuidedBatchCache
 
 if TYPE_CHECKING:
-    from vllm.guidance.rows import GuidedRows
+    from vllm.guidance.rows import GuidedGroup
     from vllm.unison.worker.v1_runner import V1Runner
 
 
@@ -25,7 +25,7 @@ class V1TextAdapter:
 
     def __init__(self, runner: V1Runner) -> None:
         self._runner = runner
-        self._guided: list[GuidedRows] | None = None
+        self._guided: list[GuidedGroup] | None = None
         self._batches = GuidedBatchCache(runner.device)
         self._generators_aside: dict[int, torch.Generator] = {}
         runner.sampler = _GuidedSampler(runner.sampler, self)
