@@ -8,6 +8,7 @@ scheduler sends its streams again and its progress is recovered from its tokens.
 """
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
@@ -140,7 +141,7 @@ class SlotTable:
         """Slots held by requests in the batch."""
         return len(self._slot_of)
 
-    def release_except(self, kept: set[str]) -> None:
+    def release_except(self, kept: AbstractSet[str]) -> None:
         """Start a step: take back the slots of requests that are not among `kept`."""
         self._free += self._quarantined.pop(0)
         gone = [request_id for request_id in self._slot_of if request_id not in kept]
