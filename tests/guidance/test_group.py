@@ -143,8 +143,16 @@ def test_lanes_are_hashed_by_all_their_streams() -> None:
     assert hashes[0] != hashes[1]
 
 
-NEVER_SEEN: dict[str, Any] = {"is_on_worker": False, "num_blocks_on_worker": None, "num_tokens_on_worker": 0}
-CURRENT: dict[str, Any] = {"is_on_worker": True, "num_blocks_on_worker": [1], "num_tokens_on_worker": 3}
+NEVER_SEEN: dict[str, Any] = {
+    "is_on_worker": False,
+    "num_blocks_on_worker": None,
+    "num_tokens_on_worker": 0,
+}
+CURRENT: dict[str, Any] = {
+    "is_on_worker": True,
+    "num_blocks_on_worker": [1],
+    "num_tokens_on_worker": 3,
+}
 
 
 @pytest.mark.parametrize(
