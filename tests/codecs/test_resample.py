@@ -58,7 +58,7 @@ def test_frequencies_above_the_new_band_vanish(from_rate: int, to_rate: int) -> 
         assert np.abs(output[to_rate // 20 : -to_rate // 20]).max() < 5e-4
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     num_samples=st.integers(1, 20),
     from_rate=st.integers(4000, 12000),

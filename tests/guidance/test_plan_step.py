@@ -21,7 +21,7 @@ def by_the_contract(remaining: list[int], budget: int, can_level: bool) -> tuple
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.integers(0, 40), st.booleans())
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_the_contract_holds(remaining: list[int], budget: int, can_level: bool) -> None:
     given_lanes = list(remaining)
     tokens, samples = plan_step(remaining, budget, can_level)

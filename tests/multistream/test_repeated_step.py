@@ -44,7 +44,7 @@ def _random_lanes(num_rows: int, generator: torch.Generator) -> Lanes:
     )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(layouts(max_streams=4, max_delay=3), st.integers(0, 2**32), st.booleans())
 def test_equals_steps_that_are_made_anew(layout: StreamLayout, seed: int, grouped: bool) -> None:
     generator = torch.Generator().manual_seed(seed)

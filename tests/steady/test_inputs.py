@@ -41,7 +41,7 @@ def _problem(
     )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32), st.integers(0, 40), st.integers(1, 9), st.sampled_from([1, 3, 16]))
 def test_equals_the_definition(seed: int, rows: int, streams: int, block_size: int) -> None:
     found = _problem(seed, rows, streams, block_size)
