@@ -157,7 +157,7 @@ def test_wav_is_streamed_in_chunks_after_a_header_of_unknown_length(
     assert len(chunks) > 1
 
 
-@pytest.mark.parametrize("name", ["wav", "flac", "mp3", "opus"])
+@pytest.mark.parametrize("name", ["wav", "flac", "mp3", "opus", "aac"])
 def test_other_programs_read_every_format(name: str, client: openai.OpenAI, tmp_path: Path) -> None:
     if shutil.which("ffprobe") is None or shutil.which("ffmpeg") is None:
         pytest.skip("ffmpeg is not installed")
