@@ -74,7 +74,9 @@ SECONDS_PER_TEST = 120
 """After which a test counts as hung; the slowest that passes takes a quarter."""
 
 REASONS = {
-    "needs a file of the model hub": r"offline|huggingface|hf_hub|OSError|LocalEntryNotFound",
+    "needs a file of the model hub": (
+        r"huggingface|OSError|LocalEntryNotFound|repository ID|Engine core init"
+    ),
     "needs a GPU or Triton": r"cuda|triton|gpu|nccl|flash.?attn|'function' object is not subscr",
     "takes too long": r"Timeout",
     "needs a package that is not installed": r"ModuleNotFoundError|ImportError|No module named",
