@@ -1,9 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Order of the whole run: what fails fast comes first."""
+"""Order of the whole run: what fails fast comes first; and how properties are tried."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# The time that an example takes depends on the machine's load, its result never does.
+settings.register_profile(
+    "unison",
+    deadline=None,
+    max_examples=60,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.function_scoped_fixture,
+    ],
+)
+settings.load_profile("unison")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -111,12 +111,34 @@ def test_mimi_needs_its_semantic_codebooks(tmp_path: Path) -> None:
     assert load_codec(str(tmp_path), num_codebooks=2).encode(torch.ones(1920)).shape == (1, 2)
 
 
-def test_incomplete_checkpoint(checkpoint: Checkpoint, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda weights: weights.pop("decoder.conv2.bias"),
+            r"lacks the tensor 'decoder\.conv2\.bias'$",
+        ),
+        (
+            lambda weights: weights.update({"decoder.conv9.bias": torch.ones(1)}),
+            r"holds what DacModel lacks: the tensor 'decoder\.conv9\.bias'$",
+        ),
+        (
+            lambda weights: weights.update({"decoder.conv2.bias": torch.ones(2)}),
+            r"the tensor 'decoder\.conv2\.bias' must have shape \[1\], .* not \[2\]$",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit(
+    change: Callable[[dict[str, torch.Tensor]], None],
+    message: str,
+    checkpoint: Checkpoint,
+    tmp_path: Path,
+) -> None:
     weights = safetensors.torch.load_file(checkpoint("dac") / "model.safetensors")
-    del weights["decoder.conv2.bias"]
+    change(weights)
     safetensors.torch.save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_bytes((checkpoint("dac") / "config.json").read_bytes())
-    with pytest.raises(ValueError, match=r"lacks 1 weights of DacModel.*decoder\.conv2\.bias"):
+    with pytest.raises(ValueError, match=message):
         load_codec(str(tmp_path))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm.multistream.codecs import Codec
@@ -169,9 +169,7 @@ def test_codebooks_between_two_bandwidths(kind: str, num_codebooks: int, load: L
     assert torch.equal(codes, load(kind).encode(samples)[:, :num_codebooks])
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40)
 @given(num_samples=st.integers(0, 12000))
 def test_num_frames_is_exact(kind: str, load: Load, num_samples: int) -> None:
     codec = load(kind, num_codebooks=1)

@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from tests.fork.toy import Toy, make_toy
 from tools.fork import package
@@ -73,6 +74,7 @@ def test_requirements() -> None:
         "torch==2.13.0; platform_system == 'Darwin'",
         "mistral_common[image]>=1.11.6",
         'protobuf!=6.30.*,>=5; platform_machine != "s390x"',
+        *package.FORK_REQUIREMENTS,
     )
     assert extras == {
         "audio": ("scipy",),
@@ -80,9 +82,19 @@ def test_requirements() -> None:
     }
 
 
+def test_the_fork_s_own_requirements_are_in_every_install_and_installed_here() -> None:
+    base, _ = package.fork_requirements(["numpy", "av>=14", 'soundfile; extra == "audio"'])
+    assert base == ("numpy", "av>=14", *package.FORK_REQUIREMENTS[1:])
+    own = [Requirement(entry) for entry in package.FORK_REQUIREMENTS]
+    assert {entry.name for entry in own} >= {"av", "soundfile", "soxr", "sse-starlette"}
+    for entry in own:
+        assert entry.specifier.contains(importlib.metadata.version(entry.name)), entry
+
+
 def test_metadata_of_a_wheel(toy: Toy) -> None:
     metadata = package.read_metadata(wheel(toy))
-    assert metadata.requires == ("numpy", 'torch==2.13.0; platform_machine == "x86_64"')
+    torch = 'torch==2.13.0; platform_machine == "x86_64"'
+    assert metadata.requires == ("numpy", torch, *package.FORK_REQUIREMENTS)
     assert metadata.extras == {"audio": ("soundfile",)}
     assert metadata.entry_points == {"console_scripts": ("vllm = vllm.cli:main",)}
     assert metadata.requires_python == ">=3.11"

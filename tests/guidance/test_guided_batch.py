@@ -35,7 +35,7 @@ def merged(groups: list[GuidedGroup], row_of: dict[str, int], values: torch.Tens
 
 
 @given(st.integers(0, 2**32), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_merge_is_the_weighted_sum(seed: int, dtype: torch.dtype) -> None:
     groups, row_of = random_groups(random.Random(seed))
     generator = torch.Generator().manual_seed(seed)
@@ -50,7 +50,7 @@ def test_merge_is_the_weighted_sum(seed: int, dtype: torch.dtype) -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_merge_does_not_depend_on_batch_mates(seed: int) -> None:
     """Bit for bit the same alone, with two-lane and four-lane mates, and in another order."""
     source = random.Random(seed)
@@ -75,7 +75,7 @@ def test_merge_does_not_depend_on_batch_mates(seed: int) -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_lanes_get_the_tokens_of_their_conditional_lane(seed: int) -> None:
     groups, row_of = random_groups(random.Random(seed))
     batch = GuidedBatch(groups, row_of, len(row_of), CPU)
@@ -100,7 +100,7 @@ def test_lanes_get_the_tokens_of_their_conditional_lane(seed: int) -> None:
 
 
 @given(st.integers(0, 2**32))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_rows_without_guidance_are_lanes_of_weight_one(seed: int) -> None:
     groups, row_of = random_groups(random.Random(seed))
     lanes = GuidedBatch(groups, row_of, len(row_of), CPU).groups

@@ -23,7 +23,7 @@ def by_the_contract(
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.integers(0, 40), st.booleans())
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_the_contract_holds(remaining: list[int], budget: int, all_lanes_synced: bool) -> None:
     given_lanes = list(remaining)
     tokens, samples = plan_step(remaining, budget, all_lanes_synced)

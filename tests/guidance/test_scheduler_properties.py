@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import vllm.guidance.scheduling as scheduling
@@ -33,11 +33,6 @@ BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["synchronous", "a
 
 
 @given(source=st.randoms(use_true_random=False))
-@settings(
-    deadline=None,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
 def test_any_traffic(source: random.Random, text_model: str) -> None:
     Driver(text_model, random_scenario(source)).run()
 

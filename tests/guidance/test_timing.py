@@ -87,7 +87,7 @@ def truth(
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_every_answer_is_right_whatever_is_in_flight(data: st.DataObject) -> None:
     layout = data.draw(layouts())
     table = PhaseTable(layout)

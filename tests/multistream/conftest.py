@@ -5,13 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, settings
-
-# Examples vary in time with the machine's load, never in result.
-settings.register_profile(
-    "multistream", deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=60
-)
-settings.load_profile("multistream")
 
 
 @pytest.fixture(autouse=True, scope="package")

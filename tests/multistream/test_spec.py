@@ -2,6 +2,7 @@
 """A model's specification, read from its configuration."""
 
 import gc
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +131,26 @@ def test_defaults() -> None:
 def test_a_refusal_names_the_field(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(LayoutError, match=message):
         SpeechSpec.from_config(config(**changes))
+
+
+def test_an_unknown_key_of_the_whole_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"config\.json has unknown keys \['vocies', 'xs'\]; known"
+    ):
+        config(vocies={}, xs=1)
+
+
+def test_what_transformers_writes_is_known(tmp_path: Path) -> None:
+    written = config(architectures=["SpeechLMForConditionalGeneration"], dtype="bfloat16")
+    written.save_pretrained(tmp_path)
+    shown = json.loads((tmp_path / "config.json").read_text())
+    assert {"transformers_version", "model_type", "dtype"} <= shown.keys()
+    (tmp_path / "config.json").write_text(
+        json.dumps(written.to_dict() | {"torch_dtype": "float32"})
+    )
+    read = SpeechLMConfig.from_pretrained(tmp_path, attn_implementation="eager", num_labels=3)
+    assert read.stream_layout == written.stream_layout
+    assert SpeechLMConfig(**read.to_dict()).to_dict() == read.to_dict()
 
 
 def test_an_unknown_backbone_is_refused() -> None:

@@ -124,19 +124,19 @@ def check_gather(seed: int, streams: int, dtype: torch.dtype) -> None:
     assert torch.equal(found, expected)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(layouts(max_streams=4, max_delay=3), st.integers(0, 2**32))
 def test_begin(layout: StreamLayout, seed: int) -> None:
     check_begin(layout, seed)
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(layouts(max_streams=4, max_delay=3), st.integers(0, 2**32), st.booleans())
 def test_advance(layout: StreamLayout, seed: int, grouped: bool) -> None:
     check_advance(layout, seed, grouped)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(0, 2**32), st.integers(1, 9), st.sampled_from([torch.int32, torch.int64]))
 def test_gather(seed: int, streams: int, dtype: torch.dtype) -> None:
     check_gather(seed, streams, dtype)

@@ -29,7 +29,7 @@ def check(problem: GuidedProblem) -> torch.Tensor:
     return tokens
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     seed=st.integers(0, 1 << 30),
     groups=st.integers(1, 6),
@@ -121,7 +121,7 @@ class TestRules:
         assert found.tolist() == [[0.0, 12345.0]] * 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1 << 30), dtype=st.sampled_from(DTYPES))
 def test_equals_sampling_logits_that_were_merged_before(seed: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)

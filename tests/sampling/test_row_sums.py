@@ -33,7 +33,7 @@ def equal_bits(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return same and torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.integers(0, 2**32), WIDTHS, st.sampled_from(DTYPES), st.booleans())
 def test_merge_lanes(seed: int, width: int, dtype: torch.dtype, widened: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -66,7 +66,7 @@ def test_rounding_is_that_of_torch(dtype: torch.dtype, instruction_sets: list[st
         assert equal_bits(merge_lanes(values, sources, weights), expected), name
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     st.integers(0, 2**32),
     st.integers(1, 9),

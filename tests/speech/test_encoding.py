@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
+import struct
 import subprocess
 import wave
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -24,8 +28,8 @@ from vllm.entrypoints.speech.encoding import (
     make_encoder,
     pcm16,
     wav_header,
+    wav_sizes,
 )
-from vllm.multistream.codecs.resample import StreamResampler, resample
 
 
 def tone(seconds: float, rate: int, frequency: float = 440.0) -> NDArray[np.float32]:
@@ -33,14 +37,32 @@ def tone(seconds: float, rate: int, frequency: float = 440.0) -> NDArray[np.floa
     return (0.5 * np.sin(2 * np.pi * frequency * times)).astype(np.float32)
 
 
-def in_pieces(name: str, samples: NDArray[np.float32], rate: int, cuts: Sequence[int]) -> bytes:
-    encoder = make_encoder(name, rate)
+def in_pieces(
+    name: str,
+    samples: NDArray[np.float32],
+    rate: int,
+    cuts: Sequence[int],
+    is_whole: bool = False,
+) -> bytes:
+    encoder = make_encoder(name, rate, is_whole)
     pieces = np.split(samples, sorted(cuts))
     return b"".join([*(encoder.encode(piece) for piece in pieces), encoder.finish()])
 
 
+def decoded_by_ffmpeg(data: bytes) -> tuple[NDArray[np.float32], int]:
+    """Samples and rate."""
+    container: Any = av.open(io.BytesIO(data))
+    with container:
+        resampler = av.AudioResampler("flt", "mono")
+        frames = [f for frame in container.decode(audio=0) for f in resampler.resample(frame)]
+        pieces = [np.empty(0, np.float32), *(frame.to_ndarray()[0] for frame in frames)]
+        return np.concatenate(pieces), container.streams.audio[0].rate
+
+
 def decoded(data: bytes) -> tuple[NDArray[np.float32], int]:
     """Samples and rate."""
+    if data[:1] == b"\xff" and data[1] & 0xF6 == 0xF0:  # AAC, which libsndfile does not read
+        return decoded_by_ffmpeg(data)
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         # libsndfile cannot seek to the end of a FLAC stream of unknown length, as read() wants.
         count = 5 * file.samplerate if file.frames > 2**40 else file.frames
@@ -58,14 +80,13 @@ def test_samples_are_rounded_and_clipped() -> None:
     ]  # fmt: skip
 
 
-@given(st.lists(st.integers(0, 4800), max_size=6))
-def test_pieces_make_the_same_file(cuts: list[int]) -> None:
+@given(st.lists(st.integers(0, 4800), max_size=6), st.booleans())
+def test_pieces_make_the_same_file(cuts: list[int], is_whole: bool) -> None:
     samples = tone(0.3, 16000)
-    for name in ("wav", "pcm", "flac", "mp3"):
-        assert in_pieces(name, samples, 16000, cuts) == in_pieces(name, samples, 16000, [])
-    # An Ogg stream has a random serial number.
-    pieces, whole = in_pieces("opus", samples, 16000, cuts), in_pieces("opus", samples, 16000, [])
-    np.testing.assert_array_equal(decoded(pieces)[0], decoded(whole)[0])
+    for name in FORMATS:
+        assert in_pieces(name, samples, 16000, cuts, is_whole) == (
+            encode_whole(name, samples, 16000) if is_whole else in_pieces(name, samples, 16000, [])
+        )
 
 
 def test_a_wav_file_says_its_length_and_a_wav_stream_says_that_it_does_not() -> None:
@@ -80,6 +101,26 @@ def test_a_wav_file_says_its_length_and_a_wav_stream_says_that_it_does_not() -> 
     assert stream[44:] == whole[44:] and len(wav_header(24000)) == 44
     read, rate = decoded(stream)
     assert (len(read), rate) == (6000, 24000)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 6000])
+def test_the_sizes_of_a_wav_header(num_samples: int) -> None:
+    """RIFF counts what follows its own 8 bytes: 36 of header, and the samples."""
+    samples = tone(1.0, 24000)[:num_samples]
+    made = {
+        "header": wav_header(24000, num_samples) + pcm16(samples),
+        "in memory": encode_whole("wav", samples, 24000),
+        "in pieces, kept": in_pieces("wav", samples, 24000, [num_samples // 3], is_whole=True),
+    }
+    streamed = bytearray(in_pieces("wav", samples, 24000, [num_samples // 3]))
+    for offset, size in wav_sizes(len(streamed)):
+        streamed[offset : offset + len(size)] = size
+    made["completed"] = bytes(streamed)
+    for how, data in made.items():
+        riff, size = struct.unpack_from("<I", data, 4)[0], struct.unpack_from("<I", data, 40)[0]
+        assert (riff, size) == (36 + 2 * num_samples, 2 * num_samples), how
+        assert len(data) == 44 + 2 * num_samples, how
+        assert data[44:] == pcm16(samples), how
 
 
 @pytest.mark.parametrize("rate", [16000, 22050, 24000, 32000, 44100])
@@ -101,29 +142,84 @@ def test_every_format_keeps_the_sound_at_every_rate(name: str, rate: int) -> Non
         np.testing.assert_array_equal(np.round(read * 32768), np.round(samples * 32767))
 
 
-@pytest.mark.parametrize("name", ["wav", "flac", "mp3", "opus"])
-def test_a_whole_file_knows_its_length(name: str) -> None:
-    data = encode_whole(name, tone(1.0, 24000), 24000)
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        assert file.frames / file.samplerate == pytest.approx(1.0, abs=0.01)
-        assert file.samplerate == 24000
+@pytest.mark.parametrize("num_samples", [2000, 24000, 23987])
+def test_a_whole_file_knows_its_length(num_samples: int) -> None:
+    samples = tone(1.0, 24000)[:num_samples]
+    for name in ("wav", "flac", "mp3", "opus"):
+        with soundfile.SoundFile(io.BytesIO(encode_whole(name, samples, 24000))) as file:
+            assert (file.frames, file.samplerate) == (num_samples, 24000), name
+
+
+def test_the_header_of_a_whole_flac_file() -> None:
+    samples = tone(1.0, 24000)
+    for is_whole in (True, False):
+        data = in_pieces("flac", samples, 24000, [7, 9000], is_whole)
+        # STREAMINFO: 36 bits of the number of samples, then the MD5 of the samples.
+        total = int.from_bytes(data[21:26], "big") & (2**36 - 1)
+        assert total == (24000 if is_whole else 0)
+        expected = hashlib.md5(pcm16(samples)).digest() if is_whole else bytes(16)
+        assert data[26:42] == expected
+
+
+def test_the_header_of_a_whole_mp3_file() -> None:
+    samples = tone(1.0, 24000)
+    whole, stream = encode_whole("mp3", samples, 24000), in_pieces("mp3", samples, 24000, [])
+    where = max(whole.find(b"Info"), whole.find(b"Xing"))
+    assert 0 < where < 60
+    flags, frames = struct.unpack_from(">II", whole, where + 4)
+    # A frame has 576 samples at this rate; the encoder's delay is held by up to 3 more.
+    assert flags & 1 and 24000 / 576 <= frames <= 24000 / 576 + 3
+    assert b"Info" not in stream[:200] and b"Xing" not in stream[:200]
+
+
+def test_an_aac_stream_is_frames_of_1024_samples() -> None:
+    samples = tone(1.0, 24000)
+    data = encode_whole("aac", samples, 24000)
+    assert data == in_pieces("aac", samples, 24000, [])
+    frames, at = 0, 0
+    while at < len(data):
+        assert data[at] == 0xFF and data[at + 1] & 0xF6 == 0xF0
+        at += (data[at + 3] & 3) << 11 | data[at + 4] << 3 | data[at + 5] >> 5
+        frames += 1
+    assert at == len(data)
+    # One frame before the sound, and one for its rest.
+    assert frames == -(-24000 // 1024) + 1
+    read, rate = decoded_by_ffmpeg(data)
+    assert (len(read), rate) == (frames * 1024, 24000)
+    assert np.sqrt(np.mean((read[1024 : 1024 + 24000] - samples) ** 2)) < 0.02
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_no_samples_make_an_empty_file(name: str) -> None:
-    data = in_pieces(name, np.empty(0, np.float32), 16000, [])
-    # libsndfile writes the header of a FLAC file with its first samples.
-    begins = {"wav": b"RIFF", "opus": b"OggS"}
-    assert data.startswith(begins.get(name, b""))
-    assert len(data) == {"wav": 44, "pcm": 0, "flac": 0}.get(name, len(data))
+def test_sound_is_not_held_back(name: str) -> None:
+    """What has been sent when a second has been spoken holds all but its last 0.2 seconds."""
+    samples = tone(2.0, 16000)
+    encoder = make_encoder(name, 16000)
+    sent = b"".join(encoder.encode(piece) for piece in np.split(samples[:16000], 25))
+    if name == "pcm":
+        sent = wav_header(16000) + sent
+    # FFmpeg's reader of FLAC wants the next frame's header to believe in this one's end.
+    assert len(decoded_by_ffmpeg(sent)[0]) >= (0.6 if name == "flac" else 0.8) * (
+        48000 if name == "opus" else 16000
+    )
 
 
-@pytest.mark.parametrize("name", ["wav", "flac", "mp3", "opus"])
-def test_ffprobe_knows_the_streams(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_no_samples_make_an_empty_file(name: str, is_whole: bool) -> None:
+    data = in_pieces(name, np.empty(0, np.float32), 16000, [], is_whole)
+    assert data.startswith({"wav": b"RIFF", "flac": b"fLaC", "opus": b"OggS"}.get(name, b""))
+    assert len(data) == {"wav": 44, "pcm": 0, "aac": 0}.get(name, len(data))
+    if name in ("wav", "flac"):
+        assert len(decoded_by_ffmpeg(data)[0]) == 0
+
+
+@pytest.mark.parametrize("name", ["wav", "flac", "mp3", "opus", "aac"])
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_ffmpeg_reads_the_files(name: str, is_whole: bool, tmp_path: Path) -> None:
     if shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None:
         pytest.skip("ffmpeg is not installed")
     path = tmp_path / f"stream.{'ogg' if name == 'opus' else name}"
-    path.write_bytes(in_pieces(name, tone(2.0, 16000), 16000, range(0, 32000, 3000)))
+    path.write_bytes(in_pieces(name, tone(2.0, 16000), 16000, range(0, 32000, 3000), is_whole))
     entries = ["-show_entries", "stream=codec_name,channels", "-of", "csv=p=0"]
     probe = subprocess.run(
         ["ffprobe", "-v", "error", *entries, str(path)], capture_output=True, check=True, text=True
@@ -136,29 +232,3 @@ def test_ffprobe_knows_the_streams(name: str, tmp_path: Path) -> None:
         check=True,
     )
     assert len(raw.stdout) / 2 / 16000 == pytest.approx(2.0, abs=0.15)
-
-
-@given(
-    st.sampled_from([(16000, 48000), (22050, 24000), (44100, 48000), (32000, 16000), (8000, 8000)]),
-    st.integers(0, 3000),
-    st.lists(st.integers(0, 3000), max_size=5),
-    st.integers(0, 2**32 - 1),
-)
-def test_resampling_in_pieces_is_resampling(
-    rates: tuple[int, int], length: int, cuts: list[int], seed: int
-) -> None:
-    samples = np.random.default_rng(seed).standard_normal(length).astype(np.float32)
-    resampler = StreamResampler(*rates)
-    pieces = [resampler.push(piece) for piece in np.split(samples, sorted(cuts))]
-    joined = np.concatenate([*pieces, resampler.finish()])
-    np.testing.assert_array_equal(joined, resample(samples, *rates))
-
-
-def test_resampling_in_pieces_does_not_hold_samples_back() -> None:
-    resampler = StreamResampler(44100, 48000)
-    pushed = made = 0
-    for _ in range(50):
-        made += len(resampler.push(np.zeros(441, np.float32)))
-        pushed += 441
-        assert made >= (pushed - 60) * 48000 / 44100
-    assert len(resampler._buffer) < 1000

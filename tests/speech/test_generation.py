@@ -210,7 +210,8 @@ def test_an_answer_that_never_began_to_be_sent_ends_the_request() -> None:
     async def run() -> None:
         made = await begun(engine)
         del made
-        await asyncio.sleep(0.01)
+        while not engine.was_left:
+            await asyncio.sleep(0)
 
     asyncio.run(run())
     assert engine.was_left

@@ -47,7 +47,6 @@ def run(command: list[str], server: Server, folder: Path) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
     )
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout

@@ -29,6 +29,14 @@ EXTENSION = f"{PACKAGE}/_unison_C.so"
 DROPPED_REQUIREMENTS = frozenset({"torchvision", "torchaudio", "torchcodec"})
 """Builds for another device break ``import transformers``, and nothing in speech needs them."""
 
+FORK_REQUIREMENTS = (
+    "av>=14",
+    "soundfile>=0.12",
+    "soxr>=0.5",
+    "sse-starlette>=3",
+)
+"""What the fork's own modules import beyond upstream's requirements."""
+
 _REQUIREMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LOCAL_TAG = re.compile(r"(==\s*[0-9][^\s;,+]*)\+[A-Za-z0-9.]+")
 _EXTRA = re.compile(r"""\s*(?:\band\s+)?\bextra\s*==\s*["']([^"']+)["']\s*$""")
@@ -121,8 +129,8 @@ def fork_requirements(
     """Upstream's ``Requires-Dist`` lines as the fork has them: (requirements, requirements by
     extra).
 
-    torch loses its local build tag, so that any build of that version will do, and
-    DROPPED_REQUIREMENTS are left out.
+    torch loses its local build tag, so that any build of that version will do,
+    DROPPED_REQUIREMENTS are left out, and FORK_REQUIREMENTS are added.
     """
     base: list[str] = []
     extras: dict[str, list[str]] = {}
@@ -142,6 +150,7 @@ def fork_requirements(
         target = extras.setdefault(extra[1], []) if extra else base
         if entry not in target:
             target.append(entry)
+    base += [entry for entry in FORK_REQUIREMENTS if entry not in base]
     return tuple(base), {name: tuple(entries) for name, entries in extras.items()}
 
 

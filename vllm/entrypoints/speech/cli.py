@@ -25,6 +25,7 @@ FORMATS_BY_SUFFIX = {
     ".mp3": "mp3",
     ".opus": "opus",
     ".ogg": "opus",
+    ".aac": "aac",
 }
 PLAYERS = (
     ("ffplay", "-nodisp", "-autoexit", "-loglevel", "error", "-i", "-"),

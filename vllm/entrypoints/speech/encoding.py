@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waveforms as bytes: WAV, raw PCM, FLAC, MP3 and Ogg Opus, whole or piece by piece.
+"""Waveforms as bytes: WAV, raw PCM, FLAC, MP3, Ogg Opus and AAC, whole or piece by piece.
 
-PCM and WAV are written here; the other formats by libsndfile, through the soundfile package.
+PCM and WAV are written here; the other formats by FFmpeg's libraries, through PyAV.
 """
 
 from __future__ import annotations
@@ -24,10 +24,19 @@ OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 """Sample rates that Opus encodes (RFC 6716, section 2); others are resampled to the next one."""
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 """Sample rates of MPEG-1, 2 and 2.5 layer III."""
+AAC_RATES = (*MP3_RATES, 64000, 88200, 96000)
+"""Sample rates of MPEG-4 AAC from 8000 on."""
+MAX_BIT_RATE = 128_000
 
 
 class Encoder(Protocol):
-    """Turns float32 samples [num_samples] in [-1, 1], mono, into the bytes of a file."""
+    """Turns float32 samples [num_samples] in [-1, 1], mono, into the bytes of a file.
+
+    Attributes:
+        is_compressed: whether encoding takes long enough to keep it off an event loop.
+    """
+
+    is_compressed: bool
 
     def encode(self, samples: NDArray[np.float32]) -> bytes:
         """The bytes that can be sent now that `samples` are known; may be none."""
@@ -44,31 +53,47 @@ class AudioFormat:
 
     Attributes:
         media_type: for the Content-Type header.
-        container, subtype: libsndfile's names; empty for what is written here.
+        container, codec, sample_format: FFmpeg's names; empty for what is written here.
         rates: sample rates in Hz that it takes; empty: all.
-        options: for soundfile. MP3 has a constant bit rate: without the length in its header, which
-            a stream cannot have, readers compute times from the rate of the first frame.
+        options: of the container, for a stream.
+        options_whole: of the container, for a file that is kept until it is finished.
     """
 
     media_type: str
     container: str = ""
-    subtype: str = ""
+    codec: str = ""
+    sample_format: str = "fltp"
     rates: tuple[int, ...] = ()
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    options_whole: Mapping[str, str] = field(default_factory=dict)
+
+    def rate_for(self, sample_rate: int) -> int:
+        """The rate in Hz at which it holds samples of a rate: the same or the next that it has."""
+        if not self.rates or sample_rate in self.rates:
+            return sample_rate
+        return min((rate for rate in self.rates if rate > sample_rate), default=self.rates[-1])
 
 
 FORMATS: Mapping[str, AudioFormat] = {
     "wav": AudioFormat("audio/wav"),
     "pcm": AudioFormat("audio/pcm"),
-    "flac": AudioFormat("audio/flac", "FLAC", "PCM_16"),
+    "flac": AudioFormat(
+        "audio/flac", "flac", "flac", "s16", options={"metadata_header_padding": "0"}
+    ),
+    # A Xing header has the length, which a stream cannot know.
     "mp3": AudioFormat(
         "audio/mpeg",
-        "MP3",
-        "MPEG_LAYER_III",
-        MP3_RATES,
-        {"bitrate_mode": "CONSTANT", "compression_level": 0.5},
+        "mp3",
+        "libmp3lame",
+        rates=MP3_RATES,
+        options={"id3v2_version": "0", "write_xing": "0"},
+        options_whole={"id3v2_version": "0", "write_xing": "1"},
     ),
-    "opus": AudioFormat("audio/ogg", "OGG", "OPUS", OPUS_RATES),
+    # Pages of 40 ms; FFmpeg's default of a second would delay the sound by as much.
+    "opus": AudioFormat(
+        "audio/ogg", "ogg", "libopus", "flt", OPUS_RATES, {"page_duration": "40000"}
+    ),
+    "aac": AudioFormat("audio/aac", "adts", "aac", rates=AAC_RATES),
 }
 
 
@@ -109,25 +134,46 @@ def wav_sizes(num_bytes: int) -> list[tuple[int, bytes]]:
 
 
 class PcmEncoder:
-    """Raw 16-bit samples, after a header if there is one."""
+    """Raw 16-bit samples, or a WAV file of them.
 
-    def __init__(self, header: bytes = b"") -> None:
-        self._header = header
+    Args:
+        wav_rate: Hz, for the header of a WAV file; None: no header.
+        is_whole: whether the file is kept until it is finished, so that its header says its length.
+    """
+
+    is_compressed = False
+
+    def __init__(self, wav_rate: int | None = None, is_whole: bool = False) -> None:
+        self._wav_rate = wav_rate
+        self._is_whole = is_whole
+        self._has_begun = False
+        self._kept: list[bytes] = []
 
     def encode(self, samples: NDArray[np.float32]) -> bytes:
-        header, self._header = self._header, b""
-        return header + pcm16(samples)
+        data = pcm16(samples)
+        if self._is_whole:
+            self._kept.append(data)
+            return b""
+        return self._begin(None) + data
 
     def finish(self) -> bytes:
-        return self.encode(np.empty(0, np.float32))
+        data = b"".join(self._kept)
+        return self._begin(len(data) // 2 if self._is_whole else None) + data
+
+    def _begin(self, num_samples: int | None) -> bytes:
+        has_begun, self._has_begun = self._has_begun, True
+        if has_begun or self._wav_rate is None:
+            return b""
+        return wav_header(self._wav_rate, num_samples)
 
 
-class LibsndfileEncoder:
-    """FLAC, MP3 or Ogg Opus by libsndfile, as it is made.
+class AvEncoder:
+    """FLAC, MP3, Ogg Opus or AAC by FFmpeg, sent as it is made.
 
-    libsndfile goes back to a file's header when it closes it, to write what is known by then (FLAC:
+    FFmpeg goes back to a file's header when it closes it, to write what is known by then (FLAC:
     length and checksum; MP3: length). A stream is gone by then and keeps the header of a stream of
-    unknown length, which both formats provide for.
+    unknown length, which both formats provide for. Ogg says its length in its last page, and AAC
+    (ADTS) has no place for one.
 
     Args:
         sample_rate: Hz of the samples.
@@ -135,86 +181,79 @@ class LibsndfileEncoder:
         is_whole: whether the file is kept until it is finished, header and all.
     """
 
-    def __init__(self, sample_rate: int, audio_format: AudioFormat, is_whole: bool = False) -> None:
-        import soundfile
+    is_compressed = True
 
-        above = [rate for rate in audio_format.rates if rate >= sample_rate]
-        rate = sample_rate
-        if audio_format.rates and sample_rate not in audio_format.rates:
-            rate = above[0] if above else audio_format.rates[-1]
-        self._resampler = StreamResampler(sample_rate, rate)
-        self._sink = _StreamSink(is_whole)
-        self._is_pcm16 = audio_format.subtype == "PCM_16"
-        self._file: Any = soundfile.SoundFile(
-            self._sink,
-            "w",
-            samplerate=rate,
-            channels=1,
-            format=audio_format.container,
-            subtype=audio_format.subtype,
-            **audio_format.options,
+    def __init__(self, sample_rate: int, audio_format: AudioFormat, is_whole: bool = False) -> None:
+        # Imported where it is used: who speaks WAV starts without it.
+        import av
+
+        self._rate = audio_format.rate_for(sample_rate)
+        self._resampler = StreamResampler(sample_rate, self._rate)
+        self._format = audio_format
+        self._sink = io.BytesIO() if is_whole else _StreamSink()
+        chosen = audio_format.options_whole if is_whole else audio_format.options
+        # bitexact: no random serial numbers and no versions of encoders, so equal samples make
+        # equal files. flush_packets: what is encoded comes at once.
+        common = {"fflags": "+bitexact", "flush_packets": "1"}
+        self._container: Any = av.open(
+            self._sink, "w", format=audio_format.container, container_options=common | dict(chosen)
         )
+        self._stream: Any = self._container.add_stream(audio_format.codec, rate=self._rate)
+        context: Any = self._stream.codec_context
+        context.layout = "mono"
+        context.format = audio_format.sample_format
+        if audio_format.sample_format != "s16":
+            # 4 bits a sample: clear speech in all of these, and a rate that each has.
+            context.bit_rate = min(MAX_BIT_RATE, 4 * self._rate)
+        self._container.start_encoding()
+        self._num_samples = 0
 
     def encode(self, samples: NDArray[np.float32]) -> bytes:
         self._write(self._resampler.push(samples))
-        return self._sink.take()
+        return self._sink.take() if isinstance(self._sink, _StreamSink) else b""
 
     def finish(self) -> bytes:
         self._write(self._resampler.finish())
-        self._file.close()
-        return self._sink.take(is_finished=True)
+        self._mux(None)
+        self._container.close()
+        return self._sink.take() if isinstance(self._sink, _StreamSink) else self._sink.getvalue()
 
     def _write(self, samples: NDArray[np.float32]) -> None:
         if len(samples) == 0:
             return
-        if self._is_pcm16:
-            # Rounded as in the other lossless formats, not as libsndfile would.
-            self._file.write(np.frombuffer(pcm16(samples), "<i2"))
+        if self._format.sample_format == "s16":
+            # Rounded as in the other lossless formats, not as FFmpeg would.
+            values: NDArray[Any] = np.frombuffer(pcm16(samples), "<i2")
         else:
-            self._file.write(np.clip(samples, -1, 1))
+            values = np.clip(samples, -1, 1)
+        from av import AudioFrame
+
+        frame = AudioFrame.from_ndarray(
+            values[None], format=self._format.sample_format, layout="mono"
+        )
+        frame.sample_rate = self._rate
+        frame.pts = self._num_samples
+        self._num_samples += len(samples)
+        self._mux(frame)
+
+    def _mux(self, frame: Any) -> None:
+        for packet in self._stream.encode(frame):
+            self._container.mux(packet)
 
 
 class _StreamSink:
-    """A file whose bytes are taken as they are written; what was taken cannot be rewritten.
+    """A file that cannot seek, whose bytes are taken as they are written."""
 
-    Args:
-        is_whole: take nothing before the end.
-    """
-
-    def __init__(self, is_whole: bool) -> None:
-        self._is_whole = is_whole
+    def __init__(self) -> None:
         self._pending = bytearray()
-        self._position = 0
-        self._taken = 0
 
-    @property
-    def _end(self) -> int:
-        return self._taken + len(self._pending)
-
-    def take(self, is_finished: bool = False) -> bytes:
-        if self._is_whole and not is_finished:
-            return b""
+    def take(self) -> bytes:
         pending, self._pending = bytes(self._pending), bytearray()
-        self._taken += len(pending)
         return pending
 
     def write(self, data: Any) -> int:
-        data = bytes(data)
-        kept = data[max(0, self._taken - self._position) :]
-        begin = max(0, self._position - self._taken)
-        if kept:
-            self._pending[begin : begin + len(kept)] = kept
-        self._position += len(data)
+        self._pending += data
         return len(data)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._position = (
-            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._end}[whence]
-        )
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
 
 
 def make_encoder(name: str, sample_rate: int, is_whole: bool = False) -> Encoder:
@@ -223,18 +262,16 @@ def make_encoder(name: str, sample_rate: int, is_whole: bool = False) -> Encoder
     Args:
         name: a key of FORMATS.
         sample_rate: Hz of the samples.
-        is_whole: whether to keep what libsndfile makes until it is finished, so that its header
-            says the length. A WAV header never does; see `wav_sizes`.
+        is_whole: whether to keep the file until it is finished, so that its header says its
+            length, where the format has a place for that (all but `pcm` and `aac`).
     """
     audio_format = FORMATS[name]
     if audio_format.container:
-        return LibsndfileEncoder(sample_rate, audio_format, is_whole)
-    return PcmEncoder(wav_header(sample_rate) if name == "wav" else b"")
+        return AvEncoder(sample_rate, audio_format, is_whole)
+    return PcmEncoder(sample_rate if name == "wav" else None, is_whole)
 
 
 def encode_whole(name: str, samples: NDArray[np.float32], sample_rate: int) -> bytes:
-    """A complete file; a WAV file's header gives its length."""
-    if name == "wav":
-        return wav_header(sample_rate, len(samples)) + pcm16(samples)
+    """A complete file, whose header gives its length; see `make_encoder`."""
     encoder = make_encoder(name, sample_rate, is_whole=True)
     return encoder.encode(samples) + encoder.finish()

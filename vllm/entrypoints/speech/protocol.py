@@ -25,8 +25,8 @@ GuidanceScale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, max_length=MAX_INPUT_CHARACTERS)]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 
-SpeechFormat = Literal["wav", "pcm", "flac", "mp3", "opus"]
-ChatAudioFormat = Literal["wav", "pcm16", "flac", "mp3", "opus"]
+SpeechFormat = Literal["wav", "pcm", "flac", "mp3", "opus", "aac"]
+ChatAudioFormat = Literal["wav", "pcm16", "flac", "mp3", "opus", "aac"]
 
 
 class _Body(BaseModel):

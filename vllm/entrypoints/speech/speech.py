@@ -12,7 +12,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from vllm.entrypoints.speech.encoding import FORMATS, Encoder, LibsndfileEncoder, make_encoder
+from vllm.entrypoints.speech.encoding import FORMATS, Encoder, make_encoder
 from vllm.entrypoints.speech.errors import error_body
 from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.protocol import SpeechRequest, voice_name
@@ -58,14 +58,14 @@ async def encode(encoder: Encoder, audio: AudioOutput | None) -> bytes:
     """Encode new samples, if there are any; beside the event loop if that computes."""
     if audio is None or len(audio.samples) == 0:
         return b""
-    if isinstance(encoder, LibsndfileEncoder):
+    if encoder.is_compressed:
         return await asyncio.to_thread(encoder.encode, audio.samples)
     return encoder.encode(audio.samples)
 
 
 async def finish(encoder: Encoder) -> bytes:
     """The rest of an encoder's file, in the same way."""
-    if isinstance(encoder, LibsndfileEncoder):
+    if encoder.is_compressed:
         return await asyncio.to_thread(encoder.finish)
     return encoder.finish()
 

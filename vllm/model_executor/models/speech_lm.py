@@ -24,6 +24,7 @@ from vllm.model_executor.models.utils import (
     init_vllm_registered_model,
     maybe_prefix,
 )
+from vllm.multistream.checkpoint import expected_tensors
 from vllm.multistream.extension import load_extension
 from vllm.multistream.heads import Heads
 from vllm.multistream.row_sums import multistream_embed
@@ -58,6 +59,7 @@ class SpeechLMForConditionalGeneration(nn.Module):
             prefix=maybe_prefix(prefix, "backbone"),
         )
         self._spec = spec
+        self._backbone_config = config
         self._heads = Heads(spec.layout, spec.table)
         self._tied = bool(config.tie_word_embeddings)
         self._tensor_parallel = get_tensor_model_parallel_world_size() > 1
@@ -168,7 +170,16 @@ class SpeechLMForConditionalGeneration(nn.Module):
         return F.linear(hidden_states, self._audio_head, self._audio_bias)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
-        """Load a checkpoint: `backbone.*` in the backbone's own names, and `head_offsets`."""
+        """Load a checkpoint: `backbone.*` in the backbone's own names, and `head_offsets`.
+
+        Raises:
+            ValueError: naming a tensor that is missing, unknown or of a wrong shape.
+        """
+        offsets = self.head_offsets
+        others = {} if offsets is None else {"head_offsets": tuple(offsets.shape)}
+        expected = expected_tensors(self._backbone_config, others)
+        if expected is not None:
+            weights = expected.checked(weights)
         return AutoWeightsLoader(self).load_weights(weights)
 
     def _embeds_by_table(self, embedding: VocabParallelEmbedding) -> bool:

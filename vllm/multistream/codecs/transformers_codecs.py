@@ -13,6 +13,7 @@ import transformers
 
 from vllm.multistream.acoustic.receptive_field import Context, receptive_field
 from vllm.multistream.acoustic.stages import DecoderStage, WindowStage
+from vllm.multistream.checkpoint import listed
 from vllm.multistream.codecs.base import Codec
 from vllm.multistream.codecs.transformers_stages import (
     LstmStage,
@@ -101,12 +102,19 @@ class TransformersCodec(Codec):
             revision=revision or "main",
             dtype=dtype,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-        # The library fills weights that a checkpoint lacks with random numbers and only warns.
+        # The library fills weights that a checkpoint lacks with random numbers, and only warns of
+        # them and of weights that it does not know.
+        where = f"codec {name_or_path!r}"
         if missing := sorted(loading["missing_keys"]):
+            raise ValueError(f"{where} lacks {listed(missing)}")
+        if unknown := sorted(loading["unexpected_keys"]):
+            raise ValueError(f"{where} holds what {cls.model_class_name} lacks: {listed(unknown)}")
+        for name, found, expected in loading["mismatched_keys"]:
             raise ValueError(
-                f"codec {name_or_path!r} lacks {len(missing)} weights of {cls.model_class_name}, "
-                f"the first is {missing[0]!r}"
+                f"{where}: the tensor {name!r} must have shape {list(expected)}, as config.json "
+                f"says, not {list(found)}"
             )
         return cls(model.to(device), num_codebooks=num_codebooks)
 

@@ -1,9 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Configuration of SpeechLM checkpoints: a decoder backbone and what makes it multi-stream."""
 
+import dataclasses
+import inspect
 from typing import Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+HUGGING_FACE_KEYS = frozenset(
+    {
+        *(field.name for field in dataclasses.fields(PreTrainedConfig)),
+        *("_attn_implementation", "_commit_hash", "_name_or_path", "attn_implementation"),
+        *("auto_map", "experts_implementation", "model_type", "name_or_path", "num_labels"),
+        *("output_attentions", "torch_dtype"),
+    }
+)
+"""What the transformers library itself writes into any config.json, or passes beside it."""
 
 
 class SpeechLMConfig(PreTrainedConfig):
@@ -41,6 +53,9 @@ class SpeechLMConfig(PreTrainedConfig):
         generation_defaults: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
+        own = inspect.signature(SpeechLMConfig.__init__).parameters.keys() - {"self", "kwargs"}
+        if unknown := sorted(kwargs.keys() - HUGGING_FACE_KEYS):
+            raise ValueError(f"config.json has unknown keys {unknown}; known are {sorted(own)}")
         if backbone_config is None:
             backbone_config = {"model_type": "llama"}
         if isinstance(backbone_config, dict):
