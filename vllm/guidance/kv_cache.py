@@ -148,8 +148,10 @@ class GroupKVCacheManager(KVCacheManager):
         size = self.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         needed = sum(-(-row.request.num_tokens // size) for row in group.rows)
         held = sum(len(self.get_blocks(row.row_id).blocks[0]) for row in group.lanes)
-        adopted = main_arguments.get("num_new_computed_tokens", 0) // size
-        return needed - held - adopted <= self.block_pool.get_num_free_blocks()
+        # A cached block that nobody holds is among the free ones, and is taken from them.
+        cached = main_arguments.get("new_computed_blocks")
+        shared = 0 if cached is None else sum(block.ref_cnt > 0 for block in cached.blocks[0])
+        return needed - held - shared <= self.block_pool.get_num_free_blocks()
 
     def _holds_blocks(self, request: Request) -> bool:
         return any(self.get_blocks(request.request_id).blocks)
