@@ -4,8 +4,6 @@
 from pathlib import Path
 from typing import Protocol
 
-from vllm.config import CacheConfig
-
 DEFAULT_MODEL = "unison-default"
 """The name that stands for the packaged model, unless a folder of this name is at hand."""
 
@@ -39,6 +37,8 @@ def resolve_packaged_model(arguments: ModelArguments) -> None:
     arguments.model = str(packaged_model())
     if arguments.served_model_name is None:
         arguments.served_model_name = DEFAULT_MODEL
+    from vllm.config import CacheConfig  # takes seconds; the name is asked for without an engine
+
     is_upstreams = arguments.gpu_memory_utilization == CacheConfig.gpu_memory_utilization
     if is_upstreams and arguments.kv_cache_memory_bytes is None:
         arguments.kv_cache_memory_bytes = KV_CACHE_BYTES
