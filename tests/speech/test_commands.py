@@ -54,14 +54,14 @@ def test_help_shows_the_options_and_no_key(command: str, option: str, tmp_path: 
 
 @pytest.mark.slow
 def test_a_command_prints_its_result_and_nothing_else(tmp_path: Path) -> None:
-    spoken = vllm("speak", "please open green door", "-o", "door.wav", cwd=tmp_path)
+    spoken = vllm("speak", "please open blue door", "-o", "door.wav", cwd=tmp_path)
     assert (spoken.returncode, spoken.stdout, spoken.stderr) == (0, "wrote door.wav\n", "")
     with wave.open(str(tmp_path / "door.wav")) as file:
         assert file.getnframes() * 2 + 44 == (tmp_path / "door.wav").stat().st_size
         assert file.getnframes() > file.getframerate() // 2
     heard = vllm("transcribe", "door.wav", cwd=tmp_path)
     assert (heard.returncode, heard.stderr) == (0, "")
-    assert heard.stdout == "please open green door\n"
+    assert heard.stdout == "please open blue door\n"
     verbose = vllm("transcribe", "door.wav", "-v", cwd=tmp_path)
     assert verbose.stdout == heard.stdout
     assert "INFO" in verbose.stderr
