@@ -99,7 +99,8 @@ def plain_environment() -> dict[str, str]:
     """Without what the tests' settings make easier."""
     ours = ("VLLM_ENABLE_V1_MULTIPROCESSING", "OPENAI_API_KEY", "VLLM_API_KEY")
     kept = {name: value for name, value in os.environ.items() if name not in ours}
-    return kept | {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
+    ours_too = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_STREAM": "ext://sys.stderr"}
+    return kept | ours_too | {"HF_HUB_OFFLINE": "1"}
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

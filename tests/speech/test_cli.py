@@ -52,6 +52,13 @@ def local(served_model: Path) -> Iterator[list[str]]:
     cleanup_dist_env_and_memory()
 
 
+def engine_of(local: list[str]) -> Any:
+    """Upstream's engine, which all commands share."""
+    from vllm.entrypoints.speech import local as module
+
+    return module.LocalEngine(local[-1], "float32")._engine
+
+
 @pytest.fixture
 def remote(server: Server) -> list[str]:
     """Options of the server."""
@@ -175,6 +182,7 @@ def test_an_aborted_request_is_a_failure(
     with pytest.raises(SystemExit, match="ended early, with finish_reason 'abort'"):
         speak_to(tmp_path / "out.wav", *local)
     assert not list(tmp_path.iterdir())
+    assert not engine_of(local).has_unfinished_requests()
     taken = 0
     (tmp_path / "clip.wav").write_bytes(encode_whole("wav", np.zeros(8000, np.float32), 16000))
     with pytest.raises(SystemExit, match="ended early"):

@@ -104,7 +104,7 @@ class LocalEngine:
                         raise RuntimeError(_failure(completion))
                     yield completion
         finally:
-            engine.abort_request([request_id])
+            engine.abort_request([request_id], internal=True)
 
     def close(self) -> None:
         """Free what the engine holds."""

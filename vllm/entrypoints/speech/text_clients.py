@@ -14,7 +14,7 @@ from vllm.entrypoints.speech.process import printable
 
 
 def tells_the_way_out(command: Callable[[argparse.Namespace], None]) -> Callable[..., None]:
-    """A command that, if such a server refuses its request, ends with a line instead of a traceback.
+    """Let a command end with a line instead of a traceback if such a server refuses its request.
 
     Errors of other servers stay as they are.
     """
