@@ -25,6 +25,7 @@ from vllm.entrypoints.launchers.run_batch import (
 )
 from vllm.entrypoints.serve.engine.protocol import OpenAIBaseModel
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+from vllm.entrypoints.speech.encoding import wav_sizes
 from vllm.entrypoints.speech.routes import register_speech_routes
 from vllm.utils import random_uuid
 
@@ -136,7 +137,11 @@ def _content(response: httpx2.Response) -> Any:
         return response.json()
     if kind.startswith("text/"):
         return {"text": response.text}
-    return {"content_type": kind, "data": base64.b64encode(response.content).decode()}
+    data = bytearray(response.content)
+    if kind.startswith("audio/wav"):
+        for offset, size in wav_sizes(len(data)):  # which a streamed file's header leaves open
+            data[offset : offset + len(size)] = size
+    return {"content_type": kind, "data": base64.b64encode(data).decode()}
 
 
 def _custom_id(text: str) -> str:
