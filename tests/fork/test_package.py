@@ -86,7 +86,7 @@ def test_the_fork_s_own_requirements_are_in_every_install_and_installed_here() -
     base, _ = package.fork_requirements(["numpy", "av>=14", 'soundfile; extra == "audio"'])
     assert base == ("numpy", "av>=14", *package.FORK_REQUIREMENTS[1:])
     own = [Requirement(entry) for entry in package.FORK_REQUIREMENTS]
-    assert {entry.name for entry in own} >= {"av", "soundfile", "soxr", "sse-starlette"}
+    assert {entry.name for entry in own} >= {"av", "httpx2", "soundfile", "soxr", "sse-starlette"}
     for entry in own:
         assert entry.specifier.contains(importlib.metadata.version(entry.name)), entry
 

@@ -328,7 +328,7 @@ def test_errors_name_the_field_in_openai_s_shape(client: openai.OpenAI) -> None:
     refused: list[tuple[str, dict[str, Any]]] = [
         ("speed", {"speed": 1.5}),
         ("voice", {"voice": "kal"}),
-        ("response_format", {"response_format": "aac"}),
+        ("response_format", {"response_format": "amr"}),
         ("temperature", {"temperature": -0.1}),
         ("temperature", {"temperature": "hot"}),
         ("top_p", {"top_p": 0}),

@@ -31,6 +31,7 @@ DROPPED_REQUIREMENTS = frozenset({"torchvision", "torchaudio", "torchcodec"})
 
 FORK_REQUIREMENTS = (
     "av>=14",
+    "httpx2>=2",
     "soundfile>=0.12",
     "soxr>=0.5",
     "sse-starlette>=3",

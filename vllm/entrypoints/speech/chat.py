@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from vllm.entrypoints.speech.encoding import encode_whole, make_encoder
 from vllm.entrypoints.speech.errors import error_body
@@ -24,7 +25,8 @@ from vllm.entrypoints.speech.protocol import (
     voice_name,
 )
 from vllm.entrypoints.speech.service import Generation, SpeechService, Usage
-from vllm.entrypoints.speech.speech import encode, event, finish
+from vllm.entrypoints.speech.speech import encode, finish
+from vllm.entrypoints.speech.sse import DONE, event, event_stream
 from vllm.multistream.refusal import RequestRefused
 
 
@@ -54,7 +56,7 @@ async def create_chat_completion(
         return JSONResponse(body)
     include_usage = request.stream_options is not None and request.stream_options.include_usage
     chunks = answer.chunks(audio_format, service.sample_rate, include_usage)
-    return StreamingResponse(chunks, media_type="text/event-stream")
+    return event_stream(chunks)
 
 
 def _check_combinations(request: ChatRequest, wanted: set[str]) -> None:
@@ -134,7 +136,8 @@ class ChatAnswer:
         text = "".join(texts)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if self._with_audio:
-            data = encode_whole(audio_format, np.concatenate(samples), sample_rate)
+            joined = np.concatenate(samples)
+            data = await asyncio.to_thread(encode_whole, audio_format, joined, sample_rate)
             message["content"] = None
             message["audio"] = {
                 "id": self._audio_id,
@@ -176,7 +179,7 @@ class ChatAnswer:
                 yield self._chunk({"audio": expiry})
         except Exception as error:
             yield event(error_body(error))
-            yield "data: [DONE]\n\n"
+            yield DONE
             return
         yield self._chunk({}, finish_reason)
         if include_usage:
@@ -184,7 +187,7 @@ class ChatAnswer:
             yield event(
                 {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
             )
-        yield "data: [DONE]\n\n"
+        yield DONE
 
     def _text_delta(self, text: str) -> dict[str, Any]:
         if self._with_audio:

@@ -11,6 +11,7 @@ from typing import Any
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.speech.media import AudioLimits, Clip, decode_file
+from vllm.entrypoints.speech.outcome import failure, incomplete
 from vllm.entrypoints.speech.parameters import SpeechInput, plan_request, task_defaults
 from vllm.multistream.spec import multistream_spec
 from vllm.outputs import CompletionOutput, RequestOutput
@@ -95,23 +96,21 @@ class LocalEngine:
             [parse_model_prompt(self._engine.model_config, prompt)]
         )
         request_id = engine.add_request("0", engine_input, params)
+        finish_reason: str | None = None
         try:
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     assert isinstance(output, RequestOutput)
                     completion = output.outputs[0]
-                    if completion.finish_reason not in (None, "stop", "length"):
-                        raise RuntimeError(_failure(completion))
+                    if error := failure(completion):
+                        raise RuntimeError(str(error))
+                    finish_reason = completion.finish_reason
                     yield completion
+            if finish_reason is None:
+                raise RuntimeError(str(incomplete()))
         finally:
             engine.abort_request([request_id], internal=True)
 
     def close(self) -> None:
         """Free what the engine holds."""
         self._engine.engine_core.shutdown()
-
-
-def _failure(completion: CompletionOutput) -> str:
-    if completion.finish_reason == "error" and completion.stop_reason is not None:
-        return str(completion.stop_reason)
-    return f"the request ended early, with finish_reason {completion.finish_reason!r}"

@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from vllm.entrypoints.speech.errors import error_body
 from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.protocol import TranscriptionForm
 from vllm.entrypoints.speech.service import Generation, SpeechService
-from vllm.entrypoints.speech.speech import event, token_usage
+from vllm.entrypoints.speech.speech import token_usage
+from vllm.entrypoints.speech.sse import event, event_stream
 from vllm.multistream.refusal import RequestRefused
 
 
@@ -32,7 +33,7 @@ async def create_transcription(
     )
     generation = await service.start(raw_request, "transcription", asked)
     if form.stream:
-        return StreamingResponse(transcription_events(generation), media_type="text/event-stream")
+        return event_stream(transcription_events(generation))
     text = "".join([completion.text async for completion in generation])
     if form.response_format == "text":
         return PlainTextResponse(text)
