@@ -28,7 +28,7 @@ from vllm.guidance.worker import GuidedBatch
 from vllm.multistream.packaged_model import DEFAULT_MODEL, packaged_model
 from vllm.multistream.spec import multistream_spec
 
-sys.path.append(str(Path(__file__).parents[3] / "examples" / "train_default_model"))
+sys.path.append(str(Path(__file__).parents[3] / "examples" / "train_default_model" / "version_1"))
 import vocabulary
 from synthesize import synthesize
 

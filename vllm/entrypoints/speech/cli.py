@@ -163,9 +163,7 @@ class TranscribeSubcommand(CLISubcommand):
             description="Write what is said in an audio file, with a multi-stream model.",
             usage="vllm transcribe FILE [options]",
         )
-        parser.add_argument(
-            "file", type=Path, metavar="FILE", help="an audio file, or a video with sound"
-        )
+        parser.add_argument("file", type=Path, metavar="FILE", help="WAV, FLAC, MP3 or Ogg")
         _common(parser)
         return parser
 
