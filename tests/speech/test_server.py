@@ -243,6 +243,22 @@ def audio_part(data: bytes) -> dict[str, Any]:
     return {"type": "input_audio", "input_audio": {"data": encoded, "format": "wav"}}
 
 
+def test_base64_of_a_browser_and_of_mime(client: openai.OpenAI) -> None:
+    def heard(data: str) -> str | None:
+        part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+        answer = client.chat.completions.create(
+            model=MODEL_NAME, messages=user(part), max_tokens=10
+        )
+        return answer.choices[0].message.content
+
+    plain = base64.b64encode(wav_file()).decode()
+    expected = heard(plain)
+    assert heard(base64.encodebytes(wav_file()).decode()) == expected
+    assert heard(f"data:audio/wav;base64,{plain}") == expected
+    with pytest.raises(openai.BadRequestError, match=r"input_audio.data must be base64"):
+        heard(plain[:-1] + "!")
+
+
 def user(*parts: dict[str, Any] | str) -> list[Any]:
     content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     return [{"role": "user", "content": content}]
@@ -422,15 +438,16 @@ def test_hostile_files_are_refused(client: openai.OpenAI, server: Server) -> Non
         "an MP3 of noise": b"\xff\xfb\x90\x64" + bytes(range(256)) * 20,
         "too long": encode_whole("mp3", np.zeros(60 * 16000, np.float32), 16000),
         "too large": b"RIFF" + bytes(2 * 2**20 + 1),
+        "half of what its header announces": whole[: len(whole) // 2],
+        "a playlist": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n",
     }
     for what, data in files.items():
         with pytest.raises(openai.BadRequestError) as caught:
             client.audio.transcriptions.create(model=MODEL_NAME, file=("clip.wav", data))
         assert caught.value.param == "file", (what, caught.value)
-    # A file that is cut off is as long as what is left of it.
-    half = client.audio.transcriptions.create(
-        model=MODEL_NAME, file=("clip.wav", whole[: len(whole) // 2])
-    )
+    # A WAV stream announces no length: it is as long as what there is of it.
+    stream = whole[:40] + bytes(4) + whole[44 : len(whole) // 2]
+    half = client.audio.transcriptions.create(model=MODEL_NAME, file=("clip.wav", stream))
     usage: Any = half.usage
     assert usage.input_token_details.audio_seconds == pytest.approx(0.25, abs=0.01)
     assert server.request("/health")[0] == 200

@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse, Response
 
 from vllm.entrypoints.speech.encoding import encode_whole, make_encoder
 from vllm.entrypoints.speech.errors import error_body
-from vllm.entrypoints.speech.media import Clip, decode_base64
+from vllm.entrypoints.speech.media import Clip
 from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.protocol import (
     ChatRequest,
@@ -98,8 +98,7 @@ async def _clip(service: SpeechService, message: UserMessage) -> Clip | None:
     if len(parts) > 1:
         raise RequestRefused(f"messages must hold one input_audio at most, not {len(parts)}")
     field = "messages: input_audio.data"
-    data = decode_base64(parts[0].input_audio.data, service.media.limits, field)
-    return await service.media.decode(data, field)
+    return await service.media.decode(parts[0].input_audio.data, field)
 
 
 class ChatAnswer:

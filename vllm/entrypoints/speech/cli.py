@@ -163,7 +163,9 @@ class TranscribeSubcommand(CLISubcommand):
             description="Write what is said in an audio file, with a multi-stream model.",
             usage="vllm transcribe FILE [options]",
         )
-        parser.add_argument("file", type=Path, metavar="FILE", help="WAV, FLAC, MP3 or Ogg")
+        parser.add_argument(
+            "file", type=Path, metavar="FILE", help="an audio file, or a video with sound"
+        )
         _common(parser)
         return parser
 
