@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import openai
+import psutil
 import pytest
 import soundfile
 from numpy.typing import NDArray
@@ -465,6 +467,57 @@ def test_a_body_beyond_the_limit_is_not_read(server: Server) -> None:
         connection.request("POST", "/v1/audio/speech", body=pieces, headers=headers)
         assert connection.getresponse().status == 413
     connection.close()
+
+
+def hostile(name: str) -> tuple[bytes, dict[str, str]]:
+    """A body of about 12 MB, and its headers."""
+    kind = "application/json"
+    body = b"{" + b",".join(b'"x%d":0' % i for i in range(10**6)) + b"}"
+    if name == "files":
+        kind = "multipart/form-data; boundary=x"
+        part = b'--x\r\ncontent-disposition: form-data; name="%d"; filename="a"\r\n\r\n\r\n'
+        body = b"".join(part % i for i in range(10**5)) + b"--x--\r\n"
+    elif name == "fields":
+        kind = "application/x-www-form-urlencoded"
+        body = b"&".join(b"x%d=0" % i for i in range(10**6))
+    elif name == "content":
+        body = b'{"messages":[{"role":"user","content":[' + b"{}," * 10**6 + b"0]}]}"
+    return body, {"content-type": kind}
+
+
+def test_hostile_bodies_hold_up_nobody(server: Server) -> None:
+    """In processor time and memory: a schema that is checked in full takes half a minute and 1 GB
+    for one of them."""
+    process = psutil.Process(server.process.pid)
+    healthy: list[int] = []
+    is_over = threading.Event()
+
+    def ask() -> None:
+        while not is_over.is_set():
+            healthy.append(server.request("/health")[0])
+            is_over.wait(0.05)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    memory, seconds = process.memory_info().rss, sum(process.cpu_times()[:2])
+    routes = [
+        "/v1/audio/speech",
+        "/v1/audio/transcriptions",
+        "/v1/chat/completions",
+        "/tokenize",
+        "/detokenize",
+    ]
+    for route in routes:
+        for name in ("keys", "files", "fields", "content"):
+            body, headers = hostile(name)
+            status, answer = server.request(route, body, headers=headers)
+            assert status in (400, 413), (route, name, status)
+            assert len(answer) < 2000, (route, name)
+    is_over.set()
+    asking.join()
+    assert set(healthy) == {200}
+    assert process.memory_info().rss - memory < 200 * 2**20
+    assert sum(process.cpu_times()[:2]) - seconds < 10
 
 
 def blocks_are_free(server: Server) -> bool:
