@@ -70,15 +70,15 @@ def test_requirements() -> None:
     )
     assert base == (
         "numpy",
-        "torch==2.13.0; platform_machine == 'x86_64'",
-        "torch==2.13.0; platform_system == 'Darwin'",
+        'torch==2.13.0; platform_machine == "x86_64"',
+        'torch==2.13.0; platform_system == "Darwin"',
         "mistral_common[image]>=1.11.6",
         'protobuf!=6.30.*,>=5; platform_machine != "s390x"',
         *package.FORK_REQUIREMENTS,
     )
     assert extras == {
         "audio": ("scipy",),
-        "zen": ('zentorch==2.13.0.1; (python_version > "3.11" or os_name == "nt")',),
+        "zen": ('zentorch==2.13.0.1; python_version > "3.11" or os_name == "nt"',),
     }
 
 

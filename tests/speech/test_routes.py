@@ -117,8 +117,8 @@ def test_what_is_no_transcription_request_is_400(
 ) -> None:
     answer = client.post("/v1/audio/transcriptions", data=form)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    unknown = client.post("/v1/audio/transcriptions", files={"file": b"x"}, data={"language": "en"})
-    assert unknown.json()["error"]["param"] == "language"
+    unknown = client.post("/v1/audio/transcriptions", files={"file": b"x"}, data={"sing": "en"})
+    assert unknown.json()["error"]["param"] == "sing"
     for broken in (b"", b"--x\r\n", b"\r\n--x--"):
         headers = {"content-type": "multipart/form-data; boundary=x"}
         answer = client.post("/v1/audio/transcriptions", content=broken, headers=headers)

@@ -101,8 +101,10 @@ async def _answer(client: httpx2.AsyncClient, line: Line, args: Namespace) -> An
     if line.url not in URLS or line.method != "POST":
         wanted = f"url must be one of {', '.join(URLS)}, with method POST"
         return _failed(line.custom_id, f"{wanted}; not {line.method} {line.url[:200]}", "url")
-    if body.get("stream") or body.get("stream_format") not in (None, "audio"):
-        return _failed(line.custom_id, "stream: answers of a batch are not streamed", "stream")
+    for name, value in (("stream", False), ("stream_format", "audio")):
+        if body.get(name) not in (None, value):
+            told = f"{name} must be {json.dumps(value)}: answers of a batch are not streamed"
+            return _failed(line.custom_id, told, name)
     if line.url == TRANSCRIPTIONS:
         address = body.pop("file_url", None)
         if not isinstance(address, str) or "file" in body:

@@ -38,6 +38,8 @@ async def create_chat_completion(
     wanted: set[str] = set(request.modalities or ["text"])
     _check_combinations(request, wanted)
     message = request.messages[0]
+    if isinstance(message.content, list) and not any(map(_says_something, message.content)):
+        raise RequestRefused("messages: content must hold text or input_audio")
     asked = SpeechInput(
         # OpenAI asks for both modalities where audio is meant: its text is a transcript, if the
         # model makes one.
@@ -86,7 +88,13 @@ def _text(message: UserMessage) -> str | None:
     if isinstance(message.content, str):
         return message.content
     texts = [part.text for part in message.content if isinstance(part, TextPart)]
+    # An empty part says nothing; clients put one beside audio.
+    texts = [text for text in texts if text]
     return "\n".join(texts) if texts else None
+
+
+def _says_something(part: TextPart | InputAudioPart) -> bool:
+    return not isinstance(part, TextPart) or bool(part.text)
 
 
 async def _clip(service: SpeechService, message: UserMessage) -> Clip | None:
