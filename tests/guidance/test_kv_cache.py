@@ -64,13 +64,18 @@ class Stepped:
         self.scheduler.update_from_output(output, self._worker.execute(output))
 
 
-@pytest.mark.parametrize("is_held", [False, True])
-def test_cached_blocks_that_nobody_holds_have_to_be_taken(is_held: bool, text_model: str) -> None:
-    """Of the pool's 7 blocks the conditional lane finds 2 cached; 5 more are needed in all.
+@pytest.mark.parametrize(
+    ("num_blocks", "is_held", "fits"),
+    [(6, False, False), (7, False, True), (7, True, False), (8, True, True)],
+)
+def test_cached_blocks_that_nobody_holds_have_to_be_taken(
+    num_blocks: int, is_held: bool, fits: bool, text_model: str
+) -> None:
+    """The lanes need 7 blocks, of which the conditional one finds 2 cached.
 
-    Where another request holds the two, and one more for itself, the group does not fit.
+    Another request that holds these two has one more for itself.
     """
-    engine = Engine(num_blocks=7 + NULL_BLOCK, budget=BLOCK_SIZE)
+    engine = Engine(num_blocks=num_blocks + NULL_BLOCK, budget=BLOCK_SIZE)
     stepped = Stepped(text_model, engine)
     scheduler = stepped.scheduler
     first = Arrival(0, prompt(0, 2), 20)
@@ -81,17 +86,40 @@ def test_cached_blocks_that_nobody_holds_have_to_be_taken(is_held: bool, text_mo
         scheduler.finish_requests("first", RequestStatus.FINISHED_ABORTED)
         stepped.step()
     pool = scheduler.kv_cache_manager.block_pool
-    assert pool.get_num_free_blocks() == (4 if is_held else 7)
-    # 2 + 2 + 3 blocks, of which 2 are shared, or are to be taken from the free ones.
-    assert admits(scheduler, "guided", GUIDED) != is_held
-    more = Arrival(0, prompt(0, 4), 8, GUIDED.lanes)
-    other = Stepped(text_model, engine)
-    other.scheduler.add_request(make_request("first", first))
-    for _ in range(3):
-        other.step()
-    other.scheduler.finish_requests("first", RequestStatus.FINISHED_ABORTED)
-    other.step()
-    assert not admits(other.scheduler, "guided", more), "8 blocks of 7, cached or not"
+    assert pool.get_num_free_blocks() == num_blocks - 3 * is_held
+    assert admits(scheduler, "guided", GUIDED) == fits
+
+
+def test_lanes_cache_what_they_have_computed_and_no_more(
+    text_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lane that lags behind must not offer a block that it has not computed."""
+    scheduler = make_scheduler(text_model, Engine(num_blocks=32, budget=96))
+    assert admits(scheduler, "guided", GUIDED)
+    request = scheduler.requests["guided"]
+    assert request.group is not None
+    behind, level = (row.request for row in request.group.lanes)
+    behind.num_computed_tokens, level.num_computed_tokens = BLOCK_SIZE, 2 * BLOCK_SIZE + 1
+    request.num_output_placeholders = 1
+    cached: dict[str, int] = {}
+    manager = scheduler.kv_cache_manager
+    monkeypatch.setattr(
+        manager, "_cache_row", lambda lane, count: cached.update({lane.request_id: count})
+    )
+    manager.cache_blocks(request, 40)
+    names = [row.row_id for row in request.group.rows]
+    assert cached == dict(zip(names, [40, BLOCK_SIZE - 1, 2 * BLOCK_SIZE], strict=True))
+
+
+def test_all_lanes_go_on_while_a_token_is_in_flight(text_model: str) -> None:
+    scheduler = make_scheduler(text_model, Engine(num_blocks=32, budget=128, is_async=True))
+    scheduler.add_request(make_request("guided", GUIDED))
+    computed = [scheduler.schedule().num_scheduled_tokens for _ in range(3)]
+    group = scheduler.requests["guided"].group
+    assert group is not None
+    names = [row.row_id for row in group.rows]
+    prompts = dict(zip(names, [3 * BLOCK_SIZE, 2 * BLOCK_SIZE, 2 * BLOCK_SIZE], strict=True))
+    assert computed == [prompts, dict.fromkeys(names, 1), dict.fromkeys(names, 1)]
 
 
 def test_counters_are_told_once_and_gauges_each_time(text_model: str) -> None:
