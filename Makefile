@@ -42,7 +42,7 @@ $(VENV)/.overlay-linked: $(VENV)/.fork-installed $(shell find vllm -type d -not 
 	@$(bin)/python -m tools.fork link >/dev/null
 	@touch $@
 
-demo: sentence := please open green door
+demo: sentence := please open blue door
 demo: build
 	@$(bin)/python examples/speak.py "$(sentence)" --output demo.wav
 	@$(bin)/python examples/speak.py --transcribe demo.wav

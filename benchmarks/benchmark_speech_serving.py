@@ -2,6 +2,7 @@
 """How a server of a speech model does under load.
 
     python benchmarks/benchmark_speech_serving.py --model MODEL --output-json FILE --plot FILE
+    python benchmarks/benchmark_speech_serving.py --model MODEL --transcriptions
     python benchmarks/benchmark_speech_serving.py --model MODEL --soak-minutes 15
 
 Starts `vllm serve` on the model (default: one with random weights that speaks up to --max-tokens),
@@ -15,6 +16,10 @@ the server's. Of each request is noted when each piece of audio came: time to th
 real-time factor (seconds until the last piece per second of audio), underruns (pieces that came
 later than a player needs them that starts with the first piece), the seconds by which a player must
 start later to have none, and over all of them the seconds of audio per second.
+
+With --transcriptions, the same numbers of clients send speech that the server has made before,
+and wait for its text: seconds until the answer, and over all of them the requests and the seconds
+of audio per second. No clip is sent twice, as the server keeps the codes of the last ones.
 
 With --soak-minutes the server is kept busy, with clients that leave at random, and watched: memory,
 open files, KV blocks, and whether all rows of its batch can still be used at the end.
@@ -41,6 +46,7 @@ from hardware import describe_machine
 from speech_client import Heard, Listener, closed_loop, poisson
 from speech_server import SpeechServer, running_server
 from tqdm import tqdm
+from transcription_client import Transcribed, Transcriber, spoken_clips
 
 CLIENTS = (1, 2, 4, 8, 16, 32, 64)
 SCALE = 3.0
@@ -121,6 +127,40 @@ async def measure(server: SpeechServer, options: argparse.Namespace) -> list[dic
                 bar.clear()
                 print(json.dumps(rows[-1]), flush=True)
                 bar.update()
+    return rows
+
+
+def summarize_transcriptions(done: Sequence[Transcribed], seconds: float) -> dict[str, Any]:
+    """The figures of one turn."""
+    good = [one for one in done if one.outcome == "done"]
+    audio = sum(one.seconds for one in good)
+    return {
+        "requests": len(done),
+        "failed": len(done) - len(good),
+        "answer_seconds": percentiles([one.took for one in good]),
+        "words": sum(one.words for one in good),
+        "requests_per_second": round(len(good) / seconds, 3),
+        "audio_seconds_per_second": round(audio / seconds, 3),
+        "audio_seconds": round(audio, 2),
+        "seconds": round(seconds, 2),
+    }
+
+
+async def measure_transcriptions(
+    server: SpeechServer, options: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A turn for each number of clients: a row each."""
+    clips = await spoken_clips(server.url, options.max_tokens)
+    rows = []
+    transcriber = Transcriber(server.url, clips, options.max_tokens)
+    await closed_loop(transcriber, 2, 2)
+    for clients in tqdm(options.clients, unit=" turns"):
+        count = max(options.requests, clients * options.rounds)
+        done, seconds = await closed_loop(transcriber, clients, count)
+        row = {"kind": "transcription", "clients": clients}
+        rows.append(row | summarize_transcriptions(done, seconds))
+        tqdm.write(json.dumps(rows[-1]))
+    await transcriber.close()
     return rows
 
 
@@ -282,6 +322,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-num-seqs", type=int, default=128, help="rows of the server's batch")
     parser.add_argument("--max-model-len", type=int, default=1024)
     parser.add_argument("--serve-options", nargs="*", default=[], help="more, without the dashes")
+    parser.add_argument(
+        "--transcriptions", action="store_true", help="clients send speech and want its text"
+    )
     parser.add_argument("--soak-minutes", type=float)
     parser.add_argument("--soak-clients", type=int, default=8)
     parser.add_argument("--cancel-share", type=float, default=0.4, help="of requests")
@@ -308,6 +351,9 @@ def run(server: SpeechServer, options: argparse.Namespace, report: dict[str, Any
         report["soak"] = asyncio.run(soak(server, options))
         shown = {name: value for name, value in report["soak"].items() if name != "samples"}
         print(json.dumps(shown, indent=2))
+        return
+    if options.transcriptions:
+        report["rows"] = asyncio.run(measure_transcriptions(server, options))
         return
     report["rows"] = asyncio.run(measure(server, options))
     report["most_clients_without_underrun"] = most_streams(report["rows"])

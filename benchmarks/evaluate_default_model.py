@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "examples" / "train_default_model")]
+SCRIPTS = ROOT / "examples" / "train_default_model" / "version_1"
+sys.path[:0] = [str(ROOT / "benchmarks"), str(SCRIPTS)]
 
 from hardware import describe_machine  # noqa: E402
 from speech_judge import Judge, word_error_rate  # noqa: E402

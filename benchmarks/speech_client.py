@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import httpx
 
@@ -25,6 +25,8 @@ SENTENCES = (
 )
 """Of one to eight words that the default model knows."""
 BYTES_PER_SAMPLE = 2
+
+Answer = TypeVar("Answer", covariant=True)
 
 
 @dataclass
@@ -118,7 +120,17 @@ class Listener:
         await self._client.aclose()
 
 
-async def closed_loop(listener: Listener, clients: int, requests: int) -> tuple[list[Heard], float]:
+class Client(Protocol[Answer]):
+    """Sends a request and waits for its end."""
+
+    async def listen(self, sent: float) -> Answer:
+        """The answer to a request sent at a time on the clock of the run."""
+        ...
+
+
+async def closed_loop(
+    listener: Client[Answer], clients: int, requests: int
+) -> tuple[list[Answer], float]:
     """So many clients, each sending its next request when the last one has ended.
 
     Returns:
@@ -126,7 +138,7 @@ async def closed_loop(listener: Listener, clients: int, requests: int) -> tuple[
     """
     start = time.perf_counter()
     numbers = iter(range(requests))
-    heard: list[Heard] = []
+    heard: list[Answer] = []
 
     async def client() -> None:
         for _ in numbers:

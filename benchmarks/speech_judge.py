@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jiwer
 import numpy as np
 from numpy.typing import NDArray
 
@@ -50,18 +51,6 @@ class Judge:
         return hypothesis.hypstr if hypothesis else ""
 
 
-def word_errors(reference: str, heard: str) -> int:
-    """Substitutions, insertions and deletions of the cheapest alignment (Levenshtein distance)."""
-    theirs = heard.split()
-    row = list(range(len(theirs) + 1))
-    for i, word in enumerate(reference.split(), 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(theirs, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1]
-
-
 def word_error_rate(references: Sequence[str], heard: Sequence[str]) -> float:
     """Errors of all sentences over words of all references."""
-    errors = sum(word_errors(a, b) for a, b in zip(references, heard, strict=True))
-    return errors / sum(len(reference.split()) for reference in references)
+    return float(jiwer.wer(list(references), list(heard)))

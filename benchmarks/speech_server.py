@@ -17,6 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
 START_SECONDS = 600
 
 
@@ -65,13 +68,11 @@ class SpeechServer:
     def metrics(self) -> dict[str, float]:
         """Its metrics by name, summed over labels."""
         with urllib.request.urlopen(f"{self.url}/metrics", timeout=60) as response:
-            lines = response.read().decode().splitlines()
+            text = response.read().decode()
         values: dict[str, float] = {}
-        for line in lines:
-            if line and not line.startswith("#"):
-                name, value = line.rsplit(" ", 1)
-                name = name.split("{", 1)[0]
-                values[name] = values.get(name, 0.0) + float(value)
+        for family in text_string_to_metric_families(text):
+            for sample in family.samples:
+                values[sample.name] = values.get(sample.name, 0.0) + sample.value
         return values
 
     def blocks_are_free(self) -> bool:
@@ -128,25 +129,22 @@ def _wait(server: SpeechServer, process: subprocess.Popen[bytes], log: Path) -> 
     raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-3000:]}")
 
 
-def _family(pid: int) -> list[int]:
+def _family(pid: int) -> list[psutil.Process]:
     """A process and its descendants."""
-    found = [pid]
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            for child in task.read_text().split():
-                found += _family(int(child))
-    return found
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
 
 
-def _resident_mib(pid: int) -> float:
-    with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1]) / 1024
+def _resident_mib(process: psutil.Process) -> float:
+    with contextlib.suppress(psutil.Error):
+        return float(process.memory_info().rss) / 2**20
     return 0.0
 
 
-def _handles(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+def _handles(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.Error):
+        return int(process.num_fds())
     return 0

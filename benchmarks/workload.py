@@ -8,12 +8,13 @@ own; where they are left out, statistics are not logged.
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -168,7 +169,13 @@ def parse_command_line(
     from vllm.multistream.layout import MAX_STREAMS
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    parser = FlexibleArgumentParser(description=description)
+    class Parser(FlexibleArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            # Without the usage: that of all flags of the engine is hundreds of lines.
+            hint = meant_flags(message, self._option_string_actions)
+            self.exit(2, f"{self.prog}: error: {message}{hint}; --help=all lists all flags\n")
+
+    parser = Parser(description=description)
     add_shared_flags(parser)
     add_flags(parser)
     own = set(vars(parser.parse_args([])))
@@ -204,6 +211,18 @@ def parse_command_line(
         parser.error(f"--data-parallel-size must be 1, not {options.data_parallel_size}")
     _check_guidance(parser, options)
     return parser, options, {"parameters": parameters, "engine_arguments": changed}
+
+
+def meant_flags(message: str, flags: Iterable[str]) -> str:
+    """What to add to argparse's message about unknown flags: those that are spelled alike."""
+    _, found, unknown = message.partition("unrecognized arguments: ")
+    names = [word.partition("=")[0].replace("_", "-") for word in unknown.split()]
+    alike = [
+        match[0]
+        for name in names
+        if name.startswith("--") and (match := difflib.get_close_matches(name, list(flags), 1))
+    ]
+    return f"; did you mean {', '.join(alike)}?" if found and alike else ""
 
 
 def _check_guidance(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -256,8 +275,11 @@ def open_model(parser: argparse.ArgumentParser, options: argparse.Namespace, fol
     arguments = dict(vars(options))
     if options.model is None:
         arguments["model"] = str(write_random_model(folder, options))
-    engine_args = EngineArgs.from_cli_args(argparse.Namespace(**arguments))
-    config = engine_args.create_model_config()
+    try:
+        engine_args = EngineArgs.from_cli_args(argparse.Namespace(**arguments))
+        config = engine_args.create_model_config()
+    except (OSError, ValueError) as error:
+        parser.error(f"argument --model: {' '.join(str(error).split())[:500]}")
     spec = multistream_spec(config)
     guided = is_guided(make_params(options, 1, 0, is_multistream=False, guided=True))
     has_null_prompt = spec is not None and spec.null_prompt is not None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Says a sentence into a WAV file, or reads one: text to speech, speech to text, voice prompts.
 
-python examples/speak.py "please open green door" --output window.wav
-python examples/speak.py "please open green door" --voice rms --guidance-scale 3
+python examples/speak.py "please open blue door" --output window.wav
+python examples/speak.py "please open blue door" --voice slt
 python examples/speak.py --transcribe window.wav
 python examples/speak.py "any text" --audio voice.wav --model FOLDER_OR_HUB_ID
 

@@ -1,51 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the trained parts as a SpeechLM checkpoint."""
+"""Writes the trained parts as a SpeechLM checkpoint.
+
+    python examples/train_default_model/export.py --folder build/default_model
+
+Works at any time: what is written is the running mean of the weights at the last checkpoint.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import layout
 import torch
+from model import CONFIG
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
-from train_language_model import CONFIG, StreamLanguageModel
 from transformers import PreTrainedTokenizerFast
 
 from vllm.multistream.codecs.spectral_codec import SpectralCodecModel
 
 SPEECH_DEFAULTS = {"temperature": 0.0, "top_k": 20, "max_tokens": 500}
 GUIDANCE_SCALE = 1.5
-"""What benchmarks/evaluate_default_model.py found best."""
 
 GENERATION_DEFAULTS = {
     "text_to_speech": {**SPEECH_DEFAULTS, "guidance_scale": GUIDANCE_SCALE},
-    "speech_to_text": {"temperature": 0.0, "max_tokens": 100},
+    "speech_to_text": {"temperature": 0.0, "max_tokens": 200},
     "speech_continuation": SPEECH_DEFAULTS,
 }
 
 
-def export(
-    language_model: StreamLanguageModel,
-    codec: SpectralCodecModel,
-    tokenizer: Tokenizer,
-    folder: Path,
-) -> None:
+def export(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
     """Write config, weights in half the bytes, tokenizer, codec and generation defaults.
 
     Args:
-        language_model, codec, tokenizer: the trained parts.
-        folder: made if missing.
+        folder: of the training.
+        dtype: of the language model.
+
+    Returns:
+        The checkpoint's folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: weight.detach().to(torch.bfloat16).contiguous()
-        for name, weight in language_model.state_dict().items()
-    }
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    target = folder / "unison-default"
+    target.mkdir(parents=True, exist_ok=True)
+    state = torch.load(folder / "language_model_checkpoint.pt")
+    weights = {name: weight.to(dtype).contiguous() for name, weight in state["mean"].items()}
+    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
     # bfloat16 would cost the codec's inverse Fourier transform audible precision.
-    codec.save(folder / "codec", torch.float16)
+    SpectralCodecModel.load(folder / "codec").save(target / "codec", torch.float16)
     backbone = CONFIG.to_diff_dict() | {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
@@ -53,7 +54,7 @@ def export(
     config = {
         "architectures": ["SpeechLMForConditionalGeneration"],
         "model_type": "speech_lm",
-        "dtype": "bfloat16",
+        "dtype": str(dtype).removeprefix("torch."),
         "backbone_config": backbone,
         "stream_layout": layout.stream_layout(),
         "embedding": {"auxiliary_skip_ids": [layout.PAD]},
@@ -61,16 +62,28 @@ def export(
         "codec": {"name_or_path": "codec"},
         "tasks": layout.tasks(),
         "voices": {speaker: [index] for speaker, index in layout.SPEAKER_IDS.items()},
-        "default_voice": "rms",
+        "default_voice": layout.SPEAKERS[0],
         "generation_defaults": GENERATION_DEFAULTS,
         "guidance": {"null_prompt": layout.NULL_PROMPT, "audio_only": False},
     }
-    _write(folder / "config.json", config)
-    _write(folder / "generation_config.json", {"do_sample": True, **SPEECH_DEFAULTS})
+    _write(target / "config.json", config)
+    _write(target / "generation_config.json", {"do_sample": True, **SPEECH_DEFAULTS})
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>"
-    ).save_pretrained(folder)
+        tokenizer_object=layout.make_tokenizer(), pad_token="<pad>", eos_token="<end>"
+    ).save_pretrained(target)
+    return target
 
 
 def _write(file: Path, content: object) -> None:
     file.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def main() -> None:
+    """Write the checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
+    print(export(parser.parse_args().folder))
+
+
+if __name__ == "__main__":
+    main()

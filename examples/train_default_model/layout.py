@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from synthesize import SPEAKERS
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from train_codec import CONFIG as CODEC
 
 from vllm.multistream.delay import interleave
 
 PAD, END, BEGIN_AUDIO, BEGIN_TEXT, SPEAK, TRANSCRIBE, CONTINUE = range(7)
+SPEAKERS = ("heart", "joe")
+"""Voices that the model speaks with."""
+
 FIRST_SPEAKER = 8
 FIRST_TEXT = 16
-NUM_TEXT = 1008
-FIRST_CODE = FIRST_TEXT + NUM_TEXT
+CHARACTERS = " abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ,.?!;:'-"
+FIRST_CODE = 80
 NUM_STREAMS = CODEC.num_codebooks
 DELAYS = tuple(range(NUM_STREAMS))
 MAX_DELAY = max(DELAYS)
@@ -28,6 +31,9 @@ NULL_PROMPT = [SPEAK, BEGIN_AUDIO]
 """What a guidance lane holds: asked to speak, but not told what."""
 
 IGNORE = -100
+NOWHERE = -1.0
+"""Where a step has no place to look at."""
+
 _SPECIALS = str.split("<pad> <end> <audio> <text> <speak> <transcribe> <continue>")
 
 
@@ -62,33 +68,55 @@ def tasks() -> dict[str, list[int | str]]:
     }
 
 
-def train_tokenizer(texts: Iterable[str]) -> Tokenizer:
-    """A byte-pair tokenizer whose ids are the model's; text is read in lower case."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.NFKC(),
-            normalizers.Lowercase(),
-            # The voices were trained on words alone.
-            normalizers.Replace(Regex(r"[.,;:!?\"()]"), " "),
-            normalizers.Replace(Regex(r"\s+"), " "),
-            normalizers.Strip(),
-        ]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+def make_tokenizer() -> Tokenizer:
+    """A tokenizer whose tokens are characters and whose ids are the model's."""
     specials = list(_SPECIALS)
     specials += [f"<reserved_{i}>" for i in range(len(specials), FIRST_SPEAKER)]
     specials += [f"<{speaker}>" for speaker in SPEAKERS]
     specials += [f"<reserved_{i}>" for i in range(len(specials), FIRST_TEXT)]
-    trainer = trainers.BpeTrainer(
-        vocab_size=FIRST_CODE,
-        special_tokens=specials,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+    names = specials + list(CHARACTERS)
+    names += [f"<reserved_{i}>" for i in range(len(names), FIRST_CODE)]
+    vocabulary = {name: index for index, name in enumerate(names)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKD(),
+            normalizers.StripAccents(),
+            normalizers.Replace("’", "'"),
+            normalizers.Replace(Regex("[–—]"), "-"),
+            normalizers.Replace(Regex(f"[^{CHARACTERS}]"), " "),
+            normalizers.Replace(Regex(" +"), " "),
+            normalizers.Strip(),
+        ]
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(specials)
     return tokenizer
+
+
+def text_ids(text: str) -> list[int]:
+    """What the tokenizer makes of a text that `spoken_text` made."""
+    return [FIRST_TEXT + CHARACTERS.index(character) for character in text]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sequence to learn.
+
+    Attributes:
+        steps: [num_steps, NUM_STREAMS] ids.
+        targets: the same shape; what each step predicts, or IGNORE.
+        focus: [num_steps] step that a step should look at, with fractions; or NOWHERE.
+        reach: standard deviation in steps of where it may look.
+        region: [begin, end) of the steps that may be looked at.
+    """
+
+    steps: NDArray[np.int32]
+    targets: NDArray[np.int32]
+    focus: NDArray[np.float32]
+    reach: float = 1.5
+    region: tuple[int, int] = (0, 0)
 
 
 def _tokens(ids: Sequence[int]) -> NDArray[np.int32]:
@@ -98,7 +126,8 @@ def _tokens(ids: Sequence[int]) -> NDArray[np.int32]:
 
 
 def _audio(codes: NDArray[np.integer]) -> NDArray[np.int32]:
-    return (codes + [slice_begin(k) for k in range(NUM_STREAMS)]).astype(np.int32)
+    ids = codes + [slice_begin(k) for k in range(NUM_STREAMS)]
+    return np.where(codes < 0, PAD, ids).astype(np.int32)
 
 
 _FLUSH = _tokens([PAD] * MAX_DELAY)
@@ -106,7 +135,7 @@ _FLUSH = _tokens([PAD] * MAX_DELAY)
 
 def _audio_example(
     prompt: list[NDArray[np.int32]], codes: NDArray[np.integer]
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+) -> tuple[NDArray[np.int32], NDArray[np.int32], int]:
     before = np.concatenate(prompt)
     frames = np.concatenate([before, _audio(codes), _tokens([END]), _FLUSH])
     steps = interleave(frames, DELAYS, [PAD] * NUM_STREAMS)[: len(frames)]
@@ -116,40 +145,61 @@ def _audio_example(
         begin = first + delay
         stop = begin + count + (stream == 0)
         # Step p is predicted from step p - 1.
-        targets[begin - 1 : stop - 1, stream] = steps[begin:stop, stream]
-    return steps, targets
+        wanted = steps[begin:stop, stream]
+        targets[begin - 1 : stop - 1, stream] = np.where(wanted == PAD, IGNORE, wanted)
+    return steps, targets, first
 
 
 def speech_example(
-    codes: NDArray[np.integer], text: Sequence[int], speaker: str | None
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Text to speech: ids and targets, [num_steps, NUM_STREAMS] each; IGNORE is no target.
+    codes: NDArray[np.integer],
+    text: Sequence[int],
+    speaker: str | None,
+    places: NDArray[np.floating] | None = None,
+) -> Example:
+    """Text to speech.
 
     Args:
-        codes: [num_frames, NUM_STREAMS] of the codec.
+        codes: [num_frames, NUM_STREAMS] of the codec; negative ones are not known, nor learned.
         text: its ids; none for the null prompt.
         speaker: None leaves the voice open.
+        places: [num_frames] letter, with fractions, that is said in a frame; NOWHERE if unknown.
     """
     voice = [] if speaker is None else [SPEAKER_IDS[speaker]]
-    return _audio_example([_tokens([SPEAK, *voice, *text, BEGIN_AUDIO])], codes)
+    steps, targets, first = _audio_example([_tokens([SPEAK, *voice, *text, BEGIN_AUDIO])], codes)
+    focus = np.full(len(steps), NOWHERE, np.float32)
+    begin = 1 + len(voice)
+    if places is not None and len(text):
+        # The step that predicts a frame looks at the frame's letter.
+        known = np.where(places >= 0, places + begin, NOWHERE)
+        focus[first - 1 : first - 1 + len(codes)] = known
+    return Example(steps, targets, focus, 1.5, (begin, begin + len(text)))
 
 
-def continuation_example(
-    codes: NDArray[np.integer], split: int
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Speech continuation after `split` frames: ids and targets as in `speech_example`."""
+def continuation_example(codes: NDArray[np.integer], split: int) -> Example:
+    """Speech continuation after `split` frames."""
     heard = [_tokens([CONTINUE]), _audio(codes[:split]), _FLUSH, _tokens([BEGIN_AUDIO])]
-    return _audio_example(heard, codes[split:])
+    steps, targets, _ = _audio_example(heard, codes[split:])
+    return Example(steps, targets, np.full(len(steps), NOWHERE, np.float32))
 
 
 def transcription_example(
-    codes: NDArray[np.integer], text: Sequence[int]
-) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Speech to text: ids and targets as in `speech_example`."""
+    codes: NDArray[np.integer],
+    text: Sequence[int],
+    frames: NDArray[np.floating] | None = None,
+) -> Example:
+    """Speech to text.
+
+    Args:
+        codes, text: as of `speech_example`.
+        frames: [len(text)] frame, with fractions, in which each letter is said.
+    """
     heard = [_tokens([TRANSCRIBE]), _audio(codes), _FLUSH, _tokens([BEGIN_TEXT])]
-    frames = np.concatenate([*heard, _tokens([*text, END])])
-    steps = interleave(frames, DELAYS, [PAD] * NUM_STREAMS)[: len(frames)]
+    rows = np.concatenate([*heard, _tokens([*text, END])])
+    steps = interleave(rows, DELAYS, [PAD] * NUM_STREAMS)[: len(rows)]
     targets = np.full_like(steps, IGNORE)
     count = len(text) + 1
     targets[-count - 1 : -1, 0] = steps[-count:, 0]
-    return steps, targets
+    focus = np.full(len(steps), NOWHERE, np.float32)
+    if frames is not None:
+        focus[-count - 1 : -2] = frames + 1
+    return Example(steps, targets, focus, 3.0, (1, 1 + len(codes)))

@@ -5,12 +5,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import torch
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+
+
+def save_atomically(state: dict[str, Any], file: Path) -> None:
+    """`torch.save` that leaves either the old file or the new one, whenever it is interrupted."""
+    partial = file.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(file)
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a file that is either the old or the new one, whenever it is interrupted."""
+    partial = file.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(file)
 
 
 class LossLog:

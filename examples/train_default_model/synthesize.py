@@ -1,154 +1,144 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Synthesizes the speech that the default model learns from, with flite.
+"""Lets the teachers say the texts, shard by shard.
 
-A corpus is a folder of two files:
+    python examples/train_default_model/synthesize.py --folder build/default_model --hours 40
 
-- ``utterances.jsonl``: one object per utterance, see `Utterance`,
-- ``samples.int16``: the samples of all utterances, one after the other, at 16 kHz.
+A shard is 250 sentences of one voice: ``speech/VOICE/00012.jsonl`` has an object per utterance
+(`Utterance`), ``speech/VOICE/00012.int16`` the samples of all, one after the other, at 16 kHz. A
+shard appears when it is complete, and is the same whenever it is made: more speech is more shards.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import random
-import subprocess
-import tempfile
-import wave
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
+from corpus import SAMPLE_RATE, Utterance, read_texts
 from tqdm import tqdm
-from vocabulary import sentences
 
-SAMPLE_RATE = 16000
-SPEAKERS = ("slt", "rms", "awb")
-"""Voices that the model learns to speak with."""
-
-HELD_OUT_SPEAKER = "kal16"
-"""The voice that only evaluation hears. It is of another kind: joined recordings of diphones."""
+SHARD = 250
+VOICES = {"heart": 0.42, "joe": 0.42, "many": 0.16}
+"""Voices of training, and each one's part of the sentences."""
 
 
-@dataclass(frozen=True)
-class Utterance:
-    """One synthesized sentence.
-
-    Attributes:
-        text: what is said.
-        speaker: flite's voice.
-        num_samples: its length.
-        phones: (phone, end in seconds) in order, from flite; "pau" is silence.
-    """
-
-    text: str
-    speaker: str
-    num_samples: int
-    phones: list[tuple[str, float]]
-
-
-def synthesize(
-    text: str, speaker: str, stretch: float = 1.0, pitch: float = 1.0
-) -> tuple[NDArray[np.int16], list[tuple[str, float]]]:
-    """Let flite say a text.
+def write_shard(stem: Path, voice: str, sentences: Sequence[str], seed: int) -> float:
+    """Synthesize sentences into a shard, unless it is there.
 
     Args:
-        text: words.
-        speaker: flite's voice; must be one of 16 kHz.
-        stretch: factor on durations.
-        pitch: factor on the fundamental frequency (statistical voices only).
+        stem: its path without suffix.
+        voice: one of `teachers.TEACHERS`.
+        sentences: left out are those that the voice cannot say.
+        seed: of what is random in a voice.
 
     Returns:
-        int16 samples at SAMPLE_RATE, and the phones with their ends in seconds.
+        Seconds of speech that were made.
     """
-    with tempfile.NamedTemporaryFile(suffix=".wav") as file:
-        command = ["flite", "-voice", speaker, "--setf", f"duration_stretch={stretch:.4f}"]
-        command += ["--setf", f"f0_shift={pitch:.4f}", "-psdur", "-t", text, "-o", file.name]
-        printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        with wave.open(file.name) as reader:
-            if reader.getframerate() != SAMPLE_RATE:
-                raise ValueError(f"speaker {speaker!r} must have a rate of {SAMPLE_RATE} Hz")
-            samples = np.frombuffer(reader.readframes(reader.getnframes()), np.int16)
-    phones = [part.rsplit(":", 1) for part in printed.split()]
-    return samples, [(name, float(end)) for name, end in phones]
+    import onnxruntime
+    from teachers import TEACHERS
+
+    index = stem.with_suffix(".jsonl")
+    if index.exists():
+        return 0.0
+    # A network's own random numbers begin when it is loaded.
+    onnxruntime.set_seed(seed)
+    teacher = TEACHERS[voice]()
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    partial = stem.with_suffix(f".partial.{os.getpid()}")
+    lines, total = [], 0
+    with partial.open("wb") as file:
+        for number, sentence in enumerate(sentences):
+            speech = teacher(sentence, np.random.default_rng([seed, number]))
+            if speech is None:
+                continue
+            samples = np.round(speech.samples * 32767).astype("<i2")
+            phones = [(phone, round(end, 4)) for phone, end in speech.phones]
+            lines.append(json.dumps(asdict(Utterance(sentence, len(samples), phones))))
+            file.write(samples.tobytes())
+            total += len(samples)
+    partial.rename(stem.with_suffix(".int16"))
+    partial.write_text("".join(line + "\n" for line in lines))
+    partial.rename(index)
+    return total / SAMPLE_RATE
 
 
-def _one(task: tuple[str, str, float, float]) -> tuple[Utterance, bytes]:
-    text, speaker, stretch, pitch = task
-    samples, phones = synthesize(text, speaker, stretch, pitch)
-    return Utterance(text, speaker, len(samples), phones), samples.tobytes()
+def _shards(folder: Path, sentences: Sequence[str]) -> Iterator[tuple[Path, str, list[str], int]]:
+    """All shards, in the order in which they are wanted: voices grow alike."""
+    names = list(VOICES)
+    owed = dict.fromkeys(names, 0.0)
+    counts = dict.fromkeys(names, 0)
+    for block in range(len(sentences) // SHARD):
+        for name, part in VOICES.items():
+            owed[name] += part
+        voice = max(names, key=lambda name: owed[name])
+        owed[voice] -= 1
+        shard = counts[voice]
+        counts[voice] += 1
+        part_of = list(sentences[block * SHARD : (block + 1) * SHARD])
+        yield folder / "speech" / voice / f"{shard:05d}", voice, part_of, block
 
 
-def _tasks(
-    count: int, seed: int, held_out: bool, speakers: tuple[str, ...], varied: bool
-) -> Iterator:
-    rng = random.Random(seed)
-    texts = sentences(seed, held_out)
-    for index in range(count):
-        stretch = rng.uniform(0.9, 1.15) if varied else 1.0
-        pitch = rng.uniform(0.92, 1.1) if varied else 1.0
-        yield next(texts), speakers[index % len(speakers)], stretch, pitch
+def seconds_of(folder: Path) -> float:
+    """Speech that a folder has, all voices of training together."""
+    files = (file for voice in VOICES for file in (folder / "speech" / voice).glob("*.int16"))
+    return sum(file.stat().st_size for file in files) / 2 / SAMPLE_RATE
 
 
-def write_corpus(
-    folder: Path,
-    count: int,
-    *,
-    seed: int,
-    held_out: bool = False,
-    speakers: tuple[str, ...] = SPEAKERS,
-    varied: bool = True,
-    processes: int = 2,
-) -> None:
-    """Synthesize a corpus; does nothing if it is complete already.
+def synthesize(folder: Path, hours: float, processes: int = 2) -> None:
+    """Make speech of the training texts until there is enough.
 
     Args:
-        folder: where to.
-        count: utterances.
-        seed: same seed, same corpus.
-        held_out: sentences kept for evaluation, or those of training.
-        speakers: voices, taken in turn.
-        varied: with random speed and pitch.
-        processes: how many instances of flite run at once.
+        folder: with ``texts``; ``speech`` is written.
+        hours: of speech, all voices together.
+        processes: that work at once.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    index = folder / "utterances.jsonl"
-    if index.exists():
-        return
-    partial = folder / "utterances.partial"
-    tasks = _tasks(count, seed, held_out, speakers, varied)
+    sentences = read_texts(folder / "texts" / "train.txt")
+    have = seconds_of(folder)
     with (
         ProcessPoolExecutor(processes) as pool,
-        partial.open("w") as lines,
-        (folder / "samples.int16").open("wb") as samples,
+        tqdm(total=round(hours * 3600), initial=round(have), desc="speech", unit="s") as progress,
     ):
-        done = pool.map(_one, tasks, chunksize=16)
-        for utterance, data in tqdm(done, total=count, desc=f"synthesizing {folder.name}"):
-            lines.write(json.dumps(asdict(utterance)) + "\n")
-            samples.write(data)
-    partial.rename(index)
+        pending: list = []
+        for shard in _shards(folder, sentences):
+            if shard[0].with_suffix(".jsonl").exists():
+                continue
+            if have >= hours * 3600:
+                break
+            pending.append(pool.submit(write_shard, *shard))
+            if len(pending) > processes:
+                made = pending.pop(0).result()
+                have += made
+                progress.update(round(made))
+        for future in pending:
+            progress.update(round(future.result()))
 
 
-class Corpus:
-    """A corpus that was written by `write_corpus`; samples stay on disk.
+HELD_OUT_SETS = {"validation": ("heart", "joe"), "evaluation": ("heart", "joe")}
 
-    Args:
-        folder: where it lies.
-    """
 
-    def __init__(self, folder: Path) -> None:
-        with (folder / "utterances.jsonl").open() as lines:
-            self.utterances = [Utterance(**json.loads(line)) for line in lines]
-        lengths = [utterance.num_samples for utterance in self.utterances]
-        self._starts = np.concatenate([[0], np.cumsum(lengths)])
-        self._samples = np.memmap(folder / "samples.int16", np.int16, "r")
+def synthesize_held_out(folder: Path) -> None:
+    """Let both voices say all sentences that are kept from training."""
+    for part, voices in HELD_OUT_SETS.items():
+        sentences = read_texts(folder / "texts" / f"{part}.txt")
+        for number, voice in enumerate(voices):
+            write_shard(folder / "speech" / part / voice, voice, sentences, 10**6 + number)
 
-    def __len__(self) -> int:
-        return len(self.utterances)
 
-    def samples(self, index: int) -> NDArray[np.float32]:
-        """[num_samples] float32 samples of an utterance, full scale is [-1, 1]."""
-        part = self._samples[self._starts[index] : self._starts[index + 1]]
-        return part.astype(np.float32) / np.float32(32768)
+def main() -> None:
+    """Synthesize what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
+    parser.add_argument("--hours", type=float, default=40.0)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    synthesize_held_out(options.folder)
+    synthesize(options.folder, options.hours, options.processes)
+
+
+if __name__ == "__main__":
+    main()

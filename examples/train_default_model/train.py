@@ -1,34 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the default model from nothing: speech, codec, language model, checkpoint.
+"""Makes the default model from nothing: texts, speech, codec, language model, checkpoint.
 
     python examples/train_default_model/train.py --folder build/default_model
 
-Every stage resumes where it was interrupted, and is skipped when it is complete. Needs flite.
+Every stage goes on where it was interrupted, and is skipped when it is complete. What it needs is
+in requirements.txt of this folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-import layout
 import torch
+from encode import encode
 from export import export
-from synthesize import Corpus, write_corpus
-from tokenizers import Tokenizer
+from progress import replace_text
+from synthesize import synthesize, synthesize_held_out
+from texts import write_texts
 from train_codec import train_codec
-from train_language_model import encode_corpus, train_language_model
-from vocabulary import sentences
-
-from vllm.multistream.codecs.spectral_codec import SpectralCodec
+from train_language_model import train_language_model
 
 
 class Stopwatch:
-    """Seconds that each stage took, over all runs.
+    """Seconds that each stage took, over all runs that were not interrupted.
 
     Args:
         file: where they are kept.
@@ -40,55 +39,37 @@ class Stopwatch:
         if file.exists():
             self.seconds = json.loads(file.read_text())["seconds"]
 
-    def add(self, stage: str, since: float) -> None:
-        """Add the time since a `time.monotonic` to a stage."""
-        self.seconds[stage] = round(self.seconds.get(stage, 0) + time.monotonic() - since, 1)
+    def run(self, stage: str, work: Callable[[], object]) -> None:
+        """Do something and add the time that it took to a stage's."""
+        started = time.monotonic()
+        work()
+        self.seconds[stage] = round(self.seconds.get(stage, 0) + time.monotonic() - started, 1)
         machine = {"processor": platform.processor() or platform.machine()}
         machine["threads"] = str(torch.get_num_threads())
-        self._file.write_text(json.dumps({"seconds": self.seconds, "machine": machine}, indent=2))
-
-
-def _tokenizer(file: Path) -> Tokenizer:
-    if not file.exists():
-        texts = itertools.islice(sentences(3, held_out=False), 20000)
-        layout.train_tokenizer(texts).save(str(file))
-    return Tokenizer.from_file(str(file))
+        replace_text(
+            self._file, json.dumps({"seconds": self.seconds, "machine": machine}, indent=2)
+        )
 
 
 def main() -> None:
     """Run all stages."""
     parser = argparse.ArgumentParser(description="Make the default model.", allow_abbrev=False)
     parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
-    parser.add_argument("--utterances", type=int, default=24000, help="of speech to learn from")
-    parser.add_argument("--codec-steps", type=int, default=2600)
-    parser.add_argument("--language-model-steps", type=int, default=9000)
+    parser.add_argument("--hours", type=float, default=40.0, help="of speech to learn from")
+    parser.add_argument("--codec-steps", type=int, default=8000)
+    parser.add_argument("--language-model-steps", type=int, default=60000)
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     watch = Stopwatch(folder / "time.json")
-
-    started = time.monotonic()
-    write_corpus(folder / "train", options.utterances, seed=1)
-    write_corpus(folder / "validation", 300, seed=11, held_out=True)
-    corpus, validation = Corpus(folder / "train"), Corpus(folder / "validation")
-    watch.add("synthesize", started)
-
-    started = time.monotonic()
-    codec_model = train_codec(corpus, folder, options.codec_steps)
-    watch.add("codec", started)
-
-    started = time.monotonic()
-    tokenizer = _tokenizer(folder / "tokenizer.json")
-    codec = SpectralCodec.from_pretrained(str(folder / "codec"))
-    training = encode_corpus(corpus, codec, tokenizer, folder / "train.npz", 1)
-    held_out = encode_corpus(validation, codec, tokenizer, folder / "validation.npz", 2)
-    watch.add("encode", started)
-
-    started = time.monotonic()
-    language_model = train_language_model(training, held_out, folder, options.language_model_steps)
-    watch.add("language_model", started)
-    export(language_model, codec_model, tokenizer, folder / "unison-default")
-    print(f"wrote {folder / 'unison-default'}: {json.dumps(watch.seconds)} seconds")
+    steps = options.language_model_steps
+    watch.run("texts", lambda: write_texts(folder / "texts"))
+    watch.run("held out", lambda: synthesize_held_out(folder))
+    watch.run("speech", lambda: synthesize(folder, options.hours))
+    watch.run("codec", lambda: train_codec(folder, options.codec_steps))
+    watch.run("codes", lambda: encode(folder))
+    watch.run("language model", lambda: train_language_model(folder, steps, steps // 10))
+    print(f"wrote {export(folder)}: {json.dumps(watch.seconds)} seconds")
 
 
 if __name__ == "__main__":

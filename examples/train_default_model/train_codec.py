@@ -1,20 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains the codec of the default model.
 
+    python examples/train_default_model/train_codec.py --folder build/default_model
+
 The loss is the distance of mel spectra at five resolutions, besides the quantizer's own terms and
-the classification of phones by the semantic codebook.
+the classification of phones by the semantic codebook. Goes on where an interrupted run stopped.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from corpus import Shard, all_shards
 from phones import NUM_LABELS, frame_labels
-from progress import LossLog
-from synthesize import Corpus
+from progress import LossLog, save_atomically
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
@@ -29,50 +34,103 @@ from vllm.multistream.codecs.spectral_codec import (
 CONFIG = SpectralCodecConfig(codebook_size_semantic=NUM_LABELS)
 BATCH, FRAMES = 16, 25
 LEARNING_RATE = 1e-3
-SEMANTIC_WEIGHT, COMMITMENT_WEIGHT = 0.5, 0.25
-NOISY = 0.3
-"""Part of the clips that the encoder hears with noise, though the decoder must speak clean."""
+SEMANTIC_WEIGHT, COMMITMENT_WEIGHT = 1.0, 0.25
+DISTURBED = 0.35
+"""Part of the clips that the encoder hears with noise and through another microphone, though the
+decoder must speak clean."""
+
+CHECKPOINT_SECONDS = 240
+VOICE_SHARE = {"heart": 0.4, "joe": 0.4, "many": 0.2}
 
 
 class Clips:
-    """Random clips of a corpus, in memory, with their phone labels.
+    """Random clips of the speech that there is, with their labels.
 
     Args:
-        corpus: where they come from.
+        folder: of the training.
         generator: chooses them.
     """
 
-    def __init__(self, corpus: Corpus, generator: np.random.Generator) -> None:
-        self._generator = generator
-        frame = CONFIG.samples_per_frame
-        self._samples = [corpus.samples(i) for i in range(len(corpus))]
-        self._labels = [
-            frame_labels(u.phones, -(-u.num_samples // frame), frame / CONFIG.sample_rate)
-            for u in corpus.utterances
-        ]
+    def __init__(self, folder: Path, generator: np.random.Generator) -> None:
+        self._folder, self._generator = folder, generator
+        self._shards: dict[str, list[Shard]] = {}
+        self.look_for_more()
+
+    def look_for_more(self) -> None:
+        """Take shards into account that were made meanwhile."""
+        for voice in VOICE_SHARE:
+            known = self._shards.setdefault(voice, [])
+            known += [Shard(stem) for stem in all_shards(self._folder, voice)[len(known) :]]
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Clean and heard samples [BATCH, FRAMES * samples_per_frame], labels [BATCH, FRAMES]."""
         frame = CONFIG.samples_per_frame
         clean = np.zeros((BATCH, FRAMES * frame), np.float32)
         labels = np.zeros((BATCH, FRAMES), np.int64)
+        voices = [voice for voice in VOICE_SHARE if self._shards[voice]]
+        shares = np.array([VOICE_SHARE[voice] for voice in voices])
         for row in range(BATCH):
-            which = int(self._generator.integers(len(self._samples)))
-            most = max(0, len(self._labels[which]) - FRAMES)
-            start = int(self._generator.integers(most + 1))
-            samples = self._samples[which][start * frame : (start + FRAMES) * frame]
-            level = 10 ** self._generator.uniform(-0.6, 0.2)
+            shards = self._shards[
+                voices[self._generator.choice(len(voices), p=shares / shares.sum())]
+            ]
+            shard = shards[int(self._generator.integers(len(shards)))]
+            which = int(self._generator.integers(len(shard.utterances)))
+            samples, utterance = shard.samples(which), shard.utterances[which]
+            # A frame may begin anywhere: labels are those of the clip, not of the utterance.
+            start = int(self._generator.integers(max(1, len(samples) - FRAMES * frame // 2)))
+            samples = samples[start : start + FRAMES * frame]
+            begin = start / CONFIG.sample_rate
+            phones = [(phone, end - begin) for phone, end in utterance.phones if end > begin]
+            count = -(-len(samples) // frame)
+            part = _clip_labels(phones, count, frame / CONFIG.sample_rate)
+            level = 10 ** self._generator.uniform(-0.6, 0.3)
             clean[row, : len(samples)] = samples * level
-            part = self._labels[which][start : start + FRAMES]
             labels[row, : len(part)] = part
-        return torch.from_numpy(clean), self._noisy(clean), torch.from_numpy(labels)
+        return (
+            torch.from_numpy(clean),
+            torch.from_numpy(self._disturb(clean)),
+            torch.from_numpy(labels),
+        )
 
-    def _noisy(self, clean: np.ndarray) -> torch.Tensor:
-        noise = self._generator.standard_normal(clean.shape).astype(np.float32)
-        level = np.sqrt((clean**2).mean(1, keepdims=True))
-        level *= 10 ** (-self._generator.uniform(10, 40, (BATCH, 1)) / 20)
-        chosen = self._generator.random((BATCH, 1)) < NOISY
-        return torch.from_numpy((clean + np.where(chosen, noise * level, 0)).astype(np.float32))
+    def _disturb(self, clean: np.ndarray) -> np.ndarray:
+        heard = clean.copy()
+        for row in np.flatnonzero(self._generator.random(BATCH) < DISTURBED):
+            heard[row] = disturbed(clean[row], self._generator)
+        return heard
+
+
+def _clip_labels(
+    phones: Sequence[tuple[str, float]], num_frames: int, frame_seconds: float
+) -> np.ndarray:
+    """Labels of a clip that may end inside a phone."""
+    length = num_frames * frame_seconds
+    inside = [pair for pair in phones if pair[1] < length]
+    cut = phones[len(inside) : len(inside) + 1]
+    inside += [(phone, length) for phone, _ in cut] or []
+    if not inside or inside[-1][1] < length:
+        inside.append(("_", length))
+    return frame_labels(inside, num_frames, frame_seconds)
+
+
+def disturbed(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Samples with white or low noise at 8 to 40 dB, and with treble or bass weaker.
+
+    Args:
+        samples: [num_samples] float32.
+        rng: decides.
+    """
+    noise: np.ndarray = rng.standard_normal(len(samples))
+    if rng.random() < 0.5:
+        noise = np.convolve(noise, np.ones(8) / 8, "same") * 2.8
+    rms = math.sqrt(float((samples**2).mean()) + 1e-12)
+    noise *= rms * 10 ** (-rng.uniform(8, 40) / 20)
+    spectrum = np.fft.rfft(samples + noise)
+    place = np.linspace(0, 1, len(spectrum))
+    bumps = sum(
+        rng.uniform(-4, 4) * np.cos(np.pi * order * place + rng.uniform(0, np.pi))
+        for order in (1, 2, 3)
+    )
+    return np.fft.irfft(spectrum * 10 ** (bumps / 20), len(samples)).astype(np.float32)
 
 
 class MelDistance(nn.Module):
@@ -165,20 +223,21 @@ def restart_dead_codes(
         counts[dead] = 1.0
 
 
-def train_codec(corpus: Corpus, folder: Path, steps: int, seed: int = 0) -> SpectralCodecModel:
+def train_codec(
+    folder: Path, steps: int, seed: int = 0, seconds: float = math.inf
+) -> SpectralCodecModel:
     """Train, or go on where an interrupted run stopped.
 
     Args:
-        corpus: speech with phones.
-        folder: where checkpoints and the loss curve go; `codec/` in it is the result.
-        steps: of 16 clips of a second.
+        folder: of the training, with ``speech``; ``codec/`` in it is the result.
+        steps: of BATCH clips of FRAMES frames; the learning rate ends with them.
         seed: of everything random.
+        seconds: stop after so long.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     model = SpectralCodecModel(CONFIG)
     optimizer = torch.optim.AdamW(
-        model.parameters(), LEARNING_RATE, betas=(0.8, 0.99), weight_decay=1e-3
+        model.parameters(), LEARNING_RATE, betas=(0.8, 0.99), weight_decay=1e-3, fused=True
     )
     usage = torch.ones(CONFIG.num_codebooks - 1, CONFIG.codebook_size)
     log, first = LossLog(folder / "codec_loss"), 0
@@ -189,9 +248,10 @@ def train_codec(corpus: Corpus, folder: Path, steps: int, seed: int = 0) -> Spec
         optimizer.load_state_dict(state["optimizer"])
         usage, first = state["usage"], state["step"]
         log.resume(first)
-    clips = Clips(corpus, np.random.default_rng([seed, first]))
+    clips = Clips(folder, np.random.default_rng([seed, first]))
     distance = MelDistance()
-    progress = tqdm(range(first, steps), initial=first, total=steps, desc="codec")
+    started = saved = time.monotonic()
+    progress = tqdm(range(first, steps), initial=first, total=steps, desc="codec", mininterval=5)
     for step in progress:
         warm = min(1.0, (step + 1) / 200)
         rate = LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
@@ -219,9 +279,28 @@ def train_codec(corpus: Corpus, folder: Path, steps: int, seed: int = 0) -> Spec
         shown = {name: float(value.detach()) for name, value in terms.items()} | {"used": used}
         log.add(step, shown)
         progress.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
-        if (step + 1) % 500 == 0 or step + 1 == steps:
+        over = time.monotonic() - started > seconds
+        if time.monotonic() - saved > CHECKPOINT_SECONDS or step + 1 == steps or over:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            torch.save(state | {"usage": usage, "step": step + 1}, checkpoint)
+            save_atomically(state | {"usage": usage, "step": step + 1}, checkpoint)
             log.plot(["mel", "semantic", "accuracy", "used"])
-            model.save(folder / "codec", torch.float32)
+            clips.look_for_more()
+            saved = time.monotonic()
+        if over:
+            break
+    else:
+        model.save(folder / "codec", torch.float32)
     return model
+
+
+def main() -> None:
+    """Train the codec."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
+    parser.add_argument("--steps", type=int, default=8000)
+    options = parser.parse_args()
+    train_codec(options.folder, options.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -3,10 +3,21 @@
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 import pytest
 
-from vllm.engine.arg_utils import EngineArgs
-from vllm.multistream.packaged_model import DEFAULT_MODEL, KV_CACHE_BYTES, packaged_model
+from vllm.config import ModelConfig
+from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.multistream.packaged_model import (
+    DEFAULT_MODEL,
+    KV_CACHE_BYTES,
+    folder_of,
+    packaged_model,
+)
+from vllm.tokenizers import get_tokenizer
+from vllm.transformers_utils.config import get_config
 
 
 def test_the_name_stands_for_the_folder() -> None:
@@ -34,3 +45,37 @@ def test_a_folder_of_the_name_comes_first(tmp_path, monkeypatch) -> None:
     arguments = EngineArgs(model=DEFAULT_MODEL)
     assert arguments.model == DEFAULT_MODEL
     assert arguments.kv_cache_memory_bytes is None
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for an address fails at once; clients of hubs would try for minutes."""
+
+    def refuse(*arguments: object, **_: object) -> None:
+        raise AssertionError(f"asked for the address of {arguments[:2]}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_every_resolver_of_names_knows_it() -> None:
+    folder = str(packaged_model())
+    config = ModelConfig(DEFAULT_MODEL)
+    assert (config.model, config.tokenizer) == (folder, folder)
+    assert config.served_model_name == DEFAULT_MODEL
+    assert ModelConfig(folder, tokenizer=DEFAULT_MODEL).tokenizer == folder
+    assert AsyncEngineArgs(DEFAULT_MODEL).create_model_config().model == folder
+    ids = get_tokenizer(DEFAULT_MODEL)("please open blue door").input_ids
+    assert ids == get_tokenizer(folder)("please open blue door").input_ids and len(ids) >= 4
+    assert get_config(DEFAULT_MODEL, trust_remote_code=False).model_type == "speech_lm"
+
+
+def test_other_names_are_left_alone() -> None:
+    for name in ("facebook/opt-125m", "unison-default2", "./unison-default", ""):
+        assert folder_of(name) == name
+    assert folder_of(Path("some") / "folder") == Path("some") / "folder"
+
+
+def test_sleep_mode_is_refused_on_the_cpu() -> None:
+    with pytest.raises(ValueError, match=r"[Ss]leep mode is not supported"):
+        EngineArgs(DEFAULT_MODEL, enable_sleep_mode=True).create_model_config()

@@ -18,7 +18,7 @@ from vllm.multistream.prompts import PromptBuilder
 from vllm.multistream.spec import SpeechSpec
 from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
 
-sys.path.append(str(Path(__file__).parents[2] / "examples" / "train_default_model"))
+sys.path.append(str(Path(__file__).parents[2] / "examples" / "train_default_model" / "version_1"))
 import layout
 import train_language_model as training
 import vocabulary

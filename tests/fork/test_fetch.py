@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from tests.fork.toy import Toy
 from tools.fork.cli import main
 from tools.fork.errors import ForkError
 from tools.fork.fetch import fetch, sha256
-from tools.fork.progress import ProgressBar
 from tools.fork.project import Artifact
 
 
@@ -72,17 +70,3 @@ def test_cache_can_be_moved(
     monkeypatch.setenv("UNISON_CACHE", str(tmp_path / "elsewhere"))
     assert main(["--root", str(toy.project.root), "fetch", "--device", "none"]) == 0
     assert capsys.readouterr().out.strip() == str(tmp_path / "elsewhere" / "vllm-1.0.tar.gz")
-
-
-def test_progress_bar_is_drawn_on_terminals_only() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    terminal, pipe = Terminal(), io.StringIO()
-    for stream in (terminal, pipe):
-        with ProgressBar("file", 200, stream) as bar:
-            bar.update(50)
-            bar.update(150)
-    assert "100%" in terminal.getvalue() and "file" in terminal.getvalue()
-    assert pipe.getvalue() == ""

@@ -136,6 +136,7 @@ THREE: dict[str, Any] = {
         ({}, {"guidance_scale": 2.0, "negative_prompt": "a"}, "needs a tokenizer"),
         ({}, NEGATIVE | {"negative_prompt_token_ids": []}, "at least one token"),
         ({}, NEGATIVE | {"negative_prompt_token_ids": [40]}, r"must be in \[0, 40\), not 40"),
+        ({}, NEGATIVE | {"negative_prompt_token_ids": [99]}, r"must be in \[0, 40\), not 99"),
         ({}, NEGATIVE | {"negative_prompt_token_ids": [-1]}, r"must be in \[0, 40\), not -1"),
         ({}, NEGATIVE | {"negative_prompt_token_ids": [1.5]}, r"must be in \[0, 40\), not 1.5"),
         ({"scheduler_config__max_num_seqs": 2}, THREE, "3 lanes, but max_num_seqs = 2"),
@@ -148,6 +149,11 @@ THREE: dict[str, Any] = {
             "negative_prompt has 57 tokens; with up to 8 generated ones it must fit max_model_len",
         ),
         # 4 + 8 tokens are 1 block per lane; one block is the null block.
+        (
+            {"cache_config__num_gpu_blocks": 2},
+            NEGATIVE,
+            "blocks of 16 tokens, but the cache has 1;",
+        ),
         ({"cache_config__num_gpu_blocks": 2}, NEGATIVE, "2 lanes may need 2 KV cache blocks of 16"),
         ({"cache_config__num_gpu_blocks": 3}, THREE, "3 lanes may need 3 KV cache blocks of 16"),
     ],

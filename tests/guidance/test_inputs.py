@@ -43,6 +43,14 @@ PAIR = [{"weight": 3.0}, {"weight": -2.0, "prompt_token_ids": [1]}]
                 ("negative_prompt_token_ids", [1]),
             )
         ),
+        (
+            {"guidance_scale": 3.0, "negative_prompt": [1]},
+            r"negative_prompt must be text, not \[1\]",
+        ),
+        (
+            {"guidance_scale": 3.0, "negative_prompt_token_ids": "a"},
+            "negative_prompt_token_ids must be a list of token ids, not 'a'",
+        ),
         ({"guidance_lanes": []}, "at least 2 lanes, the conditional first, not 0"),
         ({"guidance_lanes": [{"weight": 1.0}]}, "at least 2 lanes, the conditional first, not 1"),
         ({"guidance_lanes": [{"weight": 1.0}, 5]}, r"guidance_lanes\[1\] must be an object"),

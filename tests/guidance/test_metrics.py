@@ -32,3 +32,5 @@ def test_gauges_hold_the_newest_step_and_counters_add_up() -> None:
     assert value("vllm:guidance_cached_tokens_total") == 96
     assert value("vllm:guided_group_preemptions_total") == 2
     assert value("vllm:guidance_lanes", "0") == 0
+    prom.observe(GuidanceStats(lanes=5))
+    assert value("vllm:guidance_lanes", "0") == 5 and value("vllm:guidance_lanes") == 2

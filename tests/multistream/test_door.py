@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a request must be before a multi-stream model takes it."""
 
+import random
 from types import SimpleNamespace
 from typing import Any
 
@@ -132,3 +133,17 @@ def test_a_prompt_must_leave_room_for_a_token_and_the_flush(
     admit_streams(SamplingParams(), prompt(longest), model)
     with pytest.raises(ValueError, match=rf"prompt has {longest + 1} tokens.*max_model_len = 20"):
         admit_streams(SamplingParams(), prompt(longest + 1), model)
+
+
+def test_seeds_are_drawn_from_the_system_and_use_all_their_bits() -> None:
+    """Not from a generator that a program may have seeded, nor from so few that they repeat."""
+    seeds = []
+    for _ in range(64):
+        random.seed(0)
+        params = SamplingParams()
+        admit_streams(params, prompt(3), speech())
+        assert params.seed is not None
+        seeds.append(params.seed)
+    assert len(set(seeds)) == 64
+    assert all(0 <= seed < 2**62 for seed in seeds) and max(seeds) >= 2**61
+    assert len({seed % 2**8 for seed in seeds}) > 16

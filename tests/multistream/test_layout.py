@@ -83,6 +83,11 @@ REFUSALS = [
     (changed("codebook_streams", to=[0, 3]), "codebook_streams[1] must be in [0, 3), not 3"),
     (changed("codebook_streams", to=[-1]), "codebook_streams[0] must be in [0, 3), not -1"),
     (changed("delay_scope", to="frame"), "stream_layout.delay_scope must be"),
+    (changed("outside_codebook", to=4), "'fail', 'drop' or a code in [0, 3], not 4"),
+    (changed("outside_codebook", to=27), "'fail', 'drop' or a code in [0, 3], not 27"),
+    (changed("outside_codebook", to=-1), "'fail', 'drop' or a code in [0, 3], not -1"),
+    (changed("outside_codebook", to=True), "'fail', 'drop' or a code in [0, 3], not True"),
+    (changed("outside_codebook", to="keep"), "'fail', 'drop' or a code in [0, 3], not 'keep'"),
     (changed("phases", to=[]), "phases must have at least one entry"),
     (doubled_phase, "phases must have different names"),
     (changed("slices", to=3), "stream_layout.slices must be a list"),
@@ -233,6 +238,11 @@ def test_text_can_follow_audio(graph: dict[str, list[str]], expected: bool) -> N
         text_slice=(10, 19),
     )
     assert layout.text_can_follow_audio is expected
+
+
+@pytest.mark.parametrize("rule", ["fail", "drop", 0, 3])
+def test_rules_for_ids_outside_the_codebook(rule: str | int) -> None:
+    assert StreamLayout.from_dict(example(outside_codebook=rule)).outside_codebook == rule
 
 
 def test_opuslm_is_expressible() -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a user's prompt to the ids of all streams."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.multistream.random_layouts import example, layouts
-from vllm.multistream import prompts
+from vllm.multistream import clip_encoder, prompts
+from vllm.multistream.clip_encoder import MAX_AHEAD
 from vllm.multistream.codecs.base import Codec
 from vllm.multistream.layout import DelayScope, StreamLayout
 from vllm.multistream.prompts import (
     PromptBuilder,
+    encode_ahead,
     frames_of_codes,
     frames_of_tokens,
     lay_out,
@@ -298,17 +302,6 @@ def test_every_form_of_audio_is_taken(setting: Setting, form: Any) -> None:
     np.testing.assert_array_equal(setting.codec.heard[0].numpy(), clip(1, 2, 3))
 
 
-@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.int8, np.uint8])
-def test_integer_samples_are_pcm(setting: Setting, dtype: type) -> None:
-    info = np.iinfo(dtype)
-    # Unsigned PCM has its zero in the middle of the range, as in WAV files.
-    zero = 0 if info.min else (int(info.max) + 1) // 2
-    scale = (int(info.max) - int(info.min) + 1) // 2
-    samples: np.ndarray = (zero + clip(1, 2, -3).astype(np.float64) * scale).astype(dtype)
-    setting.build([], **audio((samples, RATE)))
-    np.testing.assert_allclose(setting.codec.heard[0].numpy(), clip(1, 2, -3), atol=1e-7)
-
-
 def test_audio_is_resampled_to_the_codec_s_rate(
     setting: Setting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,7 +311,7 @@ def test_audio_is_resampled_to_the_codec_s_rate(
         calls.append((len(samples), from_rate, to_rate))
         return clip(1, 2)
 
-    monkeypatch.setattr(prompts, "resample", resample)
+    monkeypatch.setattr(clip_encoder, "resample", resample)
     ids, _ = setting.build([], **audio((np.zeros(16, np.float32), 16000)))
     assert calls == [(16, 16000, RATE)]
     assert ids == [5, 21, 22, 0, 0, 1]
@@ -338,18 +331,6 @@ def test_equal_bytes_of_another_shape_are_another_clip(setting: Setting) -> None
     mono_ids, _ = setting.build([], **audio((mono, RATE)))
     stereo_ids, _ = setting.build([], **audio((mono.reshape(2, -1), RATE)))
     assert (len(mono_ids), len(stereo_ids)) == (8, 6)
-
-
-def test_the_oldest_clip_is_forgotten(setting: Setting) -> None:
-    kept = prompts._CACHED_CLIPS
-    clips = [clip(1) + index / 1000 for index in range(kept + 1)]
-    for samples in clips:
-        setting.build([], **audio((samples, RATE)))
-    assert len(setting.codec.heard) == kept + 1
-    setting.build([], **audio((clips[1], RATE)))
-    assert len(setting.codec.heard) == kept + 1
-    setting.build([], **audio((clips[0], RATE)))
-    assert len(setting.codec.heard) == kept + 2
 
 
 def options(**given_options: Any) -> dict[str, Any]:
@@ -392,11 +373,11 @@ def options(**given_options: Any) -> dict[str, Any]:
         ([], audio((clip(1), True)), "audio's sample rate must be a number of Hz, not True"),
         ([], audio([[0.0], [0.0, 1.0]]), "audio must be"),
         ([10], options(auxiliary_token_ids=[[0, 0], [0]]), "auxiliary_token_ids must be an array"),
-        ([], audio("speech.wav"), "audio must be samples or"),
-        ([], audio({"samples": 1}), "audio must be samples or"),
-        ([], audio((np.zeros(4, np.complex64), RATE)), "audio must be samples or"),
-        ([], audio((np.zeros(4, bool), RATE)), "audio must be samples or"),
-        ([], audio((np.array([0, np.nan], np.float32), RATE)), "samples must be finite"),
+        ([], audio("speech.wav"), "audio must be samples"),
+        ([], audio({"samples": 1}), "audio must be samples"),
+        ([], audio((np.zeros(4, np.complex64), RATE)), "audio must be samples"),
+        ([], audio((np.zeros(4, bool), RATE)), "audio must be samples"),
+        ([], audio((np.array([0, np.nan], np.float32), RATE)), "audio must have finite samples"),
         ([], audio((clip(1), 100)), r"from_rate must be a whole number of Hz in \[4000, 192000\]"),
         ([], audio((clip(1), 0)), "from_rate must be a whole number of Hz"),
     ],
@@ -421,6 +402,52 @@ def test_audio_for_a_model_without_codec_is_refused(monkeypatch: pytest.MonkeyPa
     setting = Setting(monkeypatch, codec=None)
     with pytest.raises(ValueError, match="audio is not accepted: the model has no codec"):
         setting.build([], **audio(clip(1)))
+
+
+def test_prompts_are_built_beside_the_event_loop(setting: Setting) -> None:
+    threads = set()
+    build = setting.builder._build
+
+    def noted(prompt: Any) -> Any:
+        threads.add(threading.current_thread())
+        return build(prompt)
+
+    setting.builder._build = noted  # type: ignore[method-assign]
+    given = [
+        {"prompt_token_ids": [], **audio((clip(1, 2), RATE))},
+        {"prompt_token_ids": [10], "prompt": "a"},
+    ]
+
+    async def run() -> list[Any]:
+        return await asyncio.gather(*map(setting.builder.build_async, given))
+
+    built = asyncio.run(run())
+    assert [one["prompt_token_ids"] for one in built] == [[5, 21, 22, 0, 0, 1], [1, 10, 5]]
+    assert threading.main_thread() not in threads
+    with pytest.raises(RequestRefused, match="audio must have at least one sample"):
+        asyncio.run(setting.builder.build_async({"prompt_token_ids": [], **audio([])}))
+
+
+def test_the_audio_of_an_offline_batch_is_encoded_ahead(setting: Setting) -> None:
+    renderer = SimpleNamespace(_stream_prompt_builder=setting.builder)
+    given: list[Any] = ["text", {"prompt": "text"}, {"prompt": "", **audio("no audio")}]
+    given += [{"prompt": "", **audio((clip(1) + n / 1000, RATE))} for n in range(100)]
+    ahead = encode_ahead(renderer, given)
+    assert len(ahead) == len(given) and ahead[1] is given[1]
+    most = min(2 * setting.builder.encoder.num_threads, MAX_AHEAD)
+    for index, prompt in enumerate(ahead):
+        assert prompt is given[index]
+        # All that were begun have ended when the threads have done what was asked after them.
+        setting.builder.encoder.submit(int).result()
+        assert len(setting.codec.heard) <= max(0, min(index - 2, 99) + most)
+        if index >= 3:
+            setting.build([], **audio(prompt["multi_modal_data"]["audio"]))
+    assert len(setting.codec.heard) == 100
+
+
+def test_prompts_of_other_models_are_left_alone() -> None:
+    given = ["text", {"prompt": "text"}]
+    assert encode_ahead(SimpleNamespace(_stream_prompt_builder=None), given) is given
 
 
 def test_a_renderer_has_one_builder(monkeypatch: pytest.MonkeyPatch) -> None:

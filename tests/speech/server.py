@@ -102,7 +102,7 @@ class Server:
             return error.code, error.read()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
@@ -111,7 +111,7 @@ def _free_port() -> int:
 @contextlib.contextmanager
 def running_server(model: Path, folder: Path, *more: str) -> Iterator[Server]:
     """`vllm serve` on a model, up while the context lasts."""
-    port = _free_port()
+    port = free_port()
     options = [f"--{name.replace('_', '-')}={value}" for name, value in ENGINE_OPTIONS.items()]
     options = [option.removesuffix("=True") for option in options]
     command = [
@@ -134,7 +134,7 @@ def running_server(model: Path, folder: Path, *more: str) -> Iterator[Server]:
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        _wait_until_up(server)
+        wait_until_up(server)
         yield server
     finally:
         process.terminate()
@@ -145,7 +145,7 @@ def running_server(model: Path, folder: Path, *more: str) -> Iterator[Server]:
             process.wait(30)
 
 
-def _wait_until_up(server: Server) -> None:
+def wait_until_up(server: Server) -> None:
     while server.process.poll() is None:
         with contextlib.suppress(OSError):
             if server.request("/health")[0] == 200:

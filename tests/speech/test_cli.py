@@ -10,6 +10,7 @@ import os
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ import soundfile
 from tests.speech.server import API_KEY, MODEL_NAME, SAMPLES_PER_FRAME, Server
 from vllm.entrypoints.speech import cli
 from vllm.entrypoints.speech.encoding import encode_whole
+from vllm.entrypoints.speech.sinks import Player, playing
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +50,13 @@ def local(served_model: Path) -> Iterator[list[str]]:
     engine.close()
     gc.collect()
     cleanup_dist_env_and_memory()
+
+
+def engine_of(local: list[str]) -> Any:
+    """Upstream's engine, which all commands share."""
+    from vllm.entrypoints.speech import local as module
+
+    return module.LocalEngine(local[-1], "float32")._engine
 
 
 @pytest.fixture
@@ -108,7 +117,8 @@ def test_a_player_hears_the_audio(
     local: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard = tmp_path / "heard.wav"
-    monkeypatch.setattr(cli, "PLAYERS", (("no-such-player",), ("dd", "status=none", f"of={heard}")))
+    players = (Player(("no-such-player",)), Player(("dd", "status=none", f"of={heard}")))
+    monkeypatch.setattr(cli, "playing", lambda: playing(players))
     run("speak", "hello there", "--play", "--seed", "1", "--max-tokens", "20", *local)
     assert heard.read_bytes()[44:] == speak_to(tmp_path / "b.wav", *local)[44:]
 
@@ -135,6 +145,7 @@ def test_errors_are_a_line(
     text = tmp_path / "clip.wav"
     text.write_text("no audio")
     out = str(tmp_path / "out.wav")
+    Path(out).write_bytes(b"spoken before")
     for arguments, message in (
         (["speak", "hi", "-o", out, "--voice", "kal", *local], "voice must be one of"),
         (["speak", "hi", "-o", out, "--voice", "kal", *remote], "voice must be one of"),
@@ -147,6 +158,45 @@ def test_errors_are_a_line(
     ):
         with pytest.raises(SystemExit, match=message):
             run(*arguments)
+        assert Path(out).read_bytes() == b"spoken before"
+    assert sorted(tmp_path.iterdir()) == [text, Path(out)]
+
+
+def test_an_aborted_request_is_a_failure(
+    local: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    step, taken = LLMEngine.step, 0
+
+    def aborted(engine: LLMEngine) -> list[Any]:
+        nonlocal taken
+        outputs: list[Any] = step(engine)
+        taken += 1
+        if taken == 5:
+            for output in outputs:
+                output.outputs[0].finish_reason = "abort"
+        return outputs
+
+    monkeypatch.setattr(LLMEngine, "step", aborted)
+    with pytest.raises(SystemExit, match="aborted this request"):
+        speak_to(tmp_path / "out.wav", *local)
+    assert not list(tmp_path.iterdir())
+    assert not engine_of(local).has_unfinished_requests()
+    taken = 0
+    (tmp_path / "clip.wav").write_bytes(encode_whole("wav", np.zeros(8000, np.float32), 16000))
+    with pytest.raises(SystemExit, match="aborted this request"):
+        run("transcribe", str(tmp_path / "clip.wav"), "--max-tokens", "9", *local)
+
+
+def test_a_stream_gets_the_audio_as_it_is_made(local: list[str], tmp_path: Path) -> None:
+    expected = speak_to(tmp_path / "out.raw", *local)
+    read, write = os.pipe()
+    with os.fdopen(read, "rb") as stream:
+        options = ["--seed", "1", "--max-tokens", "20", "--format", "pcm", *local]
+        run("speak", "hello there", "-o", f"/dev/fd/{write}", *options)
+        os.close(write)
+        assert stream.read() == expected
 
 
 def test_soundfile_reads_what_speak_wrote(local: list[str], tmp_path: Path) -> None:

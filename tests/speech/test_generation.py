@@ -17,8 +17,9 @@ from vllm.entrypoints.speech.chat import ChatAnswer
 from vllm.entrypoints.speech.encoding import pcm16
 from vllm.entrypoints.speech.service import Generation, Usage
 from vllm.entrypoints.speech.speech import encoded_pieces, speech_events
+from vllm.entrypoints.speech.sse import DONE, event, event_stream
 from vllm.entrypoints.speech.transcription import transcription_events
-from vllm.exceptions import GenerationError
+from vllm.exceptions import GenerationError, RetryableRequestError
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.messages import AudioOutput
 from vllm.multistream.random_checkpoint import FIRST_TEXT, stream_layout
@@ -85,7 +86,7 @@ def events_of(run: Callable[[], Awaitable[list[str]]]) -> list[Any]:
     async def main() -> list[str]:
         return await run()
 
-    texts = [text.removeprefix("data: ").strip() for text in asyncio.run(main())]
+    texts = asyncio.run(main())
     return [text if text == "[DONE]" else json.loads(text) for text in texts]
 
 
@@ -210,6 +211,184 @@ def test_an_answer_that_never_began_to_be_sent_ends_the_request() -> None:
     async def run() -> None:
         made = await begun(engine)
         del made
+        while not engine.was_left:
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+    assert engine.was_left
+
+
+def failed(reason: str | None) -> Any:
+    return output(finish_reason=reason, frames=1)
+
+
+ENDS = [("abort", 503), ("repetition", 500), ("something new", 500), (None, 500)]
+"""Ends that are no success, and the status that they have."""
+
+
+@pytest.mark.parametrize(("reason", "status"), ENDS)
+def test_only_stop_and_length_are_a_success(reason: str | None, status: int) -> None:
+    """On every route, whole and streamed."""
+
+    async def file() -> list[bytes]:
+        made = await begun(Engine(FIRST, MORE, failed(reason)))
+        return await collect(encoded_pieces(made, "pcm", RATE))
+
+    async def whole() -> dict[str, Any]:
+        made = await begun(Engine(FIRST, MORE, failed(reason)))
+        return await ChatAnswer("speech", made, with_audio=True).whole("wav", RATE)
+
+    async def text() -> list[str]:
+        made = await begun(Engine(FIRST, failed(reason)))
+        return [completion.text async for completion in made]
+
+    for run in (file, whole, text):
+        with pytest.raises(GenerationError) as caught:
+            asyncio.run(run())
+        assert caught.value.status_code == status
+
+    async def speech() -> list[str]:
+        made = await begun(Engine(FIRST, MORE, failed(reason)))
+        return await collect(speech_events(encoded_pieces(made, "pcm", RATE), made))
+
+    async def transcription() -> list[str]:
+        return await collect(transcription_events(await begun(Engine(FIRST, failed(reason)))))
+
+    async def chat() -> list[str]:
+        made = await begun(Engine(FIRST, MORE, failed(reason)))
+        answer = ChatAnswer("speech", made, with_audio=True)
+        return await collect(answer.chunks("pcm", RATE, include_usage=True))
+
+    for stream in (speech, transcription, chat):
+        events = events_of(stream)
+        last = events[-2] if stream is chat else events[-1]
+        assert last["error"]["code"] == status
+        assert not [e for e in events if "done" in str(e).lower() and e != "[DONE]"]
+
+
+@pytest.mark.parametrize("reason", ["stop", "length"])
+def test_success_ends_with_what_says_so(reason: str) -> None:
+    last = output(finish_reason=reason, frames=1)
+
+    async def speech() -> list[str]:
+        made = await begun(Engine(FIRST, last))
+        return await collect(speech_events(encoded_pieces(made, "pcm", RATE), made))
+
+    async def chat() -> list[str]:
+        answer = ChatAnswer("speech", await begun(Engine(FIRST, last)), with_audio=True)
+        return await collect(answer.chunks("pcm", RATE, include_usage=False))
+
+    assert events_of(speech)[-1]["type"] == "speech.audio.done"
+    assert events_of(chat)[-2]["choices"][0]["finish_reason"] == reason
+
+
+def test_a_request_that_is_aborted_at_once_may_be_sent_again() -> None:
+    with pytest.raises(RetryableRequestError, match="send it again"):
+        asyncio.run(begun(Engine(output(finish_reason="abort"))))
+
+
+class LocalLLM:
+    """Stands for the engine of the command line."""
+
+    def __init__(self, *outputs: Any) -> None:
+        self._outputs = list(outputs)
+        self.renderer = SimpleNamespace(render_cmpl=lambda prompts: prompts)
+        self.aborted: list[str] = []
+        self.model_config = None
+
+    def add_request(self, request_id: str, prompt: Any, params: Any) -> str:
+        return request_id
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self._outputs)
+
+    def step(self) -> list[Any]:
+        return [self._outputs.pop(0)]
+
+    def abort_request(self, request_ids: list[str], internal: bool) -> None:
+        self.aborted += request_ids
+
+
+def spoken(monkeypatch: pytest.MonkeyPatch, *outputs: Any) -> tuple[LocalLLM, list[Any]]:
+    from vllm.entrypoints.speech import local
+    from vllm.entrypoints.speech.parameters import SpeechInput
+
+    monkeypatch.setattr(local, "plan_request", lambda *given: ({"prompt": ""}, None))
+    monkeypatch.setattr(local, "parse_model_prompt", lambda config, prompt: prompt)
+    monkeypatch.setattr(local, "RequestOutput", SimpleNamespace)
+    engine = local.LocalEngine.__new__(local.LocalEngine)
+    llm = LocalLLM(*outputs)
+    engine._engine = llm  # type: ignore[assignment]
+    engine.spec, engine._defaults = SPEC, {}
+    return llm, [engine.generate(SpeechInput(wanted=frozenset({"audio"})))]
+
+
+@pytest.mark.parametrize("reason", [reason for reason, _ in ENDS])
+def test_the_command_line_takes_nothing_else_for_a_success(
+    reason: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm, (run,) = spoken(monkeypatch, FIRST, MORE, failed(reason))
+    with pytest.raises(RuntimeError):
+        list(run)
+    assert llm.aborted == ["0"]
+    _, (run,) = spoken(monkeypatch, FIRST, MORE, LAST)
+    assert [completion.text for completion in run] == ["a", "", "b"]
+
+
+def test_events_are_sent_as_openai_s_clients_read_them() -> None:
+    """Byte for byte, one event in each piece, without pings or other lines."""
+    sent: list[dict[str, Any]] = []
+
+    async def run() -> None:
+        async def events() -> AsyncIterator[str]:
+            yield event({"text": "ü\n"})
+            yield DONE
+
+        async def receive() -> dict[str, Any]:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        scope = {"type": "http", "method": "POST", "asgi": {"spec_version": "2.3"}}
+        await event_stream(events())(scope, receive, send)
+
+    asyncio.run(run())
+    start, *pieces = sent
+    headers = dict(start["headers"])
+    assert headers[b"content-type"] == b"text/event-stream; charset=utf-8"
+    assert headers[b"cache-control"] == b"no-store" and headers[b"x-accel-buffering"] == b"no"
+    assert [piece["body"] for piece in pieces] == [
+        b'data: {"text": "\\u00fc\\n"}\n\n',
+        b"data: [DONE]\n\n",
+        b"",
+    ]
+    assert [piece["more_body"] for piece in pieces] == [True, True, False]
+
+
+@pytest.mark.parametrize("pause", [False, True], ids=["between events", "within one"])
+def test_a_client_that_leaves_ends_the_request_of_its_events(pause: bool) -> None:
+    engine = Engine(FIRST, MORE, MORE, LAST)
+
+    async def run() -> None:
+        made = await begun(engine)
+        gone = asyncio.Event()
+
+        async def receive() -> dict[str, Any]:
+            await gone.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            if message.get("body"):
+                gone.set()
+                if pause:
+                    await asyncio.Event().wait()
+                await asyncio.sleep(0)
+
+        events = speech_events(encoded_pieces(made, "pcm", RATE), made)
+        scope = {"type": "http", "method": "POST", "asgi": {"spec_version": "2.3"}}
+        await event_stream(events)(scope, receive, send)
         while not engine.was_left:
             await asyncio.sleep(0)
 

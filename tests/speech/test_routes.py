@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from vllm.entrypoints.speech import routes
+from vllm.entrypoints.speech.body import TEXT_BYTES
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.random_checkpoint import stream_layout
 from vllm.multistream.spec import SpeechSpec
@@ -32,7 +33,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> TestClient:
     monkeypatch.setattr(routes, "multistream_spec", lambda config: SPEC)
     monkeypatch.setenv("VLLM_MAX_AUDIO_CLIP_FILESIZE_MB", "1")
     app = upstream_app()
-    config: Any = object()
+    config: Any = SimpleNamespace(max_model_len=1024)
     routes.register_speech_routes(app, config)
     app.state.speech_service = SimpleNamespace(spec=SPEC)
 
@@ -64,6 +65,7 @@ def test_routes_of_upstream_are_replaced_or_refuse(client: TestClient) -> None:
 def test_the_voices_are_listed(client: TestClient) -> None:
     assert client.get("/v1/audio/voices").json() == {
         "object": "list",
+        "voices": [{"id": "slt", "name": "slt"}],
         "data": [{"id": "slt", "object": "audio.voice", "name": "slt", "default": True}],
     }
 
@@ -115,20 +117,56 @@ def test_what_is_no_transcription_request_is_400(
 ) -> None:
     answer = client.post("/v1/audio/transcriptions", data=form)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    unknown = client.post("/v1/audio/transcriptions", files={"file": b"x"}, data={"language": "en"})
-    assert unknown.json()["error"]["param"] == "language"
+    unknown = client.post("/v1/audio/transcriptions", files={"file": b"x"}, data={"sing": "en"})
+    assert unknown.json()["error"]["param"] == "sing"
     for broken in (b"", b"--x\r\n", b"\r\n--x--"):
         headers = {"content-type": "multipart/form-data; boundary=x"}
         answer = client.post("/v1/audio/transcriptions", content=broken, headers=headers)
         assert answer.status_code == 400 and "message" in answer.json()["error"]
 
 
-def test_bodies_beyond_the_limit_are_413(client: TestClient) -> None:
-    limit = routes.max_body_bytes()
-    assert limit == 2**20 * 4 // 3 + 2**20
-    for content in (b" " * (limit + 1), iter([b" " * 2**16] * 60)):
-        answer = client.post(
-            "/v1/audio/speech", content=content, headers={"content-type": "application/json"}
-        )
+@pytest.mark.parametrize(
+    ("path", "audio_bytes"),
+    [
+        ("/v1/audio/speech", 0),
+        ("/v1/models", 0),
+        ("/v1/completions", 0),
+        ("/v1/audio/transcriptions", 2**20),
+        ("/v1/chat/completions", 2**20 * 4 // 3),
+    ],
+)
+def test_bodies_beyond_the_limit_of_their_route_are_413(
+    path: str, audio_bytes: int, client: TestClient
+) -> None:
+    limit = routes.body_limits(path).num_bytes
+    assert audio_bytes + TEXT_BYTES <= limit < audio_bytes * 1.1 + TEXT_BYTES + 2**11
+    kind, head = "application/json", b"  "
+    if path == "/v1/audio/transcriptions":
+        kind = "multipart/form-data; boundary=x"
+        head = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a"\r\n\r\n'
+    pieces = [head] + [b" " * 2**16] * (limit // 2**16 + 1)
+    for content in (b"".join(pieces), iter(pieces)):
+        answer = client.post(path, content=content, headers={"content-type": kind})
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, 413)
-    assert client.post("/v1/audio/speech", content=b" " * limit).status_code == 400
+    headers = {"content-length": "many", "content-type": "application/json"}
+    assert client.post(path, content=b"{}", headers=headers).status_code == 413
+
+
+def test_a_body_at_the_limit_is_read(client: TestClient) -> None:
+    head, tail = b'{"messages": [{"role": "user", "content": "', b'"}], "more": 1}'
+    limit = routes.body_limits("/v1/chat/completions").num_bytes
+    body = head + b"a" * (limit - len(head + tail)) + tail
+    headers = {"content-type": "application/json"}
+    answer = client.post("/v1/chat/completions", content=body, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+    answer = client.post("/v1/chat/completions", content=body + b" ", headers=headers)
+    assert answer.status_code == 413
+
+
+def test_a_body_that_is_no_json_by_its_header_is_refused(client: TestClient) -> None:
+    for headers in ({}, {"content-type": "text/plain"}, {"content-type": "application/xml"}):
+        answer = client.post("/v1/audio/speech", content=b'{"input": "a"}', headers=headers)
+        assert answer.status_code == 400 and "content-type" in answer.json()["error"]["message"]
+    headers = {"content-type": "Application/vnd.api+JSON; charset=utf-8"}
+    answer = client.post("/v1/audio/speech", content=b"{}", headers=headers)
+    assert answer.json()["error"]["param"] == "input"

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 import subprocess
+import threading
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import openai
+import psutil
 import pytest
 import soundfile
 from numpy.typing import NDArray
@@ -243,6 +245,22 @@ def audio_part(data: bytes) -> dict[str, Any]:
     return {"type": "input_audio", "input_audio": {"data": encoded, "format": "wav"}}
 
 
+def test_base64_of_a_browser_and_of_mime(client: openai.OpenAI) -> None:
+    def heard(data: str) -> str | None:
+        part = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+        answer = client.chat.completions.create(
+            model=MODEL_NAME, messages=user(part), max_tokens=10
+        )
+        return answer.choices[0].message.content
+
+    plain = base64.b64encode(wav_file()).decode()
+    expected = heard(plain)
+    assert heard(base64.encodebytes(wav_file()).decode()) == expected
+    assert heard(f"data:audio/wav;base64,{plain}") == expected
+    with pytest.raises(openai.BadRequestError, match=r"input_audio.data must be base64"):
+        heard(plain[:-1] + "!")
+
+
 def user(*parts: dict[str, Any] | str) -> list[Any]:
     content = [{"type": "text", "text": part} if isinstance(part, str) else part for part in parts]
     return [{"role": "user", "content": content}]
@@ -328,7 +346,7 @@ def test_errors_name_the_field_in_openai_s_shape(client: openai.OpenAI) -> None:
     refused: list[tuple[str, dict[str, Any]]] = [
         ("speed", {"speed": 1.5}),
         ("voice", {"voice": "kal"}),
-        ("response_format", {"response_format": "aac"}),
+        ("response_format", {"response_format": "amr"}),
         ("temperature", {"temperature": -0.1}),
         ("temperature", {"temperature": "hot"}),
         ("top_p", {"top_p": 0}),
@@ -422,15 +440,16 @@ def test_hostile_files_are_refused(client: openai.OpenAI, server: Server) -> Non
         "an MP3 of noise": b"\xff\xfb\x90\x64" + bytes(range(256)) * 20,
         "too long": encode_whole("mp3", np.zeros(60 * 16000, np.float32), 16000),
         "too large": b"RIFF" + bytes(2 * 2**20 + 1),
+        "half of what its header announces": whole[: len(whole) // 2],
+        "a playlist": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n",
     }
     for what, data in files.items():
         with pytest.raises(openai.BadRequestError) as caught:
             client.audio.transcriptions.create(model=MODEL_NAME, file=("clip.wav", data))
         assert caught.value.param == "file", (what, caught.value)
-    # A file that is cut off is as long as what is left of it.
-    half = client.audio.transcriptions.create(
-        model=MODEL_NAME, file=("clip.wav", whole[: len(whole) // 2])
-    )
+    # A WAV stream announces no length: it is as long as what there is of it.
+    stream = whole[:40] + bytes(4) + whole[44 : len(whole) // 2]
+    half = client.audio.transcriptions.create(model=MODEL_NAME, file=("clip.wav", stream))
     usage: Any = half.usage
     assert usage.input_token_details.audio_seconds == pytest.approx(0.25, abs=0.01)
     assert server.request("/health")[0] == 200
@@ -448,6 +467,57 @@ def test_a_body_beyond_the_limit_is_not_read(server: Server) -> None:
         connection.request("POST", "/v1/audio/speech", body=pieces, headers=headers)
         assert connection.getresponse().status == 413
     connection.close()
+
+
+def hostile(name: str) -> tuple[bytes, dict[str, str]]:
+    """A body of about 12 MB, and its headers."""
+    kind = "application/json"
+    body = b"{" + b",".join(b'"x%d":0' % i for i in range(10**6)) + b"}"
+    if name == "files":
+        kind = "multipart/form-data; boundary=x"
+        part = b'--x\r\ncontent-disposition: form-data; name="%d"; filename="a"\r\n\r\n\r\n'
+        body = b"".join(part % i for i in range(10**5)) + b"--x--\r\n"
+    elif name == "fields":
+        kind = "application/x-www-form-urlencoded"
+        body = b"&".join(b"x%d=0" % i for i in range(10**6))
+    elif name == "content":
+        body = b'{"messages":[{"role":"user","content":[' + b"{}," * 10**6 + b"0]}]}"
+    return body, {"content-type": kind}
+
+
+def test_hostile_bodies_hold_up_nobody(server: Server) -> None:
+    """In processor time and memory: a schema that is checked in full takes half a minute and 1 GB
+    for one of them."""
+    process = psutil.Process(server.process.pid)
+    healthy: list[int] = []
+    is_over = threading.Event()
+
+    def ask() -> None:
+        while not is_over.is_set():
+            healthy.append(server.request("/health")[0])
+            is_over.wait(0.05)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    memory, seconds = process.memory_info().rss, sum(process.cpu_times()[:2])
+    routes = [
+        "/v1/audio/speech",
+        "/v1/audio/transcriptions",
+        "/v1/chat/completions",
+        "/tokenize",
+        "/detokenize",
+    ]
+    for route in routes:
+        for name in ("keys", "files", "fields", "content"):
+            body, headers = hostile(name)
+            status, answer = server.request(route, body, headers=headers)
+            assert status in (400, 413), (route, name, status)
+            assert len(answer) < 2000, (route, name)
+    is_over.set()
+    asking.join()
+    assert set(healthy) == {200}
+    assert process.memory_info().rss - memory < 200 * 2**20
+    assert sum(process.cpu_times()[:2]) - seconds < 10
 
 
 def blocks_are_free(server: Server) -> bool:

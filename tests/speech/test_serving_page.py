@@ -23,7 +23,6 @@ from vllm.entrypoints.speech.routes import WITHOUT_AUDIO
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHELL = re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)
 PYTHON = {
     title: body for title, body in re.findall(r'```python title="(\w+)"\n(.*?)```', PAGE, re.DOTALL)
@@ -32,14 +31,17 @@ PYTHON = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A working folder with a question in it."""
+    """A working folder with a question in it, and players that hear nothing."""
+    for name in ("aplay", "ffplay"):
+        (tmp_path / name).write_text("#!/bin/sh\ncat >/dev/null\n")
+        (tmp_path / name).chmod(0o755)
     noise = (np.random.default_rng(2).standard_normal(8000) / 10).astype(np.float32)
     (tmp_path / "question.wav").write_bytes(encode_whole("wav", noise, 16000))
     return tmp_path
 
 
 def run(command: list[str], server: Server, folder: Path) -> str:
-    place = {"OPENAI_API_KEY": API_KEY}
+    place = {"OPENAI_API_KEY": API_KEY, "PATH": f"{folder}:{os.environ['PATH']}"}
     result = subprocess.run(
         [part.replace("http://localhost:8000", server.url) for part in command],
         cwd=folder,
@@ -60,7 +62,7 @@ def test_the_commands_run(number: int, server: Server, folder: Path) -> None:
     main = f"{sys.executable} -m vllm.entrypoints.cli.main"
     script = f'set -eu\nvllm() {{ {main} "$@"; }}\n{SHELL[number]}'
     run(["bash", "-c", script], server, folder)
-    for name in re.findall(r"(?:--output|>) (\S+)", SHELL[number]):
+    for name in re.findall(r"(?:--output|>) (\w\S*)", SHELL[number]):
         assert (folder / name).stat().st_size > 500
         if name.endswith(".wav"):
             assert soundfile.info(folder / name).frames > 0
@@ -75,22 +77,6 @@ def test_the_python_examples_run(title: str, server: Server, folder: Path) -> No
         with wave.open(str(folder / "answer.wav")) as file:
             assert file.getnframes() > 0
         assert "audio_tokens=" in printed
-
-
-@pytest.mark.slow
-def test_the_readme_s_example_runs(server: Server, folder: Path) -> None:
-    found = re.search(r"```python\n(from openai.*?)```", README, re.DOTALL)
-    assert found is not None
-    # The test's server has a random model, of another name.
-    example = found[1].replace("unison-default", "speech")
-    run([sys.executable, "-c", example], server, folder)
-    curl = re.search(
-        r"^    (curl .*http://localhost:8000.*\n(?:        .*\n)*)", README, re.MULTILINE
-    )
-    assert curl is not None
-    command = curl[1].replace("curl ", f'curl -H "authorization: Bearer {API_KEY}" ', 1)
-    run(["bash", "-euc", command], server, folder)
-    assert soundfile.info(folder / "door.wav").samplerate == 16000
 
 
 @pytest.mark.slow

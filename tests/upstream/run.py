@@ -36,22 +36,16 @@ FILES = (
     "tests/v1/core",
     "tests/v1/engine",
     "tests/v1/executor",
-    "tests/v1/logits_processors",
     "tests/v1/metrics",
-    "tests/v1/sample",
     "tests/v1/streaming_input",
     "tests/v1/structured_output",
     "tests/v1/worker",
     "tests/v1/test_kv_cache_spec_registry.py",
-    "tests/v1/test_oracle.py",
     "tests/v1/test_outputs.py",
     "tests/v1/test_request.py",
     "tests/v1/test_serial_utils.py",
-    "tests/test_outputs.py",
-    "tests/test_request_input_bounds.py",
-    "tests/test_sampling_params.py",
 )
-"""What is run: everything of the V1 engine that the patches touch."""
+"""What is run: what the patches touch of the V1 engine and can be run without a model or a GPU."""
 
 OPT = {
     "architectures": ["OPTForCausalLM"],

@@ -3,45 +3,58 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import pooch
+from tqdm import tqdm
+
 from tools.fork import registry
 from tools.fork.errors import ForkError
-from tools.fork.progress import ProgressBar
 from tools.fork.project import Artifact, Project
 
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return str(pooch.file_hash(str(path), alg="sha256"))
 
 
 def fetch(project: Project, artifact: Artifact, source: str | None = None) -> Path:
     """Path of ``artifact`` in the cache, downloaded if it is not there, verified in any case.
 
     source: a folder, or its ``file:`` address, to copy the file from instead of downloading it; the
-        environment variable
-        UNISON_SOURCE is its default.
+        environment variable UNISON_SOURCE is its default.
     Raises ForkError when the file cannot be had, or when its hash is not the pinned one.
     """
     path = project.cache / artifact.file
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            _obtain(artifact, partial, source or os.environ.get("UNISON_SOURCE"))
-            _verify(artifact, partial, path.name)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    else:
-        _verify(artifact, path, str(path))
+    if path.exists():
+        # pooch would download it again; but it may be upstream.toml that is wrong.
+        if (found := sha256(path)) != artifact.sha256:
+            raise ForkError(_mismatch(artifact, str(path), found))
+        return path
+    source = source or os.environ.get("UNISON_SOURCE")
+    found = ""
+
+    def obtain(url: str, target: str, _: object) -> None:
+        nonlocal found
+        _obtain(artifact, Path(target), source)
+        found = sha256(Path(target))
+
+    # Downloaded beside, checked and renamed, so that no other process sees half of it.
+    pooch.get_logger().disabled = True
+    try:
+        pooch.retrieve(
+            artifact.file,
+            f"sha256:{artifact.sha256}",
+            fname=artifact.file,
+            path=project.cache,
+            downloader=obtain,
+        )
+    except ValueError as error:
+        raise ForkError(_mismatch(artifact, path.name, found)) from error
     return path
 
 
@@ -55,24 +68,20 @@ def _obtain(artifact: Artifact, target: Path, source: str | None) -> None:
             raise ForkError(f"{origin} does not exist")
         shutil.copyfile(origin, target)
         return
-    with target.open("wb") as file, ProgressBar(artifact.file, None) as bar:
+    bar = tqdm(desc=artifact.file, unit="B", unit_scale=True, disable=None)
+    with target.open("wb") as file, bar:
 
         def write(chunk: bytes) -> None:
             file.write(chunk)
             bar.update(len(chunk))
 
-        def size(total: int) -> None:
-            bar.total = total
-
-        registry.download(artifact, write, size)
+        registry.download(artifact, write, bar.reset)
 
 
-def _verify(artifact: Artifact, path: Path, name: str) -> None:
-    found = sha256(path)
-    if found != artifact.sha256:
-        raise ForkError(
-            f"{name} is not the file that upstream.toml pins:\n"
-            f"  pinned sha256 {artifact.sha256}\n"
-            f"  found  sha256 {found}\n"
-            "delete it to download it again, or correct upstream.toml if the new hash is meant"
-        )
+def _mismatch(artifact: Artifact, name: str, found: str) -> str:
+    return (
+        f"{name} is not the file that upstream.toml pins:\n"
+        f"  pinned sha256 {artifact.sha256}\n"
+        f"  found  sha256 {found}\n"
+        "delete it to download it again, or correct upstream.toml if the new hash is meant"
+    )

@@ -17,6 +17,11 @@ from dataclasses import dataclass
 from email.parser import Parser
 from pathlib import Path, PurePosixPath
 
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
 from tools.fork import overlay
 from tools.fork.errors import ForkError
 from tools.fork.git import git, lines
@@ -31,15 +36,15 @@ DROPPED_REQUIREMENTS = frozenset({"torchvision", "torchaudio", "torchcodec"})
 
 FORK_REQUIREMENTS = (
     "av>=14",
+    "httpx2>=2",
     "soundfile>=0.12",
     "soxr>=0.5",
     "sse-starlette>=3",
 )
 """What the fork's own modules import beyond upstream's requirements."""
 
-_REQUIREMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_LOCAL_TAG = re.compile(r"(==\s*[0-9][^\s;,+]*)\+[A-Za-z0-9.]+")
-_EXTRA = re.compile(r"""\s*(?:\band\s+)?\bextra\s*==\s*["']([^"']+)["']\s*$""")
+# As packaging writes the markers that build tools make of an extra.
+_EXTRA = re.compile(r'(?:(.*) and )?extra == "([^"]+)"')
 
 
 @dataclass(frozen=True)
@@ -135,21 +140,19 @@ def fork_requirements(
     base: list[str] = []
     extras: dict[str, list[str]] = {}
     for line in requires:
-        match = _REQUIREMENT_NAME.match(line)
-        name = re.sub(r"[-_.]+", "-", match[0]).lower() if match else ""
+        requirement = Requirement(line)
+        name = canonicalize_name(requirement.name)
         if name in DROPPED_REQUIREMENTS:
             continue
-        text, _, marker = line.partition(";")
         if name == "torch":
-            text = _LOCAL_TAG.sub(r"\1", text)
-        marker = marker.strip()
-        extra = _EXTRA.search(marker)
+            public = (f"{s.operator}{s.version.partition('+')[0]}" for s in requirement.specifier)
+            requirement.specifier = SpecifierSet(",".join(public))
+        extra = _EXTRA.fullmatch(str(requirement.marker or ""))
         if extra:
-            marker = marker[: extra.start()].strip()
-        entry = f"{text.strip()}; {marker}" if marker else text.strip()
-        target = extras.setdefault(extra[1], []) if extra else base
-        if entry not in target:
-            target.append(entry)
+            requirement.marker = Marker(extra[1]) if extra[1] else None
+        target = extras.setdefault(extra[2], []) if extra else base
+        if str(requirement) not in target:
+            target.append(str(requirement))
     base += [entry for entry in FORK_REQUIREMENTS if entry not in base]
     return tuple(base), {name: tuple(entries) for name, entries in extras.items()}
 

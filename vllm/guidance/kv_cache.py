@@ -133,8 +133,10 @@ class GroupKVCacheManager(KVCacheManager):
         size = self.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         needed = sum(-(-lane.request.num_tokens // size) for lane in group.active_lanes)
         owned = sum(len(self.get_blocks(lane.lane_id).blocks[0]) for lane in group.guidance_lanes)
-        cached = main_arguments.get("num_new_computed_tokens", 0) // size
-        return needed - owned - cached <= self.block_pool.get_num_free_blocks()
+        # A cached block that nobody uses is among the free ones, and is taken from them.
+        cached = main_arguments.get("new_computed_blocks")
+        shared = 0 if cached is None else sum(block.ref_cnt > 0 for block in cached.blocks[0])
+        return needed - owned - shared <= self.block_pool.get_num_free_blocks()
 
     def _has_blocks(self, request: Request) -> bool:
         return any(self.get_blocks(request.request_id).blocks)

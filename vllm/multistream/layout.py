@@ -140,20 +140,13 @@ class StreamLayout:
     @property
     def text_can_follow_audio(self) -> bool:
         """Whether a request may emit text after it emitted audio."""
-        reached = {t.to for p in self.phases if p.kind is PhaseKind.AUDIO for t in p.transitions}
-        frontier = list(reached)
-        while frontier:
-            name = frontier.pop()
-            if name == END:
-                continue
-            phase = self.phases[self.phase_index(name)]
-            if phase.kind is PhaseKind.TEXT:
-                return True
-            for transition in phase.transitions:
-                if transition.to not in reached:
-                    reached.add(transition.to)
-                    frontier.append(transition.to)
-        return False
+        texts = {phase.name for phase in self.phases if phase.kind is PhaseKind.TEXT}
+        return any(
+            transition.to in texts
+            for phase in self.phases
+            if phase.kind is PhaseKind.AUDIO
+            for transition in phase.transitions
+        )
 
     def phase_index(self, name: str) -> int:
         """Index of the phase called `name`; KeyError if there is none."""

@@ -9,19 +9,16 @@ frames together are laid out by the delay pattern. What is delayed past the prom
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from vllm.inputs.engine import TokensInput, tokens_input
-from vllm.multistream.codecs.resample import resample
+from vllm.multistream.clip_encoder import ClipEncoder, PromptsAhead
 from vllm.multistream.delay import interleave
 from vllm.multistream.layout import DelayScope, StreamLayout
 from vllm.multistream.phases import NO_TOKEN
@@ -29,7 +26,6 @@ from vllm.multistream.refusal import refuses
 from vllm.multistream.spec import SpeechSpec, TaskPrompt, multistream_spec
 
 _OPTIONS = ("task", "voice", "auxiliary_token_ids")
-_CACHED_CLIPS = 64
 
 
 @dataclass(frozen=True)
@@ -89,10 +85,8 @@ class PromptBuilder:
 
     def __init__(self, spec: SpeechSpec) -> None:
         self._spec = spec
-        self._codes: OrderedDict[bytes, NDArray[np.int32]] = OrderedDict()
-        self._lock = Lock()
+        self.encoder = ClipEncoder(lambda: spec.load_codec("cpu"))
 
-    @refuses
     def build(self, prompt: Mapping[str, Any]) -> TokensInput:
         """Turn a tokenized prompt of vLLM into an engine input with all its streams.
 
@@ -108,6 +102,18 @@ class PromptBuilder:
         Raises:
             ValueError: naming the field and what is accepted.
         """
+        if _has_audio(prompt):
+            return self.encoder.submit(self._build, prompt).result()
+        return self._build(prompt)
+
+    async def build_async(self, prompt: Mapping[str, Any]) -> TokensInput:
+        """`build` beside the event loop; given up with the task that waits for it."""
+        if _has_audio(prompt):
+            return await asyncio.wrap_future(self.encoder.submit(self._build, prompt))
+        return await asyncio.to_thread(self._build, prompt)
+
+    @refuses
+    def _build(self, prompt: Mapping[str, Any]) -> TokensInput:
         options = prompt.get("mm_processor_kwargs") or {}
         unknown = sorted(set(options) - set(_OPTIONS))
         if unknown:
@@ -233,22 +239,12 @@ class PromptBuilder:
     def _encode(self, audio: Any) -> NDArray[np.int32]:
         if not self._spec.has_codec:
             raise ValueError("audio is not accepted: the model has no codec")
-        samples, rate = _one_clip(audio)
-        key = hashlib.sha256(f"{rate}:{samples.shape}:".encode() + samples.tobytes()).digest()
-        # The lock also keeps two threads from encoding the same voice prompt twice.
-        with self._lock:
-            if key in self._codes:
-                self._codes.move_to_end(key)
-                return self._codes[key]
-            codec = self._spec.load_codec("cpu")
-            if rate is None:
-                rate = codec.sample_rate
-            mono = resample(samples, rate, codec.sample_rate)
-            codes = codec.encode(torch.from_numpy(mono)).numpy()
-            self._codes[key] = codes
-            if len(self._codes) > _CACHED_CLIPS:
-                self._codes.popitem(last=False)
-            return codes
+        return self.encoder.encode(audio)
+
+
+def _has_audio(prompt: Mapping[str, Any]) -> bool:
+    data = prompt.get("multi_modal_data")
+    return isinstance(data, Mapping) and data.get("audio") is not None
 
 
 def _array(name: str, value: Any) -> NDArray[Any]:
@@ -258,36 +254,15 @@ def _array(name: str, value: Any) -> NDArray[Any]:
         raise ValueError(f"{name} must be an array, all rows of one length") from error
 
 
-def _one_clip(audio: Any) -> tuple[NDArray[np.float32], float | None]:
-    """Samples and rate (None: the codec's) of any form of audio that vLLM takes, but embeddings."""
-    rate: float | None = None
-    is_pair = isinstance(audio, tuple) and len(audio) == 2 and np.ndim(audio[1]) == 0
-    if isinstance(audio, list) and audio and not np.isscalar(audio[0]):
-        if len(audio) != 1:
-            raise ValueError(f"audio must be one clip, not {len(audio)}")
-        return _one_clip(audio[0])
-    if is_pair:
-        audio, rate = audio
-        if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)):
-            raise ValueError(f"audio's sample rate must be a number of Hz, not {rate!r}")
-    if isinstance(audio, torch.Tensor):
-        audio = audio.detach().cpu().numpy()
-    samples = _array("audio", audio)
-    if samples.dtype.kind not in "fiu":
-        raise ValueError(f"audio must be samples or (samples, sample_rate), not {type(audio)}")
-    if samples.dtype.kind in "iu":
-        # Integer samples are PCM: full scale is the integer's range, the middle of it is zero.
-        full_scale = 2.0 ** (np.iinfo(samples.dtype).bits - 1)
-        zero = full_scale if samples.dtype.kind == "u" else 0.0
-        samples = (samples.astype(np.float64) - zero) / full_scale
-    if samples.size == 0:
-        raise ValueError("audio must have at least one sample")
-    return samples.astype(np.float32), rate
-
-
 def stream_prompt_builder(renderer: Any) -> PromptBuilder | None:
     """The prompt builder of a renderer's model, made once; None for single-stream models."""
     if not hasattr(renderer, "_stream_prompt_builder"):
         spec = multistream_spec(renderer.model_config)
         renderer._stream_prompt_builder = None if spec is None else PromptBuilder(spec)
     return renderer._stream_prompt_builder
+
+
+def encode_ahead(renderer: Any, prompts: Sequence[Any]) -> Sequence[Any]:
+    """The prompts; those of a multi-stream model have their audio encoded while they are read."""
+    builder = stream_prompt_builder(renderer)
+    return prompts if builder is None else PromptsAhead(prompts, builder.encoder)

@@ -25,10 +25,11 @@ from tests.multistream.engine.conftest import open_engine
 from tests.multistream.engine.reference import Guidance, Reference, Settings
 from vllm import LLM, SamplingParams
 from vllm.multistream.packaged_model import DEFAULT_MODEL, packaged_model
+from vllm.multistream.prompts import stream_prompt_builder
 from vllm.multistream.spec import multistream_spec
 from vllm.unison.sampler.batch_groups import GuidedBatch
 
-sys.path.append(str(Path(__file__).parents[3] / "examples" / "train_default_model"))
+sys.path.append(str(Path(__file__).parents[3] / "examples" / "train_default_model" / "version_1"))
 import vocabulary
 from synthesize import synthesize
 
@@ -218,3 +219,29 @@ def test_a_broken_layout_is_heard(change, judge, tmp_path):
         clips = [c.audio.samples for c in speak(llm) if c.audio is not None]
     heard = [judge.transcribe(clip) for clip in clips] + [""] * (COUNT - len(clips))
     assert word_error_rate(SENTENCES, heard) > MOST_ERRORS
+
+
+def test_clips_of_one_call_are_read_as_if_alone(engine: LLM, spoken: list[Any]) -> None:
+    """In every form of audio; to the bit, so the prompts have the same ids."""
+    forms: list[Any] = []
+    for number, completion in enumerate(spoken):
+        audio = completion.audio
+        forms.append(
+            (
+                audio,
+                (np.stack([audio.samples] * 2, axis=1), audio.sample_rate),
+                {"array": audio.samples.tolist(), "sampling_rate": audio.sample_rate},
+            )[number % 3]
+        )
+    prompts: list[Any] = [{"prompt": "", "multi_modal_data": {"audio": form}} for form in forms]
+    params = SamplingParams(temperature=0, max_tokens=1)
+    together = engine.generate(prompts, params, use_tqdm=False)
+    stream_prompt_builder(engine.renderer).encoder._codes.clear()  # type: ignore[union-attr]
+    for completion, output in zip(spoken, together, strict=True):
+        alone: Any = {
+            "prompt": "",
+            "multi_modal_data": {"audio": (completion.audio.samples, completion.audio.sample_rate)},
+        }
+        (expected,) = engine.generate(alone, params, use_tqdm=False)
+        assert output.prompt_token_ids == expected.prompt_token_ids
+        assert len(output.prompt_token_ids or ()) > len(completion.audio.codes)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from collections.abc import AsyncIterator
@@ -10,11 +11,11 @@ from typing import Any
 
 import numpy as np
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from vllm.entrypoints.speech.encoding import encode_whole, make_encoder
 from vllm.entrypoints.speech.errors import error_body
-from vllm.entrypoints.speech.media import Clip, decode_base64
+from vllm.entrypoints.speech.media import Clip
 from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.protocol import (
     ChatRequest,
@@ -24,7 +25,8 @@ from vllm.entrypoints.speech.protocol import (
     voice_name,
 )
 from vllm.entrypoints.speech.service import Generation, SpeechService, Usage
-from vllm.entrypoints.speech.speech import encode, event, finish
+from vllm.entrypoints.speech.speech import encode, finish
+from vllm.entrypoints.speech.sse import DONE, event, event_stream
 from vllm.multistream.refusal import RequestRefused
 
 
@@ -36,6 +38,8 @@ async def create_chat_completion(
     wanted: set[str] = set(request.modalities or ["text"])
     _check_combinations(request, wanted)
     message = request.messages[0]
+    if isinstance(message.content, list) and not any(map(_says_something, message.content)):
+        raise RequestRefused("messages: content must hold text or input_audio")
     asked = SpeechInput(
         # OpenAI asks for both modalities where audio is meant: its text is a transcript, if the
         # model makes one.
@@ -54,7 +58,7 @@ async def create_chat_completion(
         return JSONResponse(body)
     include_usage = request.stream_options is not None and request.stream_options.include_usage
     chunks = answer.chunks(audio_format, service.sample_rate, include_usage)
-    return StreamingResponse(chunks, media_type="text/event-stream")
+    return event_stream(chunks)
 
 
 def _check_combinations(request: ChatRequest, wanted: set[str]) -> None:
@@ -84,7 +88,13 @@ def _text(message: UserMessage) -> str | None:
     if isinstance(message.content, str):
         return message.content
     texts = [part.text for part in message.content if isinstance(part, TextPart)]
+    # An empty part says nothing; clients put one beside audio.
+    texts = [text for text in texts if text]
     return "\n".join(texts) if texts else None
+
+
+def _says_something(part: TextPart | InputAudioPart) -> bool:
+    return not isinstance(part, TextPart) or bool(part.text)
 
 
 async def _clip(service: SpeechService, message: UserMessage) -> Clip | None:
@@ -96,8 +106,7 @@ async def _clip(service: SpeechService, message: UserMessage) -> Clip | None:
     if len(parts) > 1:
         raise RequestRefused(f"messages must hold one input_audio at most, not {len(parts)}")
     field = "messages: input_audio.data"
-    data = decode_base64(parts[0].input_audio.data, service.media.limits, field)
-    return await service.media.decode(data, field)
+    return await service.media.decode(parts[0].input_audio.data, field)
 
 
 class ChatAnswer:
@@ -134,7 +143,8 @@ class ChatAnswer:
         text = "".join(texts)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if self._with_audio:
-            data = encode_whole(audio_format, np.concatenate(samples), sample_rate)
+            joined = np.concatenate(samples)
+            data = await asyncio.to_thread(encode_whole, audio_format, joined, sample_rate)
             message["content"] = None
             message["audio"] = {
                 "id": self._audio_id,
@@ -176,7 +186,7 @@ class ChatAnswer:
                 yield self._chunk({"audio": expiry})
         except Exception as error:
             yield event(error_body(error))
-            yield "data: [DONE]\n\n"
+            yield DONE
             return
         yield self._chunk({}, finish_reason)
         if include_usage:
@@ -184,7 +194,7 @@ class ChatAnswer:
             yield event(
                 {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage}
             )
-        yield "data: [DONE]\n\n"
+        yield DONE
 
     def _text_delta(self, text: str) -> dict[str, Any]:
         if self._with_audio:

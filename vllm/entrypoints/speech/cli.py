@@ -5,18 +5,34 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from vllm.entrypoints.cli.types import CLISubcommand
+from vllm.entrypoints.speech.process import (
+    Console,
+    console,
+    end_on_signals,
+    leave,
+    prepare_process,
+    printable,
+    without_collections,
+)
+from vllm.entrypoints.speech.progress import progress
+from vllm.entrypoints.speech.sinks import descriptor_of, is_kept, playing, replaced_file
 from vllm.multistream.packaged_model import DEFAULT_MODEL
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-STDOUT = "-"
+if TYPE_CHECKING:
+    from vllm.entrypoints.speech.local import LocalEngine
+
+# What engine and server need takes seconds to import, so it is imported where it is used.
+
+STDIN = "-"
 FORMATS_BY_SUFFIX = {
     ".wav": "wav",
     ".pcm": "pcm",
@@ -27,12 +43,6 @@ FORMATS_BY_SUFFIX = {
     ".ogg": "opus",
     ".aac": "aac",
 }
-PLAYERS = (
-    ("ffplay", "-nodisp", "-autoexit", "-loglevel", "error", "-i", "-"),
-    ("play", "-q", "-t", "wav", "-"),
-    ("aplay", "-q", "-"),
-)
-"""Programs that play a WAV stream from their input; the first that is installed is used."""
 
 
 def _common(parser: argparse.ArgumentParser) -> None:
@@ -44,11 +54,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
     )
     where.add_argument("--dtype", default="auto", help="of the weights (default: %(default)s)")
     where.add_argument("--url", help="a server, instead of an engine in this process")
-    where.add_argument(
-        "--api-key",
-        default=os.environ.get("OPENAI_API_KEY"),
-        help="for the server (default: OPENAI_API_KEY)",
-    )
+    # The key must not become a default here: help shows defaults.
+    where.add_argument("--api-key", help="for the server (default: $OPENAI_API_KEY)")
+    where.add_argument("-v", "--verbose", action="store_true", help="show what the engine logs")
     how = parser.add_argument_group("how tokens are chosen (default: as the model says)")
     how.add_argument("--task", help="a task of the model's config.json (default: what fits)")
     how.add_argument("--temperature", type=float)
@@ -66,16 +74,16 @@ def _sampling(args: argparse.Namespace, *more: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     """Errors of the request and of files end the command with a line, not with a traceback."""
-    from vllm.entrypoints.speech.remote import RemoteError
-
     try:
         yield
     except BrokenPipeError:
         # Whoever read the output has seen enough. Python must not flush into it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         raise SystemExit(1) from None
-    except (OSError, ValueError, RemoteError, RuntimeError) as error:
-        raise SystemExit(f"error: {error}") from error
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SystemExit(f"error: {printable(str(error))}") from error
 
 
 class SpeakSubcommand(CLISubcommand):
@@ -85,14 +93,20 @@ class SpeakSubcommand(CLISubcommand):
 
     @staticmethod
     def cmd(args: argparse.Namespace) -> None:
-        text = sys.stdin.read() if args.text == STDOUT else args.text
-        with _errors(), _sink(args) as sink:
-            for piece in _pieces(args, text.strip()):
-                sink.write(piece)
-                sink.flush()
-        if not args.play and args.output != STDOUT:
-            _complete_wav_header(Path(args.output), _format(args))
-            print(f"wrote {args.output}")
+        with _errors():
+            text = sys.stdin.read() if args.text == STDIN else args.text
+            with (
+                console(args.verbose) as streams,
+                _sink(args, streams) as sink,
+                contextlib.closing(_pieces(args, text.strip(), streams)) as pieces,
+            ):
+                for piece in pieces:
+                    sink.write(piece)
+                    sink.flush()
+                if not args.play and is_kept(args.output) and _format(args) == "wav":
+                    _complete_wav_header(sink)
+            if not args.play and is_kept(args.output):
+                print(f"wrote {printable(args.output)}", flush=True)
 
     def subparser_init(self, subparsers: Any) -> Any:
         parser = subparsers.add_parser(
@@ -107,7 +121,8 @@ class SpeakSubcommand(CLISubcommand):
             "--output",
             default="out.wav",
             metavar="FILE",
-            help="- is standard output, as it is made (default: %(default)s)",
+            help="- is standard output, and it and other streams get the audio as it is made "
+            "(default: %(default)s)",
         )
         parser.add_argument("--play", action="store_true", help="to a player, as it is made")
         parser.add_argument(
@@ -129,13 +144,17 @@ class TranscribeSubcommand(CLISubcommand):
 
     @staticmethod
     def cmd(args: argparse.Namespace) -> None:
-        with _errors(), _clean_stdout() as output:
-            for text in _texts(args):
+        with (
+            _errors(),
+            console(args.verbose) as streams,
+            contextlib.closing(_texts(args, streams)) as texts,
+        ):
+            for text in texts:
                 # Models may emit any byte; a terminal must not obey it.
-                safe = "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
-                output.write(safe.encode())
-                output.flush()
-            output.write(b"\n")
+                streams.output.write(printable(text).encode())
+                streams.output.flush()
+            streams.output.write(b"\n")
+            streams.output.flush()
 
     def subparser_init(self, subparsers: Any) -> Any:
         parser = subparsers.add_parser(
@@ -144,7 +163,9 @@ class TranscribeSubcommand(CLISubcommand):
             description="Write what is said in an audio file, with a multi-stream model.",
             usage="vllm transcribe FILE [options]",
         )
-        parser.add_argument("file", type=Path, metavar="FILE", help="WAV, FLAC, MP3 or Ogg")
+        parser.add_argument(
+            "file", type=Path, metavar="FILE", help="an audio file, or a video with sound"
+        )
         _common(parser)
         return parser
 
@@ -154,102 +175,151 @@ def cmd_init() -> list[CLISubcommand]:
     return [SpeakSubcommand(), TranscribeSubcommand()]
 
 
+class _Parser(FlexibleArgumentParser):
+    """Upstream's, but for its help, which shows the names of groups of options only."""
+
+    def format_help(self) -> str:
+        return argparse.ArgumentParser.format_help(self)
+
+
+class _Only:
+    """Stands for upstream's set of commands where one is known to be meant."""
+
+    def add_parser(self, name: str, help: str, **options: Any) -> _Parser:
+        return _Parser(f"vllm {name}", formatter_class=argparse.HelpFormatter, **options)
+
+
+def run(arguments: Sequence[str]) -> bool:
+    """Run a command line of this module's commands, and end the process; others are left alone.
+
+    Called before upstream imports all its commands, which takes longer than a sentence.
+
+    Args:
+        arguments: of the `vllm` command.
+
+    Returns:
+        False, if the arguments name another command.
+    """
+    command = next((c for c in cmd_init() if [c.name] == list(arguments[:1])), None)
+    if command is None:
+        return False
+    parser = command.subparser_init(_Only())  # type: ignore[arg-type]
+    args = parser.parse_args(list(arguments[1:]))
+    end_on_signals()
+    try:
+        command.cmd(args)
+    except SystemExit as ending:
+        if isinstance(ending.code, str):
+            print(ending.code, file=sys.stderr)
+        leave(ending.code if isinstance(ending.code, int) else 1)
+    leave(0)
+
+
 def _format(args: argparse.Namespace) -> str:
     if args.play:
         return "wav"
     return args.format or FORMATS_BY_SUFFIX.get(Path(args.output).suffix.lower(), "wav")
 
 
-def _pieces(args: argparse.Namespace, text: str) -> Iterable[bytes]:
-    """The bytes of the audio file, as they are made."""
-    from vllm.entrypoints.speech.parameters import SpeechInput
-    from vllm.entrypoints.speech.remote import RemoteServer
+def _api_key(args: argparse.Namespace) -> str | None:
+    return args.api_key or os.environ.get("OPENAI_API_KEY")
 
+
+def _engine(args: argparse.Namespace) -> LocalEngine:
+    prepare_process(args.verbose)
+    with without_collections():
+        from vllm.entrypoints.speech import local
+
+        gc.freeze()
+        return local.LocalEngine(args.model or DEFAULT_MODEL, args.dtype)
+
+
+def _pieces(args: argparse.Namespace, text: str, streams: Console) -> Generator[bytes, None, None]:
+    """The bytes of the audio file, as they are made."""
     sampling = _sampling(args, "guidance_scale", "negative_prompt")
     if args.url is not None:
+        from vllm.entrypoints.speech.remote import RemoteServer
+
         named = {"model": args.model, "voice": args.voice, "task": args.task}
         given = {name: value for name, value in named.items() if value is not None}
         body = sampling | given | {"input": text, "response_format": _format(args)}
-        yield from RemoteServer(args.url, args.api_key).speak(body)
+        yield from RemoteServer(args.url, _api_key(args)).speak(body)
         return
-    from vllm.entrypoints.speech.encoding import make_encoder
-    from vllm.entrypoints.speech.local import LocalEngine
+    with progress(f"loading {args.model or DEFAULT_MODEL}", streams.errors) as line:
+        engine = _engine(args)
+        from vllm.entrypoints.speech.encoding import make_encoder
+        from vllm.entrypoints.speech.parameters import SpeechInput
 
-    engine = LocalEngine(args.model or DEFAULT_MODEL, args.dtype)
-    is_file = not args.play and args.output != STDOUT
-    encoder = make_encoder(_format(args), engine.sample_rate, is_whole=is_file)
-    asked = SpeechInput(
-        frozenset({"audio"}), text=text, voice=args.voice, task=args.task, sampling=sampling
-    )
-    for completion in engine.generate(asked):
-        if completion.audio is not None:
-            yield encoder.encode(completion.audio.samples)
-    yield encoder.finish()
+        is_file = not args.play and is_kept(args.output)
+        encoder = make_encoder(_format(args), engine.sample_rate, is_whole=is_file)
+        asked = SpeechInput(
+            frozenset({"audio"}), text=text, voice=args.voice, task=args.task, sampling=sampling
+        )
+        seconds = 0.0
+        for completion in engine.generate(asked):
+            if completion.audio is not None:
+                seconds += completion.audio.seconds
+                line.set_description_str(f"speaking: {seconds:.1f} s of audio")
+                yield encoder.encode(completion.audio.samples)
+        yield encoder.finish()
 
 
-def _texts(args: argparse.Namespace) -> Iterator[str]:
-    from vllm.entrypoints.speech.parameters import SpeechInput
-    from vllm.entrypoints.speech.remote import RemoteServer
-
+def _texts(args: argparse.Namespace, streams: Console) -> Generator[str, None, None]:
+    """The text, as it is made; on a terminal all at once, as a line of progress is there before."""
     sampling = _sampling(args)
     if args.url is not None:
+        from vllm.entrypoints.speech.remote import RemoteServer
+
         if "max_tokens" in sampling:
             sampling["max_completion_tokens"] = sampling.pop("max_tokens")
         named = {"model": args.model, "task": args.task}
         given = {name: value for name, value in named.items() if value is not None}
-        server = RemoteServer(args.url, args.api_key)
+        server = RemoteServer(args.url, _api_key(args))
         yield server.transcribe(args.file.name, args.file.read_bytes(), sampling | given)
         return
-    from vllm.entrypoints.speech.local import LocalEngine
+    if not args.file.is_file():
+        args.file.open("rb").close()  # says what is wrong with it before anything is loaded
+    with progress(f"loading {args.model or DEFAULT_MODEL}", streams.errors) as line:
+        engine = _engine(args)
+        from vllm.entrypoints.speech.parameters import SpeechInput
 
-    engine = LocalEngine(args.model or DEFAULT_MODEL, args.dtype)
-    asked = SpeechInput(
-        frozenset({"text"}), clip=engine.read(args.file), task=args.task, sampling=sampling
-    )
-    for completion in engine.generate(asked):
+        asked = SpeechInput(
+            frozenset({"text"}), clip=engine.read(args.file), task=args.task, sampling=sampling
+        )
+        line.set_description_str(f"listening to {printable(args.file.name)}")
+        texts = engine.generate(asked)
+        first = next(texts)
+    yield first.text
+    for completion in texts:
         yield completion.text
 
 
 @contextlib.contextmanager
-def _sink(args: argparse.Namespace) -> Iterator[IO[bytes]]:
-    """Where the audio goes: a player, standard output or a file."""
+def _sink(args: argparse.Namespace, streams: Console) -> Iterator[IO[bytes]]:
+    """Where the audio goes: a player, a stream or a file."""
     if args.play:
-        command = next((p for p in PLAYERS if shutil.which(p[0]) is not None), None)
-        if command is None:
-            names = ", ".join(player[0] for player in PLAYERS)
-            raise ValueError(f"--play needs one of {names}")
-        with subprocess.Popen(command, stdin=subprocess.PIPE) as player:
-            assert player.stdin is not None
-            yield player.stdin
-    elif args.output == STDOUT:
-        with _clean_stdout() as output:
-            yield output
-    else:
-        with Path(args.output).open("wb") as file:
-            yield file
-
-
-@contextlib.contextmanager
-def _clean_stdout() -> Iterator[IO[bytes]]:
-    """Standard output for the result alone; what is logged there goes to standard error."""
-    sys.stdout.flush()
-    with os.fdopen(os.dup(1), "wb") as output:
-        os.dup2(2, 1)
-        try:
-            yield output
-        finally:
-            output.flush()
-            sys.stdout.flush()
-            os.dup2(output.fileno(), 1)
-
-
-def _complete_wav_header(path: Path, audio_format: str) -> None:
-    """Write the sizes that were not known when the header was written."""
-    if audio_format != "wav" or not path.is_file():
+        with playing() as player:
+            yield player
         return
+    number = descriptor_of(args.output)
+    if number == 1:
+        yield streams.output
+    elif number is not None:
+        descriptor = os.dup(streams.errors.fileno() if number == 2 else number)
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+    elif is_kept(args.output):
+        with replaced_file(args.output) as file:
+            yield file
+    else:
+        with open(args.output, "wb") as stream:
+            yield stream
+
+
+def _complete_wav_header(file: IO[bytes]) -> None:
+    """Write the sizes that were not known when the header was written."""
     from vllm.entrypoints.speech.encoding import wav_sizes
 
-    with path.open("r+b") as file:
-        for offset, size in wav_sizes(path.stat().st_size):
-            file.seek(offset)
-            file.write(size)
+    for offset, size in wav_sizes(file.tell()):
+        file.seek(offset)
+        file.write(size)

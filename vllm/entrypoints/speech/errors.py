@@ -14,6 +14,18 @@ from vllm.logger import init_logger
 
 logger = init_logger(__name__)
 
+MAX_MESSAGE = 1000
+"""Most characters of a message: values that clients send may be of any length."""
+
+
+MAX_NAME = 64
+"""Most characters of a field's name in a message: clients may make them up."""
+
+
+def bounded(message: str) -> str:
+    """A message of at most MAX_MESSAGE characters."""
+    return message if len(message) <= MAX_MESSAGE else f"{message[: MAX_MESSAGE - 1]}…"
+
 
 def error_body(error: Exception) -> dict[str, Any]:
     """The body for an error that an answer runs into after it has begun."""
@@ -24,8 +36,9 @@ def error_body(error: Exception) -> dict[str, Any]:
 
 
 def error_response(message: str, status: int, param: str | None = None) -> JSONResponse:
-    """An error of the client's in OpenAI's shape."""
-    error = {"message": message, "type": "BadRequestError", "param": param, "code": status}
+    """An error in OpenAI's shape."""
+    kind = "ServiceUnavailableError" if status == 503 else "BadRequestError"
+    error = {"message": bounded(message), "type": kind, "param": param, "code": status}
     return JSONResponse({"error": error}, status_code=status)
 
 
@@ -45,10 +58,11 @@ def _path(location: Sequence[Any]) -> str:
     """`messages[0].content` of ("body", "messages", 0, "content")."""
     path = ""
     for part in location[1:]:
+        name = str(part)[:MAX_NAME]
         if isinstance(part, int):
             path += f"[{part}]" if path else ""
-        elif str(part).isidentifier():
-            path += f".{part}" if path else str(part)
-        elif not path and len(str(part)) <= 64 and str(part).isprintable():
-            path = str(part)
+        elif name.isidentifier():
+            path += f".{name}" if path else name
+        elif not path and name.isprintable():
+            path = name
     return path

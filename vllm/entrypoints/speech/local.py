@@ -3,15 +3,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.speech.media import AudioLimits, Clip, decode_file
+from vllm.entrypoints.speech.outcome import failure, incomplete
 from vllm.entrypoints.speech.parameters import SpeechInput, plan_request, task_defaults
-from vllm.entrypoints.speech.process import prepare_process
 from vllm.multistream.spec import multistream_spec
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.usage.usage_lib import UsageContext
+from vllm.utils.mem_constants import GiB_bytes
+from vllm.v1.engine.llm_engine import LLMEngine
+
+MAX_LANES = 4
+"""Rows of the batch; a guided request takes one per lane."""
+
+
+def kv_cache_bytes(config: VllmConfig, num_lanes: int) -> int:
+    """Memory of the KV cache in which this many sequences of the model's context fit."""
+    model, parallel = config.model_config, config.parallel_config
+    dtype: Any = model.dtype
+    block_size = config.cache_config.block_size or 1
+    blocks = num_lanes * (-(-model.max_model_len // block_size) + 1) + 1
+    per_token = 2 * model.get_num_kv_heads(parallel) * model.get_head_size() * dtype.itemsize
+    return int(blocks * block_size * per_token * model.get_num_layers(parallel))
 
 
 class LocalEngine:
@@ -26,22 +46,26 @@ class LocalEngine:
     """
 
     def __init__(self, model: str, dtype: str = "auto") -> None:
-        prepare_process()
-        from vllm import LLM
-
-        self._llm = LLM(
+        args = EngineArgs(
             model,
             dtype=dtype,  # type: ignore[arg-type]
-            max_num_seqs=4,  # a guided request takes a row of the batch per lane
+            max_num_seqs=MAX_LANES,
             enforce_eager=True,  # a single sentence does not earn the time that compiling takes
             disable_log_stats=True,
             use_tqdm_on_load=False,
         )
-        spec = multistream_spec(self._llm.model_config)
+        usage = UsageContext.LLM_CLASS
+        config = args.create_engine_config(usage)
+        spec = multistream_spec(config.model_config)
         if spec is None:
             raise ValueError(f"model must be a multi-stream model, which {model} is not")
+        if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
+            # No more than one request needs: all of it is written once, which takes its time.
+            most = min(kv_cache_bytes(config, MAX_LANES), GiB_bytes)
+            config.cache_config.kv_cache_memory_bytes = max(most, kv_cache_bytes(config, 2))
         self.spec = spec
-        self._defaults = task_defaults(self._llm.model_config)
+        self._engine = LLMEngine.from_vllm_config(config, usage, disable_log_stats=True)
+        self._defaults = task_defaults(config.model_config)
 
     @property
     def sample_rate(self) -> int:
@@ -55,7 +79,7 @@ class LocalEngine:
             OSError, ValueError: if it cannot be read or is too long.
         """
         codec = self.spec.load_codec("cpu")
-        frames = self._llm.model_config.max_model_len
+        frames = self._engine.model_config.max_model_len
         seconds = frames * codec.samples_per_frame / codec.sample_rate
         return decode_file(path.read_bytes(), AudioLimits.from_environment(seconds), str(path))
 
@@ -66,23 +90,27 @@ class LocalEngine:
             ValueError: naming the field.
             RuntimeError: if the request fails.
         """
-        engine = self._llm.llm_engine
+        engine = self._engine
         prompt, params = plan_request(self.spec, self._defaults, asked)
         (engine_input,) = engine.renderer.render_cmpl(
-            [parse_model_prompt(self._llm.model_config, prompt)]
+            [parse_model_prompt(self._engine.model_config, prompt)]
         )
         request_id = engine.add_request("0", engine_input, params)
+        finish_reason: str | None = None
         try:
             while engine.has_unfinished_requests():
                 for output in engine.step():
                     assert isinstance(output, RequestOutput)
                     completion = output.outputs[0]
-                    if completion.finish_reason == "error":
-                        raise RuntimeError(str(completion.stop_reason or "the request failed"))
+                    if error := failure(completion):
+                        raise RuntimeError(str(error))
+                    finish_reason = completion.finish_reason
                     yield completion
+            if finish_reason is None:
+                raise RuntimeError(str(incomplete()))
         finally:
-            engine.abort_request([request_id])
+            engine.abort_request([request_id], internal=True)
 
     def close(self) -> None:
         """Free what the engine holds."""
-        self._llm.llm_engine.engine_core.shutdown()
+        self._engine.engine_core.shutdown()

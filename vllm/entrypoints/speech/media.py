@@ -2,28 +2,30 @@
 """Audio files of clients, decoded within limits.
 
 Nothing that a file says of itself is believed: it is decoded in blocks until it ends or a limit is
-met, so a small file that expands without end costs no more than the limit.
+met, so a small file that expands without end costs no more than the limit. What its header
+announces counts for one thing: a file that holds less is not complete.
 """
 
 from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
-import io
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import vllm.envs as envs
+from vllm.entrypoints.speech.containers import AudioFile, UnreadableFile
+from vllm.multistream.clips import check_samples
 from vllm.multistream.codecs.resample import MAX_CHANNELS, MAX_RATE, MIN_RATE
 from vllm.multistream.refusal import RequestRefused
 
 MiB = 2**20
-_BLOCK_FRAMES = 2**16
+_MOST_URI_HEAD = 256
+"""Characters before the comma of a data URI."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class AudioLimits:
     file_bytes: int
     seconds: float
     decoded_bytes: int
+
+    def most_samples(self, rate: int) -> int:
+        """Samples per channel that a clip of a rate may have."""
+        # Limits of a context are quotients: as much as their rounding is not held against a clip.
+        return math.floor(self.seconds * rate + 1e-3)
 
     @classmethod
     def from_environment(cls, context_seconds: float) -> AudioLimits:
@@ -63,7 +70,11 @@ class Clip:
 
 
 def decode_file(data: bytes, limits: AudioLimits, field: str) -> Clip:
-    """Decode an audio file: WAV, FLAC, MP3, Ogg and what else libsndfile reads.
+    """Decode an audio file, or the sound of a video, of a kind that `containers` names.
+
+    A file that holds less than its header announces is refused. One that announces no length is
+    read to its end: streamed WAV (sizes of 0 or from 2 GiB on), streamed FLAC, MP3 without a Xing
+    header, AAC, Ogg, and WebM as browsers record it.
 
     Args:
         data: the file.
@@ -71,76 +82,74 @@ def decode_file(data: bytes, limits: AudioLimits, field: str) -> Clip:
         field: of the request, for messages.
 
     Raises:
-        RequestRefused: if it is no such file, empty, or beyond a limit.
+        RequestRefused: if it is no such file, empty, damaged, incomplete or beyond a limit.
     """
-    import soundfile
-
-    class ForwardOnly(soundfile.SoundFile):
-        """Never seeks, which soundfile does after each read and files of no length cannot."""
-
-        def seekable(self) -> bool:
-            return False
-
     if len(data) > limits.file_bytes:
         raise RequestRefused(
             f"{field} must have at most {limits.file_bytes} bytes, not {len(data)}"
         )
     try:
-        with ForwardOnly(io.BytesIO(data)) as file:
+        with AudioFile(data) as file:
             return _read(file, limits, field)
-    except (soundfile.LibsndfileError, TypeError, OSError) as error:
-        raise RequestRefused(
-            f"{field} must be a complete audio file, such as WAV, FLAC, MP3 or Ogg"
-        ) from error
+    except UnreadableFile as error:
+        raise RequestRefused(f"{field} {error}") from error
 
 
-def _read(file: Any, limits: AudioLimits, field: str) -> Clip:
-    import soundfile
+def _read(file: AudioFile, limits: AudioLimits, field: str) -> Clip:
+    blocks: list[NDArray[np.float32]] = []
+    total, channels, rate = 0, 0, file.announced_rate
+    for block, block_rate in file.blocks():
+        if not blocks:
+            channels, rate = len(block), block_rate
+            _check_shape(rate, channels, field)
+        if (len(block), block_rate) != (channels, rate):
+            raise RequestRefused(f"{field} must have one sample rate and one number of channels")
+        blocks.append(block)
+        total += block.shape[1]
+        if total > limits.most_samples(rate):
+            raise RequestRefused(f"{field} must be at most {limits.seconds:g} seconds long")
+        if total * channels * 4 > limits.decoded_bytes:
+            raise RequestRefused(
+                f"{field} must decode to at most {limits.decoded_bytes} bytes of samples"
+            )
+    if total == 0:
+        if rate:
+            _check_shape(rate, 1, field)
+        raise RequestRefused(f"{field} must have at least one sample")
+    samples = np.concatenate(blocks, axis=1)
+    check_samples(samples, field)
+    return Clip(samples, rate)
 
-    rate, channels = file.samplerate, file.channels
+
+def _check_shape(rate: int, channels: int, field: str) -> None:
     if not MIN_RATE <= rate <= MAX_RATE:
         raise RequestRefused(
             f"{field} must have a sample rate in [{MIN_RATE}, {MAX_RATE}] Hz, not {rate}"
         )
     if not 1 <= channels <= MAX_CHANNELS:
         raise RequestRefused(f"{field} must have 1 to {MAX_CHANNELS} channels, not {channels}")
-    most = int(limits.seconds * rate)
-    blocks: list[NDArray[np.float32]] = []
-    total = 0
-    while total <= most:
-        try:
-            # Not SoundFile.read: it allocates by the header's length.
-            block = np.empty((_BLOCK_FRAMES, channels), np.float32)
-            count = file.buffer_read_into(memoryview(block).cast("B"), "float32")  # type: ignore
-        except soundfile.LibsndfileError:
-            if not blocks:
-                raise
-            break
-        if count == 0:
-            break
-        blocks.append(block[:count])
-        total += count
-        if total * channels * 4 > limits.decoded_bytes:
-            raise RequestRefused(
-                f"{field} must decode to at most {limits.decoded_bytes} bytes of samples"
-            )
-    if total > most:
-        raise RequestRefused(f"{field} must be at most {limits.seconds:g} seconds long")
-    if total == 0:
-        raise RequestRefused(f"{field} must have at least one sample")
-    samples = np.concatenate(blocks).T
-    if not np.isfinite(samples).all():
-        raise RequestRefused(f"{field} must have finite samples")
-    return Clip(np.ascontiguousarray(samples), rate)
 
 
 def decode_base64(data: str, limits: AudioLimits, field: str) -> bytes:
-    """The bytes of strict base64, refused before they are decoded if too many."""
-    if len(data) > 4 * (limits.file_bytes // 3 + 1):
+    """The bytes of base64, refused before they are decoded if too many.
+
+    Line ends and spaces between the letters are skipped, as MIME writes them, and so is what a data
+    URI has before them (`data:audio/wav;base64,`). All else must be strict base64.
+
+    Raises:
+        RequestRefused: naming the field.
+    """
+    head, comma, rest = data[:_MOST_URI_HEAD].partition(",")
+    if head[:5].lower() == "data:":
+        if not comma or not head.lower().endswith(";base64"):
+            raise RequestRefused(f"{field}, a data URI, must begin with data:TYPE;base64,")
+        data = rest + data[_MOST_URI_HEAD:]
+    letters = data.encode("ascii", "replace").translate(None, b" \t\r\n")
+    if len(letters) // 4 * 3 - letters[-2:].count(b"=") > limits.file_bytes:
         raise RequestRefused(f"{field} must have at most {limits.file_bytes} bytes")
     try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return base64.b64decode(letters, validate=True)
+    except ValueError as error:
         raise RequestRefused(f"{field} must be base64") from error
 
 
@@ -157,7 +166,12 @@ class MediaDecoder:
             max_workers=envs.VLLM_MAX_AUDIO_PREPROCESS_WORKERS, thread_name_prefix="audio-decode"
         )
 
-    async def decode(self, data: bytes, field: str) -> Clip:
-        """See `decode_file`."""
+    async def decode(self, data: bytes | str, field: str) -> Clip:
+        """See `decode_file`, and for a str, which is base64, `decode_base64`."""
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, decode_file, data, self.limits, field)
+        return await loop.run_in_executor(self._pool, self._decode, data, field)
+
+    def _decode(self, data: bytes | str, field: str) -> Clip:
+        if isinstance(data, str):
+            data = decode_base64(data, self.limits, field)
+        return decode_file(data, self.limits, field)

@@ -73,7 +73,7 @@ class TextPart(_Body):
     """Text of a message."""
 
     type: Literal["text"]
-    text: Text
+    text: Annotated[str, Field(max_length=MAX_INPUT_CHARACTERS)]
 
 
 class InputAudio(_Body):
@@ -149,7 +149,16 @@ class TranscriptionForm(BaseModel):
     file: UploadFile
     model: str | None = None
     response_format: Literal["json", "text"] = "json"
+    language: Annotated[
+        Literal["en"] | None, Field(description="Not used: the model knows one language.")
+    ] = None
     stream: bool = False
+    stream_include_usage: Annotated[
+        bool, Field(description="vLLM's: events in its own shape, ending with usage.")
+    ] = False
+    stream_continuous_usage_stats: Annotated[
+        bool, Field(description="vLLM's: the same, with usage in each event.")
+    ] = False
     temperature: Temperature | None = None
     top_k: TopK | None = None
     top_p: TopP | None = None

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import json
-import urllib.error
-import urllib.request
-import uuid
+import contextlib
 from collections.abc import Iterator, Mapping
-from typing import IO, Any
+from typing import Any
 
-_CHUNK = 2**14
+import httpx2
+
+MAX_ERROR_CHARACTERS = 1000
 
 
 class RemoteError(RuntimeError):
@@ -23,57 +22,69 @@ class RemoteServer:
     Args:
         url: with or without the path /v1.
         api_key: sent as a bearer token, if given.
+
+    Raises:
+        RemoteError: if `url` is none.
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self._base = url.rstrip("/").removesuffix("/v1") + "/v1"
-        self._headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+        headers = {} if not api_key else {"authorization": f"Bearer {api_key}"}
+        # Speech may take any time, and what hangs is ended by hand.
+        self._client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(None, connect=30))
 
     def speak(self, body: Mapping[str, Any]) -> Iterator[bytes]:
         """The bytes of an audio file as they come; `body` as for POST /v1/audio/speech.
 
         Raises:
-            RemoteError: with the server's message.
+            RemoteError: with the server's message, or if the answer breaks off.
         """
-        headers = {"content-type": "application/json"}
-        with self._post("/audio/speech", json.dumps(body).encode(), headers) as response:
-            while piece := response.read1(_CHUNK):  # type: ignore[attr-defined]
-                yield piece
+        with self._post("/audio/speech", json=dict(body)) as response:
+            yield from response.iter_bytes()
 
     def transcribe(self, name: str, data: bytes, fields: Mapping[str, Any]) -> str:
         """The text of an audio file; `fields` as for POST /v1/audio/transcriptions.
 
+        Args:
+            name: of the file; characters that a header cannot hold are escaped.
+            data: the file.
+            fields: of the form.
+
         Raises:
-            RemoteError: with the server's message.
+            RemoteError: with the server's message, or if the answer is none.
         """
-        boundary = uuid.uuid4().hex
-        parts = [
-            f'--{boundary}\r\ncontent-disposition: form-data; name="{field}"\r\n\r\n{value}\r\n'
-            for field, value in fields.items()
-        ]
-        safe = "".join(c if c.isalnum() or c in ".-_" else "_" for c in name)
-        head = f'--{boundary}\r\ncontent-disposition: form-data; name="file"; filename="{safe}"\r\n'
-        body = "".join([*parts, head, "content-type: application/octet-stream\r\n\r\n"]).encode()
-        body += data + f"\r\n--{boundary}--\r\n".encode()
-        headers = {"content-type": f"multipart/form-data; boundary={boundary}"}
-        with self._post("/audio/transcriptions", body, headers) as response:
-            return str(json.load(response)["text"])
+        file = (file_name(name), data, "application/octet-stream")
+        with self._post("/audio/transcriptions", data=dict(fields), files={"file": file}) as answer:
+            answer.read()
+            try:
+                return str(answer.json()["text"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise RemoteError(f"{answer.url} did not answer with a transcription") from error
 
-    def _post(self, path: str, data: bytes, headers: Mapping[str, str]) -> IO[bytes]:
-        request = urllib.request.Request(
-            self._base + path, data=data, headers={**self._headers, **headers}
-        )
+    @contextlib.contextmanager
+    def _post(self, path: str, **content: Any) -> Iterator[httpx2.Response]:
         try:
-            return urllib.request.urlopen(request)
-        except urllib.error.HTTPError as error:
-            raise RemoteError(_message(error)) from error
-        except urllib.error.URLError as error:
-            raise RemoteError(f"{self._base}: {error.reason}") from error
+            with self._client.stream("POST", self._base + path, **content) as response:
+                if not response.is_success:
+                    response.read()
+                    raise RemoteError(_message(response))
+                yield response
+        except httpx2.RemoteProtocolError as error:
+            raise RemoteError(f"{self._base}{path}: the answer broke off ({error})") from error
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise RemoteError(f"{self._base}{path}: {error or type(error).__name__}") from error
 
 
-def _message(error: urllib.error.HTTPError) -> str:
+def file_name(name: str) -> str:
+    """`name` as a server may see it: quotes and line ends, which end a header, become "_", and so
+    does whatever is not printable."""
+    return "".join(c if c.isprintable() and c not in '"\\/' else "_" for c in name)
+
+
+def _message(response: httpx2.Response) -> str:
     try:
-        found = json.loads(error.read(2**16))["error"]
-        return str(found["message"] if isinstance(found, dict) else found)
+        found = response.json()["error"]
+        text = str(found["message"] if isinstance(found, dict) else found)
     except (ValueError, KeyError, TypeError):
-        return f"{error.code} {error.reason}"
+        text = f"{response.status_code} {response.reason_phrase}"
+    return text[:MAX_ERROR_CHARACTERS]

@@ -7,24 +7,38 @@ from argparse import Namespace
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Form, Request
+from fastapi import APIRouter, FastAPI, Form, Request, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
-from starlette.types import Message, Receive
+from starlette.requests import ClientDisconnect
 
 import vllm.envs as envs
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
 from vllm.entrypoints.speech import chat, speech, transcription
+from vllm.entrypoints.speech.body import (
+    MAX_VALUES,
+    TEXT_BYTES,
+    BodyError,
+    BodyLimits,
+    JsonReader,
+    KiB,
+    is_json,
+    repeated,
+)
 from vllm.entrypoints.speech.encoding import FORMATS
 from vllm.entrypoints.speech.errors import error_response, validation_response
+from vllm.entrypoints.speech.lifecycle import Lifecycle
+from vllm.entrypoints.speech.local_docs import serve_docs
 from vllm.entrypoints.speech.media import MiB
+from vllm.entrypoints.speech.middleware import SpeechMiddleware
 from vllm.entrypoints.speech.protocol import ChatRequest, SpeechRequest, TranscriptionForm
 from vllm.entrypoints.speech.service import SpeechService
 from vllm.multistream.spec import multistream_spec
+from vllm.version import __version__ as VLLM_VERSION
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -35,74 +49,94 @@ WITHOUT_AUDIO = (
     "/inference/v1/generate",
     "/invocations",
     "/v1/chat/completions/batch",
+    "/v1/chat/completions/derender",
+    "/v1/chat/completions/render",
     "/v1/completions",
+    "/v1/completions/derender",
+    "/v1/completions/render",
     "/v1/messages",
+    "/v1/messages/count_tokens",
+    "/v1/messages/render",
     "/v1/responses",
+    "/v1/responses/render",
     "/v1/systemone",
 )
-"""Upstream's routes that would run a request and drop the audio that it makes."""
+"""Upstream's routes that would run a request and drop the audio that it makes, or write prompts of
+text for those."""
 
 
-def max_body_bytes() -> int:
-    """Most bytes of a request: an audio file in base64, and room for the rest."""
-    return int(envs.VLLM_MAX_AUDIO_CLIP_FILESIZE_MB * MiB) * 4 // 3 + MiB
+CHAT, TRANSCRIPTIONS = "/v1/chat/completions", "/v1/audio/transcriptions"
 
 
-class _TooLarge(Exception):
-    pass
+def body_limits(path: str) -> BodyLimits:
+    """What the body of a request to a path may be: text, and an audio file where it takes one."""
+    file_bytes = int(envs.VLLM_MAX_AUDIO_CLIP_FILESIZE_MB * MiB)
+    # Encoders may put a line end, of up to four bytes in JSON, after every 76 bytes of base64.
+    audio = {CHAT: file_bytes * 4 // 3 * 80 // 76 + KiB, TRANSCRIPTIONS: file_bytes}
+    return BodyLimits(audio.get(path, 0) + TEXT_BYTES)
 
 
-async def _drain(receive: Receive, limit: int) -> None:
-    """Read the rest of a body, up to a limit, and keep none: most clients read no answer before
-    they have sent all."""
-    dropped = 0
-    while dropped <= limit:
-        message = await receive()
-        dropped += len(message.get("body", b""))
-        if not message.get("more_body", False):
-            return
+MAX_FORM_FIELDS = 64
+MAX_FORM_FILES = 8
+MAX_FORM_FIELD_BYTES = 64 * KiB
 
 
 class GuardedRoute(APIRoute):
-    """A route that reads no more of a body than its limit, and answers in OpenAI's error shape."""
+    """A route that reads its body within limits, and answers in OpenAI's error shape."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()
-        limit = max_body_bytes()
+        limits = body_limits(self.path)
+        is_form = self.body_field is not None and isinstance(
+            self.body_field.field_info, params.Form
+        )
 
         async def guarded(request: Request) -> Response:
-            declared = request.headers.get("content-length", "0")
-            is_too_large = not declared.isdecimal() or int(declared) > limit
-            seen, is_at_end = 0, False
-            receive = request._receive
-
-            async def counted() -> Message:
-                nonlocal seen, is_at_end, is_too_large
-                message = await receive()
-                seen += len(message.get("body", b""))
-                is_at_end = not message.get("more_body", False)
-                if seen > limit:
-                    is_too_large = True
-                    raise _TooLarge
-                return message
-
-            request._receive = counted
             try:
-                if not is_too_large:
-                    return await handler(request)
+                if is_form:
+                    await _read_form(request)
+                elif self.body_field is not None:
+                    await _read_json(request, limits)
+                return await handler(request)
+            except BodyError as error:
+                return error_response(error.message, error.status, error.param)
             except RequestValidationError as error:
                 return validation_response(error)
             except HTTPException as error:
-                # FastAPI turns what is raised while it reads the body into one of these.
-                if not is_too_large:
-                    return error_response(str(error.detail), error.status_code)
-            except _TooLarge:
-                pass
-            if not is_at_end:
-                await _drain(receive, limit)
-            return error_response(f"body must have at most {limit} bytes", 413)
+                return error_response(str(error.detail), error.status_code)
+            except ClientDisconnect:
+                # Nobody reads this; unless the body was cut off at the limit, which is answered
+                # in its place.
+                return error_response("the body is incomplete", 400)
 
         return guarded
+
+
+# FastAPI asks a request for its body, form or JSON, and finds what was read here.
+
+
+async def _read_json(request: Request, limits: BodyLimits) -> None:
+    reader = JsonReader(limits)
+    num_bytes = 0
+    async for piece in request.stream():
+        if num_bytes == 0 and piece and not is_json(request.headers.get("content-type")):
+            raise BodyError("content-type must be application/json")
+        num_bytes += len(piece)
+        reader.feed(piece)
+    request._body = b""
+    if num_bytes:
+        request._body = b"{}"
+        request._json = reader.value()
+
+
+async def _read_form(request: Request) -> None:
+    form = await request.form(
+        max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS, max_part_size=MAX_FORM_FIELD_BYTES
+    )
+    name = repeated(name for name, _ in form.multi_items())
+    if name is not None:
+        await form.close()
+        raise BodyError(f"{name[:64]} must be given once", param=name[:64])
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -139,7 +173,7 @@ async def list_voices(raw_request: Request) -> dict[str, Any]:
 
 
 @router.post(
-    "/v1/audio/transcriptions",
+    TRANSCRIPTIONS,
     response_class=Response,
     responses={
         **_ERRORS,
@@ -156,7 +190,7 @@ async def create_transcription(
 
 
 @router.post(
-    "/v1/chat/completions",
+    CHAT,
     response_class=Response,
     responses={**_ERRORS, 200: {"content": {"application/json": {}} | _EVENTS}},
 )
@@ -182,6 +216,7 @@ def register_speech_routes(app: FastAPI, model_config: ModelConfig | None) -> No
     """
     if multistream_spec(model_config) is None:
         return
+    assert model_config is not None
     own = {route.path for route in router.routes if isinstance(route, APIRoute)}
     replaced = own | {path for path in WITHOUT_AUDIO}
     app.router.routes[:] = [
@@ -192,6 +227,17 @@ def register_speech_routes(app: FastAPI, model_config: ModelConfig | None) -> No
     app.include_router(router)
     for path in WITHOUT_AUDIO:
         app.add_api_route(path, refuse, methods=["POST"], include_in_schema=False)
+    app.title, app.version = "Unison", VLLM_VERSION
+    serve_docs(app)
+    app.state.lifecycle = Lifecycle()
+    limits = {path: body_limits(path) for path in own}
+    limits["/detokenize"] = BodyLimits(num_values=model_config.max_model_len + MAX_VALUES)
+    app.add_middleware(
+        SpeechMiddleware,
+        lifecycle=app.state.lifecycle,
+        limits=limits,
+        reads_json=frozenset(own),
+    )
 
 
 def init_speech_state(engine_client: EngineClient, state: State, args: Namespace) -> None:

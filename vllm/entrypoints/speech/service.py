@@ -12,9 +12,11 @@ from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.utils.request_logger import RequestLogger
+from vllm.entrypoints.speech.errors import bounded
 from vllm.entrypoints.speech.media import AudioLimits, Clip, MediaDecoder
+from vllm.entrypoints.speech.outcome import failure, incomplete
 from vllm.entrypoints.speech.parameters import SpeechInput, plan_request, task_defaults
-from vllm.exceptions import GenerationError, VLLMNotFoundError
+from vllm.exceptions import VLLMNotFoundError
 from vllm.multistream.spec import SpeechSpec, multistream_spec
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -71,15 +73,18 @@ class Generation:
     async def begin(self) -> None:
         """Wait for the first output, so that what is refused is refused before an answer begins."""
         self._first = await anext(self._outputs)
-        _raise_failure(self._first.outputs[0])
+        _checked(self._first.outputs[0])
 
     async def __aiter__(self) -> AsyncIterator[CompletionOutput]:
         assert self._first is not None, "begin() comes first"
         try:
-            yield self._count(self._first)
+            last = self._count(self._first)
+            yield last
             async for output in self._outputs:
-                _raise_failure(output.outputs[0])
-                yield self._count(output)
+                last = _checked(self._count(output))
+                yield last
+            if last.finish_reason is None:
+                raise incomplete()
         finally:
             await self._outputs.aclose()
 
@@ -94,9 +99,10 @@ class Generation:
         return completion
 
 
-def _raise_failure(completion: CompletionOutput) -> None:
-    if completion.finish_reason == "error":
-        raise GenerationError(str(completion.stop_reason or "Internal server error"))
+def _checked(completion: CompletionOutput) -> CompletionOutput:
+    if error := failure(completion):
+        raise error
+    return completion
 
 
 class SpeechService(GenerateBaseServing):
@@ -137,7 +143,7 @@ class SpeechService(GenerateBaseServing):
         """
         if not self._is_model_supported(model):
             served = ", ".join(path.name for path in self.models.base_model_paths)
-            raise VLLMNotFoundError(f"model must be one of {served}, not {model!r}")
+            raise VLLMNotFoundError(bounded(f"model must be one of {served}, not {model!r}"))
         self._preflight()
         return model or self.models.base_model_paths[0].name
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from vllm.entrypoints.speech.errors import error_body
 from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.protocol import SpeechRequest, voice_name
 from vllm.entrypoints.speech.service import Generation, SpeechService, Usage
+from vllm.entrypoints.speech.sse import event, event_stream
 from vllm.multistream.messages import AudioOutput
 
 
@@ -35,7 +35,7 @@ async def create_speech(
     generation = await service.start(raw_request, "speech", asked)
     pieces = encoded_pieces(generation, request.response_format, service.sample_rate)
     if request.stream_format == "sse":
-        return StreamingResponse(speech_events(pieces, generation), media_type="text/event-stream")
+        return event_stream(speech_events(pieces, generation))
     media_type = FORMATS[request.response_format].media_type
     if request.response_format == "pcm":
         media_type += f"; rate={service.sample_rate}; channels=1"
@@ -82,11 +82,6 @@ async def speech_events(pieces: AsyncIterator[bytes], generation: Generation) ->
     yield event({"type": "speech.audio.done", "usage": token_usage(generation.usage)})
 
 
-def event(data: dict[str, Any]) -> str:
-    """A server-sent event."""
-    return f"data: {json.dumps(data)}\n\n"
-
-
 def token_usage(usage: Usage) -> dict[str, Any]:
     """OpenAI's usage object of the audio routes, with frames as audio tokens, and seconds."""
     return {
@@ -107,9 +102,10 @@ def token_usage(usage: Usage) -> dict[str, Any]:
 
 
 def list_voices(service: SpeechService) -> dict[str, Any]:
-    """The model's voices."""
+    """The model's voices, as OpenAI shapes lists, and as other servers of speech do."""
     return {
         "object": "list",
+        "voices": [{"id": name, "name": name} for name in service.spec.voices],
         "data": [
             {
                 "id": name,

@@ -7,13 +7,15 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from vllm.entrypoints.speech.errors import error_body
 from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.protocol import TranscriptionForm
 from vllm.entrypoints.speech.service import Generation, SpeechService
-from vllm.entrypoints.speech.speech import event, token_usage
+from vllm.entrypoints.speech.speech import token_usage
+from vllm.entrypoints.speech.sse import event, event_stream
+from vllm.entrypoints.speech.transcription_chunks import transcription_chunks
 from vllm.multistream.refusal import RequestRefused
 
 
@@ -21,7 +23,7 @@ async def create_transcription(
     service: SpeechService, form: TranscriptionForm, raw_request: Request
 ) -> Response:
     """Answer with the text of an audio file, whole or as OpenAI's events."""
-    service.check(form.model)
+    model = service.check(form.model)
     limit = service.media.limits.file_bytes
     data = await form.file.read(limit + 1)
     if len(data) > limit:
@@ -31,8 +33,11 @@ async def create_transcription(
         wanted=frozenset({"text"}), clip=clip, task=form.task, sampling=form.sampling()
     )
     generation = await service.start(raw_request, "transcription", asked)
+    if form.stream and (form.stream_include_usage or form.stream_continuous_usage_stats):
+        chunks = transcription_chunks(generation, model, form.stream_continuous_usage_stats)
+        return event_stream(chunks)
     if form.stream:
-        return StreamingResponse(transcription_events(generation), media_type="text/event-stream")
+        return event_stream(transcription_events(generation))
     text = "".join([completion.text async for completion in generation])
     if form.response_format == "text":
         return PlainTextResponse(text)

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loss curves: written as JSON lines while training runs, drawn as PNG."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+
+class LossLog:
+    """Values by step.
+
+    Args:
+        path: without suffix; `.jsonl` and `.png` are written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lines = path.with_suffix(".jsonl")
+        self._picture = path.with_suffix(".png")
+        self._rows: list[dict[str, float]] = []
+
+    def resume(self, step: int) -> None:
+        """Keep what an earlier run wrote before a step."""
+        rows = [json.loads(line) for line in self._lines.read_text().splitlines()]
+        self._rows = [row for row in rows if row["step"] < step]
+        self._lines.write_text("".join(json.dumps(row) + "\n" for row in self._rows))
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        """Note the values of a step."""
+        row = {"step": step} | {name: round(value, 5) for name, value in values.items()}
+        if not self._rows:
+            self._lines.unlink(missing_ok=True)
+        self._rows.append(row)
+        with self._lines.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def plot(self, names: list[str]) -> None:
+        """Draw a panel for each value: every step, and the mean of 50 neighbours."""
+        figure, panels = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
+        for panel, name in zip(panels[0], names, strict=True):
+            known = [(row["step"], row[name]) for row in self._rows if name in row]
+            if not known:
+                continue
+            steps, values = np.array(known).T
+            panel.plot(steps, values, color="#c9d7e8", linewidth=0.5)
+            width = min(50, len(values))
+            smooth = np.convolve(values, np.ones(width) / width, "valid")
+            panel.plot(steps[width - 1 :], smooth, color="#1f4e8c")
+            panel.set_title(name)
+            panel.set_xlabel("step")
+        figure.tight_layout()
+        figure.savefig(self._picture, dpi=110)
+        plt.close(figure)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompt audio to codes, several clips at a time.
+
+Each clip is encoded on one thread, alone, whatever else is: its codes then cannot depend on what
+they were asked for with. Batches of clips of one length were tried and are not that: at 10 frames
+the matrix products of a batch round differently. Nor are they faster beyond clips of a second,
+while a clip that PyTorch spreads over all cores waits for the slowest of them at every layer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import vllm.envs as envs
+from vllm.multistream.clips import read_clip
+from vllm.multistream.codecs.base import Codec
+from vllm.multistream.codecs.resample import resample
+
+CACHED_CLIPS = 64
+MAX_AHEAD = 32
+"""Clips of an offline batch that are encoded or wait for it before their prompt's turn; fewer than
+CACHED_CLIPS."""
+
+_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+"""Before an engine in this process binds its threads, and with them those that they start."""
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class ClipEncoder:
+    """Encodes clips and keeps the codes of the last ones.
+
+    Args:
+        load_codec: gives the codec; called when the first clip comes.
+        num_threads: clips that are encoded at a time; None: VLLM_MAX_AUDIO_PREPROCESS_WORKERS.
+    """
+
+    def __init__(self, load_codec: Callable[[], Codec], num_threads: int | None = None) -> None:
+        self._load_codec = load_codec
+        self.num_threads = num_threads or envs.VLLM_MAX_AUDIO_PREPROCESS_WORKERS
+        # Threads start with the first clip: the engine, which may be forked, is up by then.
+        self._pool = ThreadPoolExecutor(
+            self.num_threads, "audio-encode", initializer=_use_one_thread
+        )
+        self._lock = threading.Lock()
+        self._loading = threading.Lock()
+        self._codes: OrderedDict[bytes, Future[NDArray[np.int32]]] = OrderedDict()
+
+    def submit(
+        self,
+        function: Callable[Arguments, Result],
+        *arguments: Arguments.args,
+        **options: Arguments.kwargs,
+    ) -> Future[Result]:
+        """Run on one of the encoder's threads, where `encode` may be called."""
+        return self._pool.submit(function, *arguments, **options)
+
+    def encode(self, audio: Any) -> NDArray[np.int32]:
+        """int32 codes [num_frames, num_codebooks] of a clip; on a thread of the encoder's only.
+
+        Args:
+            audio: see `read_clip`; without a rate, at the codec's.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        samples, rate = read_clip(audio)
+        key = hashlib.sha256(f"{rate}:{samples.shape}:".encode() + samples.tobytes()).digest()
+        with self._lock:
+            known = self._codes.get(key)
+            if known is None:
+                made: Future[NDArray[np.int32]] = Future()
+                self._codes[key] = made
+                if len(self._codes) > CACHED_CLIPS:
+                    self._codes.popitem(last=False)
+            else:
+                self._codes.move_to_end(key)
+        if known is not None:
+            # Whoever makes it is running on another of the threads, so this ends.
+            return known.result()
+        try:
+            made.set_result(self._encode(samples, rate))
+        except BaseException as error:
+            with self._lock:
+                if self._codes.get(key) is made:
+                    del self._codes[key]
+            made.set_exception(error)
+        return made.result()
+
+    def _encode(self, samples: NDArray[np.float32], rate: float | None) -> NDArray[np.int32]:
+        with self._loading:
+            codec = self._load_codec()
+        mono = resample(samples, codec.sample_rate if rate is None else rate, codec.sample_rate)
+        return codec.encode(torch.from_numpy(mono)).numpy()
+
+
+class PromptsAhead(Sequence[Any]):
+    """Prompts whose audio is encoded before they are reached, a bounded number of them at a time.
+
+    Args:
+        prompts: as given to `LLM.generate`.
+        encoder: keeps the codes until the prompts are built.
+    """
+
+    def __init__(self, prompts: Sequence[Any], encoder: ClipEncoder) -> None:
+        self._prompts = prompts
+        self._encoder = encoder
+
+    def __len__(self) -> int:
+        return len(self._prompts)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._prompts[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        coming = iter(self._prompts)
+        for prompt in islice(coming, min(2 * self._encoder.num_threads, MAX_AHEAD)):
+            self._begin(prompt)
+        for prompt in self._prompts:
+            yield prompt
+            for following in islice(coming, 1):
+                self._begin(following)
+
+    def _begin(self, prompt: Any) -> None:
+        data = prompt.get("multi_modal_data") if isinstance(prompt, dict) else None
+        audio = data.get("audio") if isinstance(data, dict) else None
+        if audio is not None:
+            # What is wrong with it is said when the prompt is built.
+            self._encoder.submit(self._encoder.encode, audio)
+
+
+def _use_one_thread() -> None:
+    """Keep PyTorch's operators on this thread, which may run on any core."""
+    others = torch.get_num_threads()
+    # Not torch.set_num_threads: upstream's CPU worker disables that in its process.
+    torch._C.set_num_threads(1)
+    # Threads that have not used PyTorch yet read the last setting; one of these puts it back.
+    restorer = threading.Thread(target=torch._C.set_num_threads, args=(others,))
+    restorer.start()
+    restorer.join()
+    if _CORES:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, _CORES)
