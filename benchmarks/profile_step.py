@@ -5,8 +5,7 @@
 
 Guided requests decode on a random model of 8 streams, and plain ones, two per guided request, for
 comparison: first as `LLM.generate` runs them, whose callers want the final output only; then
-streamed, with an output per step; then streamed without steady steps, which are the engine's
-default. Every part is a method of the engine that is timed from outside; time counts for the
+streamed, with an output per step. Every part is a method of the engine that is timed from outside; time counts for the
 innermost part that runs, so the parts add up to the step. A step more counts the PyTorch operators
 that each part calls. The timers themselves cost about a microsecond per call, and count for the
 parts that they time. The kinds take turns in several rounds; given are medians of the rounds, and
@@ -38,12 +37,8 @@ from tqdm import tqdm
 BACKBONE = "backbone"
 """The part whose share is what is left when everything else costs nothing."""
 
-VARIANTS = (
-    ("", False, True),
-    (", streamed", True, True),
-    (", streamed, general", True, False),
-)
-"""How requests run: suffix of the kind, whether they are streamed, whether steps may be steady."""
+VARIANTS = (("", False), (", streamed", True))
+"""How requests run: suffix of the kind, and whether they are streamed."""
 
 
 class PartTimer:
@@ -256,12 +251,10 @@ def main() -> None:
         side = Side("guided", str(model), enforce_eager=not options.compile)
         timer = PartTimer(clock)
         instrument(side.engine, timer)
-        steady = side.engine.engine_core.engine_core.scheduler.steady
         for count in options.groups:
             found: dict[str, list[dict[str, Any]]] = defaultdict(list)
             for _ in tqdm(range(options.rounds), desc=f"{count} groups", unit=" rounds"):
-                for suffix, is_streamed, is_steady in VARIANTS:
-                    steady.is_enabled = is_steady
+                for suffix, is_streamed in VARIANTS:
                     for kind, requests in (("guided", count), ("plain", 2 * count)):
                         side.kind = kind
                         row = profile(side, timer, requests, options.steps, statistic, is_streamed)

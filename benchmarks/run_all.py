@@ -127,10 +127,8 @@ SECTIONS = (
         "runs, so the parts add up to the step. Guided requests, and twice as many plain ones, "
         "which have as many rows in the backbone. Embedding, phases, merging, heads and sampling "
         "are the fork's own parts; the others outside the backbone are preparation, scheduling and "
-        "outputs in Python, upstream's own in general steps. Requests run as `LLM.generate` runs "
-        "them, whose callers want the final output only, and streamed, with an output per step. "
-        "[Steady steps](design.md#steady-decoding) are the default; general ones are for "
-        "comparison.",
+        "outputs in Python. Requests run as `LLM.generate` runs "
+        "them, whose callers want the final output only, and streamed, with an output per step.",
         script=("benchmarks/profile_step.py", "--groups", "32"),
         result="profile_step.json",
         body=tables.profile,

@@ -32,12 +32,6 @@ TORCH_LIBRARY(unison, m) {
       "Tensor(c!) flush_end, Tensor limit, Tensor(d!) history, Tensor slots, Tensor position, "
       "Tensor discard, Tensor? rows, Tensor(e!) tokens, Tensor(f!) outcome) -> ()");
 
-  // A step's inputs, moved on by one token; see vllm/steady/inputs.py.
-  m.def(
-      "move_inputs(Tensor tokens, Tensor block_table, int block_size, Tensor(a!) input_ids, "
-      "Tensor(b!) positions, Tensor(c!) seq_lens, Tensor(d!) sampled_position, Tensor(e!) slots, "
-      "Tensor(f!) auxiliary_ids) -> ()");
-
   // The sampler's building blocks, for tests that compare them with the PyTorch versions.
   m.def("deterministic_log(Tensor x) -> Tensor");
   m.def("deterministic_exp(Tensor x) -> Tensor");

@@ -286,9 +286,6 @@ class Driver:
     def __post_init__(self) -> None:
         engine = self.scenario.engine
         self.scheduler = make_scheduler(self.model, engine)
-        # Text models have no steady steps of themselves; what schedules them is the same.
-        self.scheduler.steady.is_enabled = not engine.is_async
-        self._rows_last: list[str] = []
         self.worker = FakeWorker(
             BLOCK_SIZE, engine.num_blocks, engine.max_rows, MAX_MODEL_LEN, engine.is_async
         )
@@ -392,21 +389,7 @@ class Driver:
             if name in self.requests:
                 left = [row for row in self.worker.rows if row.startswith(f"{name}#")]
                 assert set(left) <= output.finished_req_ids, "a group leaves in parts"
-        self._check_steady(output)
         self._check_blocks()
-
-    def _check_steady(self, output: SchedulerOutput) -> None:
-        """A steady step has the last one's rows, each of which computes one token."""
-        scheduled = output.num_scheduled_tokens
-        if output.steady:
-            cached = output.scheduled_cached_reqs
-            assert list(scheduled) == cached.req_ids == self._rows_last
-            assert set(scheduled.values()) == {1}
-            assert not (output.scheduled_new_reqs or output.finished_req_ids)
-            assert not (cached.resumed_req_ids or cached.all_token_ids)
-            self.happened["steady steps"] += 1
-            self.happened["steady blocks"] += any(cached.new_block_ids)
-        self._rows_last = list(scheduled)
 
     def _check_tables(self, output: SchedulerOutput) -> None:
         """The worker's block tables are the scheduler's."""

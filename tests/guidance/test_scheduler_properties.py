@@ -49,7 +49,6 @@ def test_thousands_of_steps(text_model: str) -> None:
         happened += Driver(text_model, random_scenario(random.Random(seed))).run()
     assert happened["steps"] > 8_000
     assert happened["guided steps"] > 5_000
-    assert happened["steady steps"] > 500
     for event in (
         "aborts",
         "resets",
@@ -57,7 +56,6 @@ def test_thousands_of_steps(text_model: str) -> None:
         "groups preempted while generating",
         "groups preempted while prefilling",
         "groups preempted with a token in flight",
-        "steady blocks",
     ):
         assert happened[event] >= 3, event
 

@@ -27,21 +27,6 @@ class GroupKVCacheManager(KVCacheManager):
         is_plain = len(managers) == 1 and type(managers[0]) is FullAttentionManager
         self._plain_manager = managers[0] if is_plain else None
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether all layers have full attention, so that a block is needed when one is full."""
-        return self._plain_manager is not None
-
-    @property
-    def plain_block_size(self) -> int:
-        """Tokens of a block, where `is_plain`."""
-        assert self._plain_manager is not None
-        return self._plain_manager.block_size
-
-    def has_finished_rows(self) -> bool:
-        """Whether `take_finished_rows` would return any."""
-        return bool(self._finished_rows)
-
     def take_finished_rows(self) -> set[str]:
         """Row ids of guidance lanes that are gone since the last call and that the worker knows."""
         rows, self._finished_rows = self._finished_rows, set()

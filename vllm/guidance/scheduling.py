@@ -115,43 +115,6 @@ class GroupScheduler:
         group.plan = StepPlan(group.rows, tokens, samples, guided.frame)
         return group.plan.total
 
-    def is_guided_next(self, group: SequenceGroup) -> bool | None:
-        """Whether the token that the next step emits is guided; None if that is not known yet."""
-        guided = self._timing.of_next_token(group)
-        return None if guided is None else guided.is_guided
-
-    def plan_steady(self, request: Request) -> bool:
-        """Plan a group's step if all its lanes go on from the last one by one token.
-
-        Returns:
-            Whether they do; the worker then knows all of the lanes but their next tokens.
-        """
-        group = request.group
-        assert group is not None
-        guided = self._timing.of_next_token(group)
-        if guided is None or guided.is_guided != bool(group.lanes):
-            return False
-        for row in group.rows:
-            lane = row.request
-            if (
-                not row.is_known
-                or row.num_adopted
-                or row.row_id not in self._rows_last_step
-                or row.num_held != lane.num_tokens
-                or lane.num_tokens - lane.num_computed_tokens != 1
-                or row.num_blocks_sent != self._num_blocks(row)
-            ):
-                return False
-        for row in group.rows:
-            row.num_last = 1
-        group.plan = StepPlan(group.rows, [1] * len(group.rows), True, guided.frame)
-        return True
-
-    def take_new_blocks(self, group: SequenceGroup) -> dict[str, tuple[list[int], ...]]:
-        """Per row id the blocks of a group's lanes that the worker has not been told of."""
-        new = {row.row_id: self._take_row_blocks(row) for row in group.rows}
-        return {row_id: blocks for row_id, blocks in new.items() if blocks is not None}
-
     def _take_row_blocks(self, row: Row) -> tuple[list[int], ...] | None:
         """The blocks of a lane that goes on which the worker has not been told of, if any."""
         blocks = self._manager.coordinator.get_blocks(row.row_id)

@@ -108,7 +108,7 @@ class GuidedRunner:
             return None
         this: Any = self
         batch = this.input_batch
-        # Groups and their rows stay the same from step to step in steady decoding.
+        # Groups and their rows stay the same from step to step while nobody comes or goes.
         groups = [
             (group.row_ids, group.weights, group.first, group.last) for group in self._guidance
         ]

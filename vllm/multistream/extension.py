@@ -44,7 +44,6 @@ def load_extension() -> None:
         "gather_streams",
         "begin_streams",
         "advance_streams",
-        "move_inputs",
     ):
         # They write into arguments and return nothing.
         torch.library.register_fake(f"unison::{name}", _nothing)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
 from vllm.multistream.spec import multistream_spec
-from vllm.steady.config import steady_decoding_allowed
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -58,4 +57,3 @@ def check_multistream_support(vllm_config: VllmConfig) -> None:
         if is_set:
             raise ValueError(f"{option} is not supported for multi-stream models")
     ChunkPolicy.from_config(vllm_config.additional_config)
-    steady_decoding_allowed(vllm_config.additional_config)

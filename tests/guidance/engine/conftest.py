@@ -17,7 +17,6 @@ from vllm import LLM, RequestOutput, SamplingParams
 from vllm.guidance.inputs import is_guided
 from vllm.guidance.worker import GuidedRunner
 from vllm.multistream.worker import runner as multistream_runner
-from vllm.steady.worker import SteadyStep
 from vllm.v1.core.sched.scheduler import Scheduler
 
 LANE = "#lane"
@@ -178,18 +177,13 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
         watch.preemptions.append(preemption)
 
     monkeypatch.setattr(Scheduler, "_preempt_request", preempting)
-    update, forward = GuidedRunner._update_states, SteadyStep.forward
+    update = GuidedRunner._update_states
 
     def updating(self: Any, scheduler_output: Any) -> Any:
         self._computed = dict(scheduler_output.num_scheduled_tokens)
         return update(self, scheduler_output)
 
-    def forwarding(self: Any, scheduler_output: Any) -> Any:
-        self._runner._computed = dict(scheduler_output.num_scheduled_tokens)
-        return forward(self, scheduler_output)
-
     monkeypatch.setattr(GuidedRunner, "_update_states", updating)
-    monkeypatch.setattr(SteadyStep, "forward", forwarding)
     for runner, name in (
         (GuidedRunner, "_sample"),
         (multistream_runner._MultiStreamRunner, "_sample_streams"),

@@ -26,7 +26,6 @@ from tests.multistream.engine.reference import Reference
 from vllm import LLM
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.multistream.request import RequestStreams
-from vllm.steady.scheduling import SteadyScheduler
 
 Steps = dict[str, list[list[int]]]
 OpenEngine = Callable[..., contextlib.AbstractContextManager[LLM]]
@@ -92,14 +91,5 @@ def emitted_steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
         ids: NDArray[np.int32] = output.tokens[row]
         steps.setdefault(request_id, []).append(ids.tolist())
 
-    append_steady = SteadyScheduler._append
-
-    def recording_steady(self: Any, batch: Any, streams: Any, emitted: Any) -> Any:
-        for request in batch.requests:
-            ids = streams.tokens[emitted.req_id_to_index[request.request_id]]
-            steps.setdefault(request.request_id, []).append(ids.tolist())
-        return append_steady(self, batch, streams, emitted)
-
     monkeypatch.setattr(RequestStreams, "append", recording)
-    monkeypatch.setattr(SteadyScheduler, "_append", recording_steady)
     return steps

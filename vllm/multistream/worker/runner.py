@@ -7,7 +7,6 @@ the V1 runner lives in the modules beside this one and in vllm.guidance.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from vllm.distributed import get_tensor_model_parallel_rank
-from vllm.forward_context import get_forward_context
 from vllm.guidance.worker import GuidedBatch, GuidedRunner
 from vllm.logger import init_logger
 from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
@@ -25,11 +23,9 @@ from vllm.multistream.acoustic.whole import WholeDecoder
 from vllm.multistream.messages import StreamOutput
 from vllm.multistream.phases import Finish, replay
 from vllm.multistream.spec import multistream_spec
-from vllm.multistream.worker.repeated_step import RepeatedStep
 from vllm.multistream.worker.sampler import StreamSampler
 from vllm.multistream.worker.state import StreamState, steps_of, stream_limit
 from vllm.multistream.worker.stream_step import StepTokens
-from vllm.steady.worker import SteadyStep
 from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput, SamplerOutput
 
 if TYPE_CHECKING:
@@ -145,12 +141,6 @@ class _MultiStreamRunner(GuidedRunner):
 
     # The host may read device memory directly, so every row's state is known at once.
     _host_is_device = False
-    # The newest step, where the next may go on from it; and the hidden states of a steady step
-    # that is not sampled yet.
-    _steady: SteadyStep | None = None
-    _steady_hidden: torch.Tensor | None = None
-    # How the rows of steady steps are sampled.
-    _repeated: RepeatedStep | None = None
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)  # type: ignore[misc]
@@ -167,8 +157,6 @@ class _MultiStreamRunner(GuidedRunner):
         )
         self._stream_sampler = StreamSampler(spec.layout, spec.table, self._streams)
         self._step: StepTokens | None = None
-        if self._host_is_device and not this.use_async_scheduling:
-            self._steady = SteadyStep(this)
         self._delays = np.array(spec.layout.delays)
         self._decoder: WholeDecoder | None = None
         self._audio: AcousticExecutor | None = None
@@ -216,23 +204,10 @@ class _MultiStreamRunner(GuidedRunner):
         self._streams.set_rows(rows)
         return corrections
 
-    def execute_model(self, scheduler_output: SchedulerOutput, *args: Any) -> Any:
-        """Upstream's, but for steady steps, whose inputs are those of the last step moved on."""
-        steady = self._steady
-        if steady is not None:
-            if scheduler_output.steady and steady.is_ready:
-                self._guidance = scheduler_output.guidance
-                self._steady_hidden = steady.forward(scheduler_output)
-                return None
-            steady.forget()
-        return super().execute_model(scheduler_output, *args)  # type: ignore[misc]
-
     def _model_forward(self, *args: Any, **kwargs: Any) -> Any:
         this: Any = self
         count = int(this.query_start_loc.np[this.input_batch.num_reqs])
         self.gather_auxiliary_ids(count)
-        if self._steady is not None and count == this.input_batch.num_reqs and not args:
-            self._steady.capture(get_forward_context(), kwargs)
         return super()._model_forward(*args, **kwargs)  # type: ignore[misc]
 
     def gather_auxiliary_ids(self, count: int) -> None:
@@ -241,21 +216,6 @@ class _MultiStreamRunner(GuidedRunner):
         self._streams.gather_inputs(
             this.req_indices.gpu[:count], this.positions[:count], this.model.auxiliary_ids
         )
-
-    def stream_history(self, num_rows: int) -> Iterator[NDArray[np.int32]]:
-        """For each of the first rows of the batch [num_positions] tokens of stream 0."""
-        history = self._streams.history.numpy()
-        return (history[slot, :, 0] for slot in self._streams.row_slots_host[:num_rows])
-
-    def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
-        # It writes the buffers of a step's inputs.
-        if self._steady is not None:
-            self._steady.forget()
-        try:
-            return super()._dummy_run(*args, **kwargs)  # type: ignore[misc]
-        finally:
-            if self._steady is not None:
-                self._steady.forget()
 
     def _sample(self, logits: torch.Tensor, spec_decode_metadata: Any) -> SamplerOutput:
         # The model's compute_logits hands its hidden states through: which rows of the head are
@@ -271,8 +231,6 @@ class _MultiStreamRunner(GuidedRunner):
         self._step = step = self._sample_streams(
             logits, this.seq_lens[:rows].long(), this.discard_request_mask.gpu[:rows], batch
         )
-        if self._steady is not None:
-            self._steady.follow(step.tokens)
         return SamplerOutput(step.tokens[:, :1], logprobs_tensors=None)
 
     def _sample_streams(
@@ -286,23 +244,15 @@ class _MultiStreamRunner(GuidedRunner):
         this: Any = self
         lanes = None if batch is None else batch.lanes
         unguided = None if batch is None else self._unguided_streams(batch)
-        steady = self._steady
-        if steady is not None and position is steady.sampled_position and unguided is None:
-            if self._repeated is None or not self._repeated.is_of(position, lanes):
-                self._repeated = self._stream_sampler.repeat(position, discard, lanes)
-            step = self._repeated.take(this.model, hidden_states)
-            if self._repeated.is_valid:
-                return step
-        else:
-            step = self._stream_sampler.step(
-                this.model,
-                hidden_states,
-                position,
-                discard,
-                self._host_is_device or not this.use_async_scheduling,
-                lanes,
-                unguided,
-            )
+        step = self._stream_sampler.step(
+            this.model,
+            hidden_states,
+            position,
+            discard,
+            self._host_is_device or not this.use_async_scheduling,
+            lanes,
+            unguided,
+        )
         if self._host_is_device:
             slots = self._streams.row_slots_host[self._kept]
             self._streams.known_state[slots] = step.host[1][1][self._kept]
@@ -324,8 +274,6 @@ class _MultiStreamRunner(GuidedRunner):
     def sample_tokens(self, grammar_output: Any) -> Any:
         """Upstream's, completed with the step's streams."""
         this: Any = self
-        if self._steady_hidden is not None:
-            return self._sample_steady()
         # Streams are sampled by counter; the generators that upstream makes for seeds are unused.
         this.input_batch.generators.clear()
         output = super().sample_tokens(grammar_output)  # type: ignore[misc]
@@ -346,29 +294,6 @@ class _MultiStreamRunner(GuidedRunner):
             return _AsyncStreamsOutput(output, self, pending)
         output.streams = self.collect_streams(pending)
         return output
-
-    def _sample_steady(self) -> ModelRunnerOutput:
-        """Sample a steady step. The rows, and which of them are kept, are those of the last."""
-        steady, hidden_states = self._steady, self._steady_hidden
-        assert steady is not None and hidden_states is not None
-        assert steady.sampled_position is not None
-        self._steady_hidden = None
-        batch = self._guided_batch if self._guidance else None
-        step = self._sample_streams(hidden_states, steady.sampled_position, steady.discard, batch)
-        steady.keep(step.tokens)
-        if self._audio is not None:
-            self._audio.launch()
-        tokens, (finish, state, segment_start) = step.host
-        if self._audio is None and not any(finish.tolist()):
-            streams = StreamOutput(tokens, finish, state, segment_start)
-        else:
-            slots = self._streams.row_slots_host
-            pending = _PendingStreams(step, steady.request_ids, slots, self._kept, None)
-            streams = self.collect_streams(pending)
-        # The ids of stream 0 stand in the streams; lists of them are made where they are needed.
-        return ModelRunnerOutput(
-            req_ids=steady.request_ids, req_id_to_index=steady.row_of, streams=streams
-        )
 
     def collect_streams(self, pending: _PendingStreams) -> StreamOutput:
         """A step's streams on the host, with the audio of the requests that ended in it."""

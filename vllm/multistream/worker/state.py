@@ -181,7 +181,7 @@ class StreamState:
 
     def set_rows(self, request_ids: Sequence[str]) -> None:
         """Say which request each row of the batch holds."""
-        # Only lists that differ are rebuilt: in steady decoding the batch does not change.
+        # Only lists that differ are rebuilt: in most steps the batch does not change.
         if request_ids == self._rows:
             return
         self._rows = list(request_ids)
