@@ -5,7 +5,7 @@
 // the last bits, which would make sampled tokens depend on the device. Here both are polynomials
 // evaluated in a fixed order with IEEE additions and multiplications only. Contraction into fused
 // multiply-add would change bits: host code must be compiled with -ffp-contract=off; device code uses
-// the intrinsics that are never contracted. vllm/multistream/sampling/deterministic_math.py holds the
+// the intrinsics that are never contracted. vllm/unison/ops/deterministic_math.py holds the
 // same formulas as tensor expressions; tests compare the two bit for bit.
 #pragma once
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Finds the processor's instruction sets, and lets tests choose among them.
-#include "instruction_set.h"
+#include "common/instruction_set.h"
 
 #include <c10/util/Exception.h>
 #include <torch/library.h>

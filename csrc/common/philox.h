@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "deterministic_math.h"
+#include "common/deterministic_math.h"
 
 namespace unison {
 

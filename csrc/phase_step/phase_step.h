@@ -1,48 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0
-// One row's part of a step's phase rule, for both devices, and the arguments of its operators. The
-// rule itself is defined, for whole batches, in vllm/multistream/phases.py and
-// vllm/multistream/worker/stream_step.py.
+// What a step does with the streams of one batch row, for both devices, and the operators' arguments:
+// gather_streams reads the step's inputs, constrain_streams says what each stream may emit, and
+// commit_streams writes what was sampled and moves each request through its phases. For whole batches
+// they are defined in vllm/unison/ops/phase_step.py, vllm/multistream/worker/stream_step.py and
+// vllm/multistream/phases.py.
 #pragma once
-
-#include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
 
 #include <cstdint>
 #include <optional>
 
-#include "deterministic_math.h"
+#include "common/forced.h"
+#include "common/tensors.h"
 
 namespace unison {
 
-// vllm.multistream.phases.StateKind and NO_TOKEN; the sampler's kLeave.
+// vllm.multistream.phases.StateKind.
 enum StateKind : int64_t { kText = 0, kAudio = 1, kForced = 2, kFlush = 3, kDone = 4 };
-constexpr int32_t kNoToken = -1;
-constexpr int32_t kLeaveToken = -2;
-
-template <typename value_t>
-value_t* vector_data(const at::Tensor& tensor, const char* name, int64_t size) {
-  TORCH_CHECK(tensor.dim() == 1 && tensor.is_contiguous() && (size < 0 || tensor.size(0) == size),
-              name, " must be a contiguous vector", size < 0 ? "" : " of the right length",
-              ", not of shape ", tensor.sizes());
-  if constexpr (std::is_const_v<value_t>) {
-    return tensor.const_data_ptr<std::remove_const_t<value_t>>();
-  } else {
-    return tensor.mutable_data_ptr<value_t>();
-  }
-}
-
-template <typename value_t>
-value_t* matrix_data(const at::Tensor& tensor, const char* name, int64_t rows, int64_t columns) {
-  TORCH_CHECK(tensor.dim() == 2 && tensor.is_contiguous() && tensor.size(0) == rows &&
-                  tensor.size(1) == columns,
-              name, " must be contiguous of shape [", rows, ", ", columns, "], not ",
-              tensor.sizes());
-  if constexpr (std::is_const_v<value_t>) {
-    return tensor.const_data_ptr<std::remove_const_t<value_t>>();
-  } else {
-    return tensor.mutable_data_ptr<value_t>();
-  }
-}
 
 // The history of all slots: [slots, positions, streams].
 template <typename value_t>
@@ -71,8 +44,6 @@ History<value_t> history_of(const at::Tensor& history) {
 }
 
 struct GatherProblem {
-  int64_t num_tokens;
-  int64_t num_rows;
   History<const int32_t> history;
   const int64_t* slots;      // [rows]
   const int32_t* rows32;     // [tokens]; one of the two
@@ -90,30 +61,29 @@ struct GatherProblem {
   }
 };
 
-inline GatherProblem gather_problem(const at::Tensor& history, const at::Tensor& slots,
-                                    const at::Tensor& rows, const at::Tensor& positions,
-                                    const at::Tensor& ids) {
+// The operator; launcher_t::run(problem, count, device) calls problem.run(i) for every i below count.
+template <typename launcher_t>
+void gather_streams(const at::Tensor& history, const at::Tensor& slots, const at::Tensor& rows,
+                    const at::Tensor& positions, const at::Tensor& ids) {
   GatherProblem problem{};
   problem.history = history_of<const int32_t>(history);
-  problem.num_rows = slots.size(0);
   problem.slots = vector_data<const int64_t>(slots, "slots", -1);
-  problem.num_tokens = rows.size(0);
+  const int64_t num_tokens = rows.size(0);
   if (rows.scalar_type() == at::kInt) {
     problem.rows32 = vector_data<const int32_t>(rows, "rows", -1);
   } else {
     problem.rows64 = vector_data<const int64_t>(rows, "rows", -1);
   }
-  problem.positions = vector_data<const int64_t>(positions, "positions", problem.num_tokens);
-  TORCH_CHECK(ids.dim() == 2 && ids.is_contiguous() && ids.size(0) >= problem.num_tokens &&
+  problem.positions = vector_data<const int64_t>(positions, "positions", num_tokens);
+  TORCH_CHECK(ids.dim() == 2 && ids.is_contiguous() && ids.size(0) >= num_tokens &&
                   ids.size(1) == problem.history.num_streams - 1,
-              "ids must be contiguous of shape [at least ", problem.num_tokens, ", ",
+              "ids must be contiguous of shape [at least ", num_tokens, ", ",
               problem.history.num_streams - 1, "], not ", ids.sizes());
   problem.ids = ids.mutable_data_ptr<int32_t>();
-  return problem;
+  launcher_t::run(problem, num_tokens, history.device());
 }
 
-struct BeginProblem {
-  int64_t num_rows;
+struct ConstrainProblem {
   const int64_t* kind;          // [states]
   const int64_t* forced_token;  // [states]
   const int64_t* delays;        // [streams]
@@ -145,52 +115,55 @@ struct BeginProblem {
       const bool started = here >= segment_start[slot] + delays[stream];
       const bool unfinished = here < flush_end[slot] - max_delay + delays[stream];
       const bool active = started && (in_audio || (in_flush && unfinished));
-      int32_t token = active ? kNoToken : pads[stream];
+      int32_t token = active ? kSample : pads[stream];
       if (stream == 0) {
         token = in_audio ? token : static_cast<int32_t>(forced_token[own]);
-        own_forced[0] = own_kind == kText ? token : kLeaveToken;
+        own_forced[0] = own_kind == kText ? token : kKeepOutput;
       } else if (tail != nullptr && tail[stream] >= 0) {
         token = tail[stream];
       }
-      own_forced[1 + stream] = in_audio || in_flush ? token : kLeaveToken;
+      own_forced[1 + stream] = in_audio || in_flush ? token : kKeepOutput;
       tokens[row * num_streams + stream] = token;
     }
     mask_index[row] = static_cast<int32_t>(2 * own + (here < earliest_end[slot] ? 1 : 0));
   }
 };
 
-inline BeginProblem begin_problem(
-    const at::Tensor& kind, const at::Tensor& forced_token, const at::Tensor& delays,
-    const at::Tensor& pads, int64_t max_delay, const at::Tensor& state,
-    const at::Tensor& segment_start, const at::Tensor& flush_end, const at::Tensor& tail_end,
-    const at::Tensor& earliest_end, const at::Tensor& history, const at::Tensor& slots,
-    const at::Tensor& position, const at::Tensor& forced, const at::Tensor& mask_index,
-    const at::Tensor& tokens) {
+// The operator; see gather_streams.
+template <typename launcher_t>
+void constrain_streams(const at::Tensor& kind, const at::Tensor& forced_token,
+                       const at::Tensor& delays, const at::Tensor& pads, int64_t max_delay,
+                       const at::Tensor& state, const at::Tensor& segment_start,
+                       const at::Tensor& flush_end, const at::Tensor& tail_end,
+                       const at::Tensor& earliest_end, const at::Tensor& history,
+                       const at::Tensor& slots, const at::Tensor& position,
+                       const at::Tensor& forced, const at::Tensor& mask_index,
+                       const at::Tensor& tokens) {
   const History<const int32_t> past = history_of<const int32_t>(history);
   const int64_t num_rows = slots.size(0);
   const int64_t num_states = kind.size(0);
-  return {num_rows,
-          vector_data<const int64_t>(kind, "kind", num_states),
-          vector_data<const int64_t>(forced_token, "forced_token", num_states),
-          vector_data<const int64_t>(delays, "delays", past.num_streams),
-          vector_data<const int32_t>(pads, "pads", past.num_streams),
-          max_delay,
-          vector_data<const int64_t>(state, "state", past.num_slots),
-          vector_data<const int64_t>(segment_start, "segment_start", past.num_slots),
-          vector_data<const int64_t>(flush_end, "flush_end", past.num_slots),
-          vector_data<const int64_t>(tail_end, "tail_end", past.num_slots),
-          vector_data<const int64_t>(earliest_end, "earliest_end", past.num_slots),
-          past,
-          vector_data<const int64_t>(slots, "slots", num_rows),
-          vector_data<const int64_t>(position, "position", num_rows),
-          matrix_data<int32_t>(forced, "forced", num_rows, 1 + past.num_streams),
-          vector_data<int32_t>(mask_index, "mask_index", num_rows),
-          matrix_data<int32_t>(tokens, "tokens", num_rows, past.num_streams)};
+  const ConstrainProblem problem{
+      vector_data<const int64_t>(kind, "kind", num_states),
+      vector_data<const int64_t>(forced_token, "forced_token", num_states),
+      vector_data<const int64_t>(delays, "delays", past.num_streams),
+      vector_data<const int32_t>(pads, "pads", past.num_streams),
+      max_delay,
+      vector_data<const int64_t>(state, "state", past.num_slots),
+      vector_data<const int64_t>(segment_start, "segment_start", past.num_slots),
+      vector_data<const int64_t>(flush_end, "flush_end", past.num_slots),
+      vector_data<const int64_t>(tail_end, "tail_end", past.num_slots),
+      vector_data<const int64_t>(earliest_end, "earliest_end", past.num_slots),
+      past,
+      vector_data<const int64_t>(slots, "slots", num_rows),
+      vector_data<const int64_t>(position, "position", num_rows),
+      matrix_data<int32_t>(forced, "forced", num_rows, 1 + past.num_streams),
+      vector_data<int32_t>(mask_index, "mask_index", num_rows),
+      matrix_data<int32_t>(tokens, "tokens", num_rows, past.num_streams)};
+  launcher_t::run(problem, num_rows, history.device());
 }
 
-struct AdvanceProblem {
-  int64_t num_groups;
-  int64_t rows_per_group;
+struct CommitProblem {
+  int64_t rows_per_group;  // the most of a group
   int64_t num_rows;
   int64_t num_classes;
   const int64_t* token_class;  // [vocabulary]
@@ -264,18 +237,18 @@ struct AdvanceProblem {
       flush_end[slot] = end;
     }
     for (int64_t place = 0; place < rows_per_group; ++place) {
-      const int64_t lane = row(group, place);
-      if (lane < 0) {
+      const int64_t member = row(group, place);
+      if (member < 0) {
         continue;
       }
-      outcome[lane] = failed ? error : finish[after];
-      outcome[num_rows + lane] = after;
-      outcome[2 * num_rows + lane] = start;
-      int32_t* given = tokens + lane * num_streams;
-      int32_t* past = history.at(slots[lane], position[lane]);
+      outcome[member] = failed ? error : finish[after];
+      outcome[num_rows + member] = after;
+      outcome[2 * num_rows + member] = start;
+      int32_t* written = tokens + member * num_streams;
+      int32_t* past = history.at(slots[member], position[member]);
       for (int64_t stream = 0; stream < num_streams; ++stream) {
-        given[stream] = own[stream];
-        if (!discard[lane]) {
+        written[stream] = own[stream];
+        if (!discard[member]) {
           past[stream] = own[stream];
         }
       }
@@ -283,49 +256,54 @@ struct AdvanceProblem {
   }
 };
 
-inline AdvanceProblem advance_problem(
-    const at::Tensor& token_class, const at::Tensor& next_state, const at::Tensor& kind,
-    const at::Tensor& after_flush, const at::Tensor& at_limit, const at::Tensor& finish,
-    const at::Tensor& pads, int64_t max_delay, int64_t end_length, int64_t flush_length,
-    int64_t error, const at::Tensor& state, const at::Tensor& segment_start,
-    const at::Tensor& flush_end, const at::Tensor& limit, const at::Tensor& history,
-    const at::Tensor& slots, const at::Tensor& position, const at::Tensor& discard,
-    const std::optional<at::Tensor>& rows, const at::Tensor& tokens, const at::Tensor& outcome) {
+// The operator; see gather_streams.
+template <typename launcher_t>
+void commit_streams(const at::Tensor& token_class, const at::Tensor& next_state,
+                    const at::Tensor& kind, const at::Tensor& after_flush,
+                    const at::Tensor& at_limit, const at::Tensor& finish, const at::Tensor& pads,
+                    int64_t max_delay, int64_t end_length, int64_t flush_length, int64_t error,
+                    const at::Tensor& state, const at::Tensor& segment_start,
+                    const at::Tensor& flush_end, const at::Tensor& limit,
+                    const at::Tensor& history, const at::Tensor& slots, const at::Tensor& position,
+                    const at::Tensor& discard, const std::optional<at::Tensor>& rows,
+                    const at::Tensor& tokens, const at::Tensor& outcome) {
   const History<int32_t> past = history_of<int32_t>(history);
   const int64_t num_rows = slots.size(0);
   const int64_t num_states = kind.size(0);
   TORCH_CHECK(next_state.dim() == 2, "next_state must have 2 dimensions, not ", next_state.dim());
   const int64_t num_classes = next_state.size(1);
+  TORCH_CHECK(!rows.has_value() || (rows->dim() == 2 && rows->size(1) >= 1),
+              "rows must have shape [any, at least 1]");
   const int64_t num_groups = rows.has_value() ? rows->size(0) : num_rows;
   const int64_t rows_per_group = rows.has_value() ? rows->size(1) : 1;
-  TORCH_CHECK(rows_per_group >= 1, "rows must have at least one column");
-  return {num_groups,
-          rows_per_group,
-          num_rows,
-          num_classes,
-          vector_data<const int64_t>(token_class, "token_class", -1),
-          matrix_data<const int64_t>(next_state, "next_state", num_states, num_classes),
-          vector_data<const int64_t>(kind, "kind", num_states),
-          vector_data<const int64_t>(after_flush, "after_flush", num_states),
-          vector_data<const int64_t>(at_limit, "at_limit", num_states),
-          vector_data<const int64_t>(finish, "finish", num_states),
-          vector_data<const int32_t>(pads, "pads", past.num_streams),
-          max_delay,
-          end_length,
-          flush_length,
-          error,
-          vector_data<int64_t>(state, "state", past.num_slots),
-          vector_data<int64_t>(segment_start, "segment_start", past.num_slots),
-          vector_data<int64_t>(flush_end, "flush_end", past.num_slots),
-          vector_data<const int64_t>(limit, "limit", past.num_slots),
-          past,
-          vector_data<const int64_t>(slots, "slots", num_rows),
-          vector_data<const int64_t>(position, "position", num_rows),
-          vector_data<const bool>(discard, "discard", num_rows),
-          rows.has_value() ? matrix_data<const int64_t>(*rows, "rows", num_groups, rows_per_group)
-                           : nullptr,
-          matrix_data<int32_t>(tokens, "tokens", num_rows, past.num_streams),
-          matrix_data<int64_t>(outcome, "outcome", 3, num_rows)};
+  const CommitProblem problem{
+      rows_per_group,
+      num_rows,
+      num_classes,
+      vector_data<const int64_t>(token_class, "token_class", -1),
+      matrix_data<const int64_t>(next_state, "next_state", num_states, num_classes),
+      vector_data<const int64_t>(kind, "kind", num_states),
+      vector_data<const int64_t>(after_flush, "after_flush", num_states),
+      vector_data<const int64_t>(at_limit, "at_limit", num_states),
+      vector_data<const int64_t>(finish, "finish", num_states),
+      vector_data<const int32_t>(pads, "pads", past.num_streams),
+      max_delay,
+      end_length,
+      flush_length,
+      error,
+      vector_data<int64_t>(state, "state", past.num_slots),
+      vector_data<int64_t>(segment_start, "segment_start", past.num_slots),
+      vector_data<int64_t>(flush_end, "flush_end", past.num_slots),
+      vector_data<const int64_t>(limit, "limit", past.num_slots),
+      past,
+      vector_data<const int64_t>(slots, "slots", num_rows),
+      vector_data<const int64_t>(position, "position", num_rows),
+      vector_data<const bool>(discard, "discard", num_rows),
+      rows.has_value() ? matrix_data<const int64_t>(*rows, "rows", num_groups, rows_per_group)
+                       : nullptr,
+      matrix_data<int32_t>(tokens, "tokens", num_rows, past.num_streams),
+      matrix_data<int64_t>(outcome, "outcome", 3, num_rows)};
+  launcher_t::run(problem, num_groups, history.device());
 }
 
 }  // namespace unison

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// The phase rule's kernels: one thread per row, token or group, each a few dozen integers.
+// The phase step's kernels: one thread per token, row or group, each a few dozen integers.
 #pragma once
 
 #include <cstdint>
 
-#include "stream_phases.h"
+#include "phase_step/phase_step.h"
 
 namespace unison {
 

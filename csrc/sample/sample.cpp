@@ -1,26 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0
-// Guided multi-stream sampler for CPU. vllm/multistream/sampling/oracle.py defines what it computes.
+// The multi-stream sampler for CPU. vllm/unison/ops/sample_reference.py defines what it computes.
+#include "sample/sample.h"
+
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstdint>
-#include <functional>
 #include <limits>
-#include <optional>
 #include <type_traits>
-#include <utility>
 #include <vector>
 
-#include "deterministic_math.h"
-#include "instruction_set.h"
-#include "logits.h"
-#include "multistream_sample.h"
-#include "philox.h"
+#include "common/deterministic_math.h"
+#include "common/instruction_set.h"
+#include "common/philox.h"
 
 #ifdef UNISON_X86_LOOPS
 #include <immintrin.h>
@@ -72,17 +66,15 @@ struct Best {
   int64_t index;
 };
 
-// The loops that read logits as they are stored.
+// Reads logits as they are stored.
 template <typename storage_t>
-struct ReadingLoops {
-  LoadedLogits (*load)(const storage_t*, const int32_t*, const uint8_t*, int64_t, float*);
-  void (*merge_lane)(const storage_t*, float, bool, int64_t, float*);
-};
+using LoadLogits = LoadedLogits (*)(const storage_t*, const int32_t*, const uint8_t*, int64_t,
+                                    float*);
 
-struct SamplingLoops {
-  ReadingLoops<float> float32;
-  ReadingLoops<Bfloat16Bits> bfloat16;
-  ReadingLoops<Float16Bits> float16;
+struct SampleLoops {
+  LoadLogits<float> load_float32;
+  LoadLogits<Bfloat16Bits> load_bfloat16;
+  LoadLogits<Float16Bits> load_float16;
   void (*divide_scores)(float*, int64_t, float);
   void (*group_maxima)(const float*, int64_t, int64_t, float*);
   int64_t (*collect_at_least)(const float*, int64_t, float, int64_t, int32_t*, float*);
@@ -95,13 +87,13 @@ struct SamplingLoops {
   int64_t (*argmax_with_noise_listed)(const float*, const int32_t*, int64_t, NoiseKey, int32_t*);
 
   template <typename storage_t>
-  const ReadingLoops<storage_t>& reading() const {
+  LoadLogits<storage_t> load() const {
     if constexpr (std::is_same_v<storage_t, float>) {
-      return float32;
+      return load_float32;
     } else if constexpr (std::is_same_v<storage_t, Bfloat16Bits>) {
-      return bfloat16;
+      return load_bfloat16;
     } else {
-      return float16;
+      return load_float16;
     }
   }
 };
@@ -112,7 +104,7 @@ struct SamplingLoops {
 #define UNISON_LOOPS_NAMESPACE baseline_loops
 #define UNISON_LOOPS_LEVEL 0
 #define UNISON_LOOPS_TARGET
-#include "sampling_loops.h"
+#include "sample/sample_loops.h"
 #undef UNISON_LOOPS_NAMESPACE
 #undef UNISON_LOOPS_TARGET
 #undef UNISON_LOOPS_LEVEL
@@ -121,7 +113,7 @@ struct SamplingLoops {
 #define UNISON_LOOPS_NAMESPACE avx2_loops
 #define UNISON_LOOPS_LEVEL 1
 #define UNISON_LOOPS_TARGET UNISON_AVX2_TARGET
-#include "sampling_loops.h"
+#include "sample/sample_loops.h"
 #undef UNISON_LOOPS_NAMESPACE
 #undef UNISON_LOOPS_TARGET
 #undef UNISON_LOOPS_LEVEL
@@ -129,7 +121,7 @@ struct SamplingLoops {
 #define UNISON_LOOPS_NAMESPACE avx512_loops
 #define UNISON_LOOPS_LEVEL 2
 #define UNISON_LOOPS_TARGET UNISON_AVX512_TARGET
-#include "sampling_loops.h"
+#include "sample/sample_loops.h"
 #undef UNISON_LOOPS_NAMESPACE
 #undef UNISON_LOOPS_TARGET
 #undef UNISON_LOOPS_LEVEL
@@ -138,7 +130,7 @@ struct SamplingLoops {
 namespace unison {
 namespace {
 
-const SamplingLoops& selected_loops() {
+const SampleLoops& selected_loops() {
   switch (selected_instruction_set()) {
 #ifdef UNISON_X86_LOOPS
     case InstructionSet::avx2:
@@ -153,7 +145,6 @@ const SamplingLoops& selected_loops() {
 
 // Buffers of one thread, kept between calls.
 struct Scratch {
-  std::vector<float> merged;
   std::vector<float> scores;
   std::vector<int32_t> indices;
   std::vector<float> listed_scores;
@@ -163,7 +154,6 @@ struct Scratch {
   void reserve(int64_t num_candidates) {
     const size_t size = static_cast<size_t>(num_candidates + kSlack);
     if (scores.size() < size) {
-      merged.resize(size);
       scores.resize(size);
       indices.resize(size);
       listed_scores.resize(size);
@@ -174,7 +164,7 @@ struct Scratch {
 };
 
 // The k-th largest of some scores, of which `largest` is the largest.
-float kth_largest(const SamplingLoops& loops, const float* scores, int64_t count, int64_t k,
+float kth_largest(const SampleLoops& loops, const float* scores, int64_t count, int64_t k,
                   float largest, Scratch& scratch) {
   int32_t* keys = scratch.keys.data();
   const int32_t low = loops.order_keys(scores, count, keys);
@@ -186,7 +176,7 @@ float kth_largest(const SamplingLoops& loops, const float* scores, int64_t count
 bool has_close_bound(int64_t count, int64_t k) { return std::max<int64_t>(128, 2 * k) <= count / 4; }
 
 // At most the k-th largest score: the k-th largest of the maxima of 2 k disjoint groups or more.
-float bound_of_kth_largest(const SamplingLoops& loops, const float* scores, int64_t count,
+float bound_of_kth_largest(const SampleLoops& loops, const float* scores, int64_t count,
                            int64_t k, float largest, Scratch& scratch) {
   float* maxima = scratch.listed_scores.data();
   const int64_t groups = std::max<int64_t>(128, (2 * k + 15) / 16 * 16);
@@ -196,7 +186,7 @@ float bound_of_kth_largest(const SamplingLoops& loops, const float* scores, int6
 
 // The lowest score that top-p keeps among some, of which `largest` is the largest. Those that weigh
 // nothing need not be among them.
-float top_p_threshold(const SamplingLoops& loops, const float* scores, int64_t count, float largest,
+float top_p_threshold(const SampleLoops& loops, const float* scores, int64_t count, float largest,
                       float top_p, Scratch& scratch) {
   int32_t* weights = scratch.weights.data();
   int32_t* keys = scratch.keys.data();
@@ -213,49 +203,6 @@ float below_ties(float logit, float temperature) {
   return std::max(logit - slack, std::numeric_limits<float>::lowest());
 }
 
-// scores[i] = the merged logit of an allowed candidate, -infinity for the others. An item without a
-// lane is unusable.
-template <typename storage_t>
-LoadedLogits load_merged(const SamplingLoops& loops, const SamplingProblem& problem,
-                         const LogitTensor<storage_t>& logits, const ItemSources& sources,
-                         int64_t stream, int32_t mask_index, Scratch& scratch) {
-  const ReadingLoops<storage_t>& reading = loops.reading<storage_t>();
-  const int64_t count = problem.num_candidates;
-  const int32_t* ids = problem.stream_candidate_ids(stream);
-  const uint8_t* mask = problem.stream_mask(mask_index, stream);
-  float* scores = scratch.scores.data();
-  if (sources.rows == nullptr) {
-    return reading.load(logits.at(sources.single, stream), ids, mask, count, scores);
-  }
-  int64_t num_lanes = 0;
-  int64_t first = 0;
-  for (int64_t lane = sources.count - 1; lane >= 0; --lane) {
-    if (sources.exists(lane)) {
-      ++num_lanes;
-      first = lane;
-    }
-  }
-  if (num_lanes == 0) {
-    return {true, 0.0f};
-  }
-  if (num_lanes == 1 && sources.weight(first) == 1.0f) {
-    return reading.load(logits.at(sources.row(first), stream), ids, mask, count, scores);
-  }
-  float* merged = scratch.merged.data();
-  for (int64_t lane = first; lane < sources.count; ++lane) {
-    if (sources.exists(lane)) {
-      reading.merge_lane(logits.at(sources.row(lane), stream), sources.weight(lane), lane == first,
-                         count, merged);
-    }
-  }
-  return loops.float32.load(merged, ids, mask, count, scores);
-}
-
-struct Choice {
-  int64_t candidate;  // -1 if there is none
-  float log_probability;
-};
-
 // What decides an item once its logits are known.
 struct Settings {
   float temperature;
@@ -265,7 +212,7 @@ struct Settings {
 };
 
 // The candidate among few listed ones: those that the filters keep, and some below them.
-int64_t choose_listed(const SamplingLoops& loops, const Settings& settings, int64_t listed,
+int64_t choose_listed(const SampleLoops& loops, const Settings& settings, int64_t listed,
                       float largest, bool filter_k, Scratch& scratch) {
   float* scores = scratch.listed_scores.data();
   int32_t* indices = scratch.indices.data();
@@ -285,7 +232,7 @@ int64_t choose_listed(const SamplingLoops& loops, const Settings& settings, int6
 }
 
 // The candidate, given the logits of the allowed ones.
-int64_t choose(const SamplingLoops& loops, const Settings& settings, int64_t count,
+int64_t choose(const SampleLoops& loops, const Settings& settings, int64_t count,
                float largest_logit, Scratch& scratch) {
   float* scores = scratch.scores.data();
   int32_t* indices = scratch.indices.data();
@@ -342,23 +289,24 @@ int64_t choose(const SamplingLoops& loops, const Settings& settings, int64_t cou
                                                 scratch.keys.data())];
 }
 
+// The index of the chosen candidate, -1 if there is none.
 template <typename storage_t>
-Choice sample_item(const SamplingLoops& loops, const SamplingProblem& problem,
-                   const LogitTensor<storage_t>& logits, int64_t group, int64_t row,
-                   int64_t stream, Scratch& scratch) {
-  constexpr float kNoNumber = std::numeric_limits<float>::quiet_NaN();
+int64_t sample_item(const SampleLoops& loops, const SampleProblem& problem,
+                    const LogitTensor<storage_t>& logits, int64_t group, int64_t row,
+                    int64_t stream, Scratch& scratch) {
   const int32_t mask_index = problem.mask_index(row);
   const int64_t slot = problem.slot(row);
-  if (slot < 0 || !problem.mask_exists(mask_index)) {
-    return {-1, kNoNumber};
-  }
-  const ItemSources sources = problem.item_sources(group, stream);
-  const LoadedLogits loaded =
-      load_merged(loops, problem, logits, sources, stream, mask_index, scratch);
-  if (loaded.unusable || loaded.largest == negative_infinity()) {
-    return {-1, kNoNumber};
+  const int64_t logit_row = problem.logit_row(group, stream);
+  if (slot < 0 || logit_row < 0 || !problem.mask_exists(mask_index)) {
+    return -1;
   }
   const int64_t count = problem.num_candidates;
+  const LoadedLogits loaded = loops.load<storage_t>()(
+      logits.at(logit_row, stream), problem.stream_candidate_ids(stream),
+      problem.stream_mask(mask_index, stream), count, scratch.scores.data());
+  if (loaded.unusable || loaded.largest == negative_infinity()) {
+    return -1;
+  }
   const int64_t top_k = problem.top_k(slot, stream);
   const Settings settings{problem.temperature(slot, stream),
                           top_k > 0 ? top_k : count,
@@ -366,110 +314,40 @@ Choice sample_item(const SamplingLoops& loops, const SamplingProblem& problem,
                           {static_cast<uint64_t>(problem.seed(slot)),
                            static_cast<uint64_t>(problem.position(row)),
                            static_cast<uint32_t>(problem.first_stream + stream)}};
-  if (problem.log_probability.data == nullptr) {
-    return {choose(loops, settings, count, loaded.largest, scratch), kNoNumber};
-  }
-  // Choosing divides the scores in place; `merged` may be what they were read from, and is free.
-  std::copy_n(scratch.scores.data(), count, scratch.merged.data());
-  const int64_t total =
-      loops.weigh(scratch.merged.data(), count, loaded.largest, scratch.weights.data());
-  const int64_t candidate = choose(loops, settings, count, loaded.largest, scratch);
-  return {candidate, log_probability_of(scratch.merged[static_cast<size_t>(candidate)],
-                                        loaded.largest, total)};
+  return choose(loops, settings, count, loaded.largest, scratch);
 }
 
-template <typename storage_t>
-void sample_items(const SamplingProblem& problem, const LogitTensor<storage_t>& logits) {
-  const SamplingLoops& loops = selected_loops();
-  const int64_t num_items = problem.num_groups * problem.num_streams;
-  // A thread is worth waking for some 32768 candidates, about 0.1 ms of work.
-  const int64_t grain = std::max<int64_t>(1, 32768 / problem.num_candidates);
-  at::parallel_for(0, num_items, grain, [&](int64_t begin, int64_t end) {
-    thread_local Scratch scratch;
-    scratch.reserve(problem.num_candidates);
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t group = item / problem.num_streams;
-      const int64_t stream = item % problem.num_streams;
-      const int64_t row = problem.row(group, 0);
-      const int32_t forced = row < 0 ? kLeave : problem.forced(row, stream);
-      if (forced >= 0) {
-        problem.write(group, stream, forced, 0.0f);
-      } else if (forced == kSample) {
-        const Choice choice =
-            sample_item(loops, problem, logits, group, row, stream, scratch);
-        const int32_t token =
-            choice.candidate < 0 ? -1 : problem.stream_candidate_ids(stream)[choice.candidate];
-        problem.write(group, stream, token, choice.log_probability);
+struct OnCpu {
+  template <typename storage_t>
+  static void sample(const SampleProblem& problem, const LogitTensor<storage_t>& logits,
+                     at::Device) {
+    const SampleLoops& loops = selected_loops();
+    const int64_t num_items = problem.num_groups * problem.num_streams;
+    // A thread is worth waking for some 32768 candidates, about 0.1 ms of work.
+    const int64_t grain = std::max<int64_t>(1, 32768 / problem.num_candidates);
+    at::parallel_for(0, num_items, grain, [&](int64_t begin, int64_t end) {
+      thread_local Scratch scratch;
+      scratch.reserve(problem.num_candidates);
+      for (int64_t item = begin; item < end; ++item) {
+        const int64_t group = item / problem.num_streams;
+        const int64_t stream = item % problem.num_streams;
+        const int64_t row = problem.row(group, 0);
+        const int32_t forced = row < 0 ? kKeepOutput : problem.forced(row, stream);
+        if (forced >= 0) {
+          problem.write(group, stream, forced);
+        } else if (forced == kSample) {
+          const int64_t candidate = sample_item(loops, problem, logits, group, row, stream, scratch);
+          problem.write(group, stream,
+                        candidate < 0 ? -1 : problem.stream_candidate_ids(stream)[candidate]);
+        }
       }
-    }
-  });
-}
-
-void guided_multistream_sample(
-    const at::Tensor& logits, const at::Tensor& candidate_ids, const at::Tensor& masks,
-    const at::Tensor& mask_index, const at::Tensor& temperature, const at::Tensor& top_k,
-    const at::Tensor& top_p, const at::Tensor& seed, const at::Tensor& position,
-    int64_t first_stream, const at::Tensor& forced, const at::Tensor& tokens,
-    const std::optional<at::Tensor>& sources, const std::optional<at::Tensor>& weights,
-    const std::optional<at::Tensor>& rows, const std::optional<at::Tensor>& slots,
-    const std::optional<at::Tensor>& log_probability) {
-  const SamplingProblem problem = sampling_problem(
-      logits, candidate_ids, masks, mask_index, temperature, top_k, top_p, seed, position,
-      first_stream, forced, tokens, sources, weights, rows, slots, log_probability);
-  const int64_t row_stride = logits.stride(0);
-  const int64_t stream_stride = logits.stride(1);
-  const void* data = logits.const_data_ptr();
-  if (logits.scalar_type() == at::kFloat) {
-    sample_items<float>(problem, {static_cast<const float*>(data), row_stride, stream_stride});
-  } else if (logits.scalar_type() == at::kBFloat16) {
-    sample_items<Bfloat16Bits>(
-        problem, {static_cast<const Bfloat16Bits*>(data), row_stride, stream_stride});
-  } else {
-    sample_items<Float16Bits>(
-        problem, {static_cast<const Float16Bits*>(data), row_stride, stream_stride});
+    });
   }
-}
-
-template <float (*function)(float)>
-at::Tensor map_float32(const at::Tensor& x) {
-  TORCH_CHECK(x.scalar_type() == at::kFloat && x.is_contiguous(),
-              "x must be float32 and contiguous");
-  at::Tensor result = at::empty(x.sizes(), x.options());
-  const float* from = x.const_data_ptr<float>();
-  float* to = result.mutable_data_ptr<float>();
-  for (int64_t i = 0; i < x.numel(); ++i) {
-    to[i] = function(from[i]);
-  }
-  return result;
-}
-
-float log_scalar(float x) { return deterministic_log(x); }
-float exp_scalar(float x) { return deterministic_exp(x); }
-
-// Random words (int64 [num_candidates]) and noise (float32 [num_candidates]) of one item.
-std::vector<at::Tensor> candidate_noise(int64_t seed, int64_t position, int64_t stream,
-                                        int64_t num_candidates) {
-  const NoiseKey key{static_cast<uint64_t>(seed), static_cast<uint64_t>(position),
-                     static_cast<uint32_t>(stream)};
-  at::Tensor words = at::empty({num_candidates}, at::kLong);
-  at::Tensor noise = at::empty({num_candidates}, at::kFloat);
-  for (int64_t i = 0; i < num_candidates; ++i) {
-    const uint32_t word = key.words(static_cast<uint32_t>(i / 4)).word[i % 4];
-    words.mutable_data_ptr<int64_t>()[i] = word;
-    noise.mutable_data_ptr<float>()[i] = gumbel_noise(word);
-  }
-  return {words, noise};
-}
+};
 
 }  // namespace
 }  // namespace unison
 
 TORCH_LIBRARY_IMPL(unison, CPU, m) {
-  m.impl("guided_multistream_sample", unison::guided_multistream_sample);
-  m.impl("deterministic_log", unison::map_float32<unison::log_scalar>);
-  m.impl("deterministic_exp", unison::map_float32<unison::exp_scalar>);
-}
-
-TORCH_LIBRARY_IMPL(unison, CompositeExplicitAutograd, m) {
-  m.impl("candidate_noise", unison::candidate_noise);
+  m.impl("sample_streams", unison::sample_streams<unison::OnCpu>);
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Guided multi-stream sampler for CUDA: one block per item. vllm/multistream/sampling/oracle.py defines what
+// The multi-stream sampler for CUDA: one block per item. vllm/unison/ops/sample_reference.py defines what
 // it computes.
 //
 // Sums and maxima are taken over integers, so that the order in which threads arrive changes nothing.
@@ -9,10 +9,9 @@
 
 #include <cstdint>
 
-#include "deterministic_math.h"
-#include "logits.h"
-#include "multistream_sample.h"
-#include "philox.h"
+#include "common/deterministic_math.h"
+#include "common/philox.h"
+#include "sample/sample.h"
 
 namespace unison {
 
@@ -74,13 +73,10 @@ __device__ __forceinline__ uint32_t radix_key(float score) {
   return static_cast<uint32_t>(order_key(score)) ^ 0x80000000u;
 }
 
-// An item's scores, from the cache or from the logits. All reads of logits go through merged_logit,
-// which adds up the item's lanes.
+// An item's scores, from the cache or from the logits.
 template <typename storage_t, bool cached>
 struct ItemScores {
-  LogitTensor<storage_t> logits;
-  ItemSources sources;
-  int64_t stream;
+  const storage_t* logits;
   const int32_t* candidate_ids;
   const uint8_t* mask;
   float temperature;
@@ -90,33 +86,8 @@ struct ItemScores {
     return candidate_ids[candidate] >= 0 && (mask == nullptr || mask[candidate] != 0);
   }
 
-  __device__ __forceinline__ float merged_logit(int64_t candidate) const {
-    if (sources.rows == nullptr) {
-      return to_float(logits.at(sources.single, stream)[candidate]);
-    }
-    float sum = 0.0f;
-    bool is_first = true;
-    for (int64_t lane = 0; lane < sources.count; ++lane) {
-      if (sources.exists(lane)) {
-        const float logit = to_float(logits.at(sources.row(lane), stream)[candidate]);
-        const float term = multiply(sources.weight(lane), logit);
-        sum = is_first ? term : add(sum, term);
-        is_first = false;
-      }
-    }
-    return sum;
-  }
-
   __device__ __forceinline__ float masked_logit(int64_t candidate) const {
-    return allowed(candidate) ? merged_logit(candidate) : negative_infinity();
-  }
-
-  __device__ __forceinline__ bool has_lane() const {
-    bool found = sources.rows == nullptr;
-    for (int64_t lane = 0; lane < sources.count && !found; ++lane) {
-      found = sources.exists(lane);
-    }
-    return found;
+    return allowed(candidate) ? to_float(logits[candidate]) : negative_infinity();
   }
 
   __device__ __forceinline__ float operator()(int64_t candidate) const {
@@ -232,12 +203,10 @@ __device__ __forceinline__ int block_first(int key, int candidate, SharedState& 
   return shared.first;
 }
 
-// Index of the chosen candidate, -1 if there is none; the same in every thread. Leaves the largest
-// allowed logit in `largest_logit`.
+// Index of the chosen candidate, -1 if there is none; the same in every thread.
 template <typename scores_t, bool cached>
-__device__ int choose_candidate(const SamplingProblem& problem, const scores_t& scores, int64_t row,
-                                int64_t slot, int64_t stream, float* cache, float& largest_logit,
-                                SharedState& shared) {
+__device__ int choose_candidate(const SampleProblem& problem, const scores_t& scores, int64_t row,
+                                int64_t slot, int64_t stream, float* cache, SharedState& shared) {
   const int64_t count = problem.num_candidates;
   const float temperature = scores.temperature;
   if (threadIdx.x == 0) {
@@ -263,7 +232,7 @@ __device__ int choose_candidate(const SamplingProblem& problem, const scores_t& 
     atomicOr(&shared.unusable, 1);
   }
   const int greedy = block_first(best_key, best, shared);
-  largest_logit = order_key_value(shared.largest);
+  const float largest_logit = order_key_value(shared.largest);
   if (shared.unusable != 0 || largest_logit == negative_infinity()) {
     return -1;
   }
@@ -315,69 +284,37 @@ __device__ int choose_candidate(const SamplingProblem& problem, const scores_t& 
   return block_first(best_key, best, shared);
 }
 
-// The log-probability of a candidate under the softmax of the allowed logits; the same in every thread.
-template <typename scores_t>
-__device__ float block_log_probability(const scores_t& scores, int64_t count, int candidate,
-                                       float largest_logit, SharedState& shared) {
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    shared.above = 0;
-  }
-  __syncthreads();
-  unsigned long long own = 0;
-  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) {
-    own += static_cast<unsigned long long>(integer_weight(scores.masked_logit(i), largest_logit));
-  }
-  atomicAdd(&shared.above, own);
-  __syncthreads();
-  return log_probability_of(scores.masked_logit(candidate), largest_logit,
-                            static_cast<int64_t>(shared.above));
-}
-
 // Grid: one block per item, group by group; blockDim.x: a multiple of 32, at least kNumBins. Dynamic
 // shared memory: C floats if cached.
 template <typename storage_t, bool cached>
 __global__ void __launch_bounds__(1024)
-    multistream_sample_kernel(SamplingProblem problem, LogitTensor<storage_t> logits) {
+    sample_streams_kernel(SampleProblem problem, LogitTensor<storage_t> logits) {
   extern __shared__ float cache[];
   static __shared__ SharedState shared;
   const int64_t group = blockIdx.x / problem.num_streams;
   const int64_t stream = blockIdx.x % problem.num_streams;
   const int64_t row = problem.row(group, 0);
-  const int32_t forced = row < 0 ? kLeave : problem.forced(row, stream);
+  const int32_t forced = row < 0 ? kKeepOutput : problem.forced(row, stream);
   if (forced < kSample) {
     return;
   }
   int32_t token = forced;
-  float log_probability = 0.0f;
   if (forced == kSample) {
     const int32_t mask_index = problem.mask_index(row);
     const int64_t slot = problem.slot(row);
+    const int64_t logit_row = problem.logit_row(group, stream);
     int chosen = -1;
-    log_probability = bits_float(0x7fc00000);
-    if (slot >= 0 && problem.mask_exists(mask_index)) {
+    if (slot >= 0 && logit_row >= 0 && problem.mask_exists(mask_index)) {
       using scores_t = ItemScores<storage_t, cached>;
-      const scores_t scores{logits,
-                            problem.item_sources(group, stream),
-                            stream,
-                            problem.stream_candidate_ids(stream),
+      const scores_t scores{logits.at(logit_row, stream), problem.stream_candidate_ids(stream),
                             problem.stream_mask(mask_index, stream),
-                            problem.temperature(slot, stream),
-                            cache};
-      float largest_logit = 0.0f;
-      if (scores.has_lane()) {
-        chosen = choose_candidate<scores_t, cached>(problem, scores, row, slot, stream, cache,
-                                                    largest_logit, shared);
-      }
-      if (chosen >= 0 && problem.log_probability.data != nullptr) {
-        log_probability = block_log_probability(scores, problem.num_candidates, chosen,
-                                                largest_logit, shared);
-      }
+                            problem.temperature(slot, stream), cache};
+      chosen = choose_candidate<scores_t, cached>(problem, scores, row, slot, stream, cache, shared);
     }
     token = chosen < 0 ? -1 : problem.stream_candidate_ids(stream)[chosen];
   }
   if (threadIdx.x == 0) {
-    problem.write(group, stream, token, log_probability);
+    problem.write(group, stream, token);
   }
 }
 

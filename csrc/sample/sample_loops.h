@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CPU sampler's loops over candidates, for one instruction set.
 //
-// multistream_sample.cpp includes this file once per instruction set, with UNISON_LOOPS_NAMESPACE,
-// UNISON_LOOPS_TARGET and UNISON_LOOPS_LEVEL (2: AVX-512, 1: AVX2, 0: neither) set. All versions do the same IEEE operations on the same elements, so they
-// differ in speed only. Reductions are over integers, which compilers may reorder. The functions use
-// nothing from the standard library: a template instantiated here for one instruction set could be
-// the one the linker keeps for all.
+// sample.cpp includes this file once per instruction set, with UNISON_LOOPS_NAMESPACE,
+// UNISON_LOOPS_TARGET and UNISON_LOOPS_LEVEL (2: AVX-512, 1: AVX2, 0: neither) set. All versions do the
+// same IEEE operations on the same elements, so they differ in speed only. Reductions are over integers,
+// which compilers may reorder. The functions use nothing from the standard library: a template
+// instantiated here for one instruction set could be the one the linker keeps for all.
 //
 // No #pragma once: the file is meant to be included several times.
 
@@ -17,13 +17,13 @@ namespace UNISON_LOOPS_NAMESPACE {
 #if UNISON_LOOPS_LEVEL == 2
 #define UNISON_LOOPS_VECTORS 1
 using Integers = __m512i;
-constexpr int64_t kLanes = 16;
+constexpr int64_t kVectorSize = 16;
 
-UNISON_LOOPS_TARGET UNISON_INLINE Integers load_lanes(const void* from) {
+UNISON_LOOPS_TARGET UNISON_INLINE Integers load_vector(const void* from) {
   return _mm512_loadu_si512(from);
 }
-UNISON_LOOPS_TARGET UNISON_INLINE void store_lanes(void* to, Integers lanes) {
-  _mm512_storeu_si512(to, lanes);
+UNISON_LOOPS_TARGET UNISON_INLINE void store_vector(void* to, Integers vector) {
+  _mm512_storeu_si512(to, vector);
 }
 UNISON_LOOPS_TARGET UNISON_INLINE uint32_t at_least_bits(Integers scores, float threshold) {
   return _mm512_cmp_ps_mask(_mm512_castsi512_ps(scores), _mm512_set1_ps(threshold), _CMP_GE_OQ);
@@ -35,11 +35,11 @@ UNISON_LOOPS_TARGET UNISON_INLINE Integers indices_from(int64_t first) {
   return _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
                           _mm512_set1_epi32(static_cast<int32_t>(first)));
 }
-// The lanes whose bits are set, moved to the front in order.
-UNISON_LOOPS_TARGET UNISON_INLINE Integers compress(uint32_t bits, Integers lanes) {
-  return _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), lanes);
+// The elements whose bits are set, moved to the front in order.
+UNISON_LOOPS_TARGET UNISON_INLINE Integers compress(uint32_t bits, Integers vector) {
+  return _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), vector);
 }
-// The other operations are on lanes of 64 bits.
+// The other operations are on elements of 64 bits.
 UNISON_LOOPS_TARGET UNISON_INLINE Integers broadcast(uint64_t value) {
   return _mm512_set1_epi64(static_cast<int64_t>(value));
 }
@@ -62,20 +62,20 @@ UNISON_LOOPS_TARGET UNISON_INLINE Integers interleave_even(Integers a, Integers 
 UNISON_LOOPS_TARGET UNISON_INLINE Integers interleave_odd(Integers a, Integers b) {
   return _mm512_unpackhi_epi64(a, b);
 }
-// first, first + 1, ... in the even lanes, and then in the odd ones.
+// first, first + 1, ... in the even elements, and then in the odd ones.
 UNISON_LOOPS_TARGET UNISON_INLINE Integers even_then_odd(uint64_t first) {
   return _mm512_add_epi64(_mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), broadcast(first));
 }
 #elif UNISON_LOOPS_LEVEL == 1
 #define UNISON_LOOPS_VECTORS 1
 using Integers = __m256i;
-constexpr int64_t kLanes = 8;
+constexpr int64_t kVectorSize = 8;
 
-UNISON_LOOPS_TARGET UNISON_INLINE Integers load_lanes(const void* from) {
+UNISON_LOOPS_TARGET UNISON_INLINE Integers load_vector(const void* from) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(from));
 }
-UNISON_LOOPS_TARGET UNISON_INLINE void store_lanes(void* to, Integers lanes) {
-  _mm256_storeu_si256(static_cast<__m256i*>(to), lanes);
+UNISON_LOOPS_TARGET UNISON_INLINE void store_vector(void* to, Integers vector) {
+  _mm256_storeu_si256(static_cast<__m256i*>(to), vector);
 }
 UNISON_LOOPS_TARGET UNISON_INLINE uint32_t at_least_bits(Integers scores, float threshold) {
   const __m256 reaching =
@@ -90,10 +90,10 @@ UNISON_LOOPS_TARGET UNISON_INLINE Integers indices_from(int64_t first) {
   return _mm256_add_epi32(_mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
                           _mm256_set1_epi32(static_cast<int32_t>(first)));
 }
-UNISON_LOOPS_TARGET UNISON_INLINE Integers compress(uint32_t bits, Integers lanes) {
+UNISON_LOOPS_TARGET UNISON_INLINE Integers compress(uint32_t bits, Integers vector) {
   const __m128i order = _mm_loadl_epi64(
       reinterpret_cast<const __m128i*>(kSetBits.places[bits]));
-  return _mm256_permutevar8x32_epi32(lanes, _mm256_cvtepu8_epi32(order));
+  return _mm256_permutevar8x32_epi32(vector, _mm256_cvtepu8_epi32(order));
 }
 UNISON_LOOPS_TARGET UNISON_INLINE Integers broadcast(uint64_t value) {
   return _mm256_set1_epi64x(static_cast<int64_t>(value));
@@ -120,23 +120,6 @@ UNISON_LOOPS_TARGET UNISON_INLINE Integers even_then_odd(uint64_t first) {
   return _mm256_add_epi64(_mm256_setr_epi64x(0, 2, 1, 3), broadcast(first));
 }
 #endif
-
-// merged[i] = weight * lane[i], added to what is there unless it is the first lane.
-template <typename storage_t>
-UNISON_LOOPS_TARGET void merge_lane(const storage_t* lane, float weight, bool is_first,
-                                    int64_t count, float* __restrict merged) {
-  if (is_first) {
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      merged[i] = multiply(weight, to_float(lane[i]));
-    }
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < count; ++i) {
-      merged[i] = add(merged[i], multiply(weight, to_float(lane[i])));
-    }
-  }
-}
 
 // scores[i] = the logit of an allowed candidate, -infinity for the others. Tells whether an allowed
 // logit is NaN or +infinity, and the largest score.
@@ -202,11 +185,11 @@ UNISON_LOOPS_TARGET inline int64_t collect_at_least(const float* scores, int64_t
   int64_t found = 0;
   int64_t start = 0;
 #ifdef UNISON_LOOPS_VECTORS
-  for (; start + kLanes <= count && found <= limit; start += kLanes) {
-    const Integers lanes = load_lanes(scores + start);
-    const uint32_t bits = at_least_bits(lanes, threshold);
-    store_lanes(indices + found, compress(bits, indices_from(start)));
-    store_lanes(found_scores + found, compress(bits, lanes));
+  for (; start + kVectorSize <= count && found <= limit; start += kVectorSize) {
+    const Integers vector = load_vector(scores + start);
+    const uint32_t bits = at_least_bits(vector, threshold);
+    store_vector(indices + found, compress(bits, indices_from(start)));
+    store_vector(found_scores + found, compress(bits, vector));
     found += __builtin_popcount(bits);
   }
 #endif
@@ -225,12 +208,12 @@ UNISON_LOOPS_TARGET inline int64_t keep_at_least(float* scores, int32_t* indices
   int64_t start = 0;
 #ifdef UNISON_LOOPS_VECTORS
   // What is written lies at or before what was read, here and below.
-  for (; start + kLanes <= count; start += kLanes) {
-    const Integers lanes = load_lanes(scores + start);
-    const Integers places = load_lanes(indices + start);
-    const uint32_t bits = at_least_bits(lanes, threshold);
-    store_lanes(scores + kept, compress(bits, lanes));
-    store_lanes(indices + kept, compress(bits, places));
+  for (; start + kVectorSize <= count; start += kVectorSize) {
+    const Integers vector = load_vector(scores + start);
+    const Integers places = load_vector(indices + start);
+    const uint32_t bits = at_least_bits(vector, threshold);
+    store_vector(scores + kept, compress(bits, vector));
+    store_vector(indices + kept, compress(bits, places));
     kept += __builtin_popcount(bits);
   }
 #endif
@@ -299,13 +282,13 @@ UNISON_LOOPS_TARGET inline int64_t keep_side(int32_t* keys, int32_t* weights, in
   int64_t kept = 0;
   int64_t start = 0;
 #ifdef UNISON_LOOPS_VECTORS
-  const uint32_t flip = above ? 0 : (uint32_t{1} << kLanes) - 1;
-  for (; start + kLanes <= count; start += kLanes) {
-    const Integers lanes = load_lanes(keys + start);
-    const uint32_t bits = above_bits(lanes, middle) ^ flip;
-    store_lanes(keys + kept, compress(bits, lanes));
+  const uint32_t flip = above ? 0 : (uint32_t{1} << kVectorSize) - 1;
+  for (; start + kVectorSize <= count; start += kVectorSize) {
+    const Integers vector = load_vector(keys + start);
+    const uint32_t bits = above_bits(vector, middle) ^ flip;
+    store_vector(keys + kept, compress(bits, vector));
     if constexpr (weighted) {
-      store_lanes(weights + kept, compress(bits, load_lanes(weights + start)));
+      store_vector(weights + kept, compress(bits, load_vector(weights + start)));
     }
     kept += __builtin_popcount(bits);
   }
@@ -404,9 +387,9 @@ UNISON_INLINE float noise_bound(uint32_t word) {
 UNISON_LOOPS_TARGET inline void noise_words(NoiseKey noise, uint32_t first_block,
                                             uint32_t* __restrict words) {
 #ifdef UNISON_LOOPS_VECTORS
-  // Each word is the lower half of a lane of 64 bits; what is in the upper half is never read.
+  // Each word is the lower half of an element of 64 bits; what is in the upper half is never read.
   // In the first round nothing that is multiplied depends on the block.
-  constexpr int32_t kBlocks = kLanes / 2;
+  constexpr int32_t kBlocks = kVectorSize / 2;
   const uint64_t first0 = (noise.position & 0xffffffffu) * kPhiloxMultiplier0;
   const uint64_t first1 = uint64_t{noise.stream} * kPhiloxMultiplier1;
   const uint32_t key0 = static_cast<uint32_t>(noise.seed);
@@ -414,7 +397,7 @@ UNISON_LOOPS_TARGET inline void noise_words(NoiseKey noise, uint32_t first_block
   for (int32_t block = 0; block < kNoiseStretch / 4; block += kBlocks) {
     Integers c0 = broadcast((first1 >> 32) ^ (noise.position >> 32) ^ key0);
     Integers c1 = broadcast(first1);
-    // Interleaving neighbouring lanes will bring the blocks in order.
+    // Interleaving neighbouring elements will bring the blocks in order.
     Integers c2 = exclusive_or(even_then_odd(first_block + static_cast<uint32_t>(block)),
                                broadcast(first0 >> 32), broadcast(key1));
     Integers c3 = broadcast(first0);
@@ -432,8 +415,8 @@ UNISON_LOOPS_TARGET inline void noise_words(NoiseKey noise, uint32_t first_block
     }
     const Integers low = join_low_halves(c0, c1);
     const Integers high = join_low_halves(c2, c3);
-    store_lanes(words + 4 * block, interleave_even(low, high));
-    store_lanes(words + 4 * block + kLanes, interleave_odd(low, high));
+    store_vector(words + 4 * block, interleave_even(low, high));
+    store_vector(words + 4 * block + kVectorSize, interleave_odd(low, high));
   }
 #else
 #pragma omp simd
@@ -552,10 +535,10 @@ UNISON_LOOPS_TARGET inline int64_t argmax_with_noise_listed(const float* scores,
   return first_largest(keys, count, largest).index;
 }
 
-constexpr SamplingLoops kLoops = {
-    {load_logits<float>, merge_lane<float>},
-    {load_logits<Bfloat16Bits>, merge_lane<Bfloat16Bits>},
-    {load_logits<Float16Bits>, merge_lane<Float16Bits>},
+constexpr SampleLoops kLoops = {
+    load_logits<float>,
+    load_logits<Bfloat16Bits>,
+    load_logits<Float16Bits>,
     divide_scores,
     group_maxima,
     collect_at_least,

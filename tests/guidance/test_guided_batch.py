@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vllm.guidance.rows import GuidedRows
 from vllm.guidance.worker import GuidedBatch
-from vllm.multistream.row_sums import merge_lanes
+from vllm.unison.ops.cfg_merge import cfg_merge
 
 CPU = torch.device("cpu")
 
@@ -99,7 +99,7 @@ def test_rows_without_guidance_are_lanes_of_weight_one(seed: int) -> None:
     groups, row_of = random_groups(random.Random(seed))
     lanes = GuidedBatch(groups, row_of, len(row_of), CPU).lanes
     values = torch.randn(len(row_of), 11).bfloat16()
-    merged = merge_lanes(values, lanes.rows, lanes.weights)
+    merged = cfg_merge(values, lanes.rows, lanes.weights)
     guided = {row_of[group.row_ids[0]] for group in groups}
     for place, row in enumerate(lanes.first_host.tolist()):
         if row not in guided:

@@ -15,9 +15,9 @@ from tests.multistream.random_layouts import layouts
 from tests.multistream.test_step_sampler import FakeModel
 from tests.multistream.test_stream_step import MAX_MODEL_LEN, everything, random_state
 from vllm.multistream.layout import StreamLayout
-from vllm.multistream.sampling import load_extension
 from vllm.multistream.worker.lanes import Lanes
 from vllm.multistream.worker.sampler import StreamSampler
+from vllm.unison.ops.extension import load_extension
 
 STEPS = 8
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the sampler's tests."""
+"""Fixtures of the operators' tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from vllm.multistream.sampling import load_extension
+from vllm.unison.ops.extension import load_extension
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,19 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random sampling problems, and both implementations side by side."""
+"""Random problems for the operators, and both implementations side by side."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 
-from vllm.multistream.sampling import multistream_sample, sample_reference
+from vllm.unison.ops.sample import KEEP_OUTPUT, SampleArguments, sample_streams
+from vllm.unison.ops.sample_reference import sample_streams_reference
+
+POISON = 0x5A5A5A5A
+"""What outputs hold before an operator writes them."""
+
+WIDTHS = st.one_of(st.integers(1, 70), st.sampled_from([256, 1023, 1024, 1025, 3000]))
+"""Widths of rows around the sizes of vectors and blocks."""
+
+Sampler = Callable[[torch.Tensor, SampleArguments], None]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The arguments of the sampler, for R rows, K streams and C candidates."""
+    """What is sampled: R rows that are groups of their own, of K streams and C candidates."""
 
     logits: torch.Tensor
     candidate_ids: torch.Tensor
@@ -27,16 +38,25 @@ class Problem:
     first_stream: int
     forced: torch.Tensor
 
-    def arguments(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+    def arguments(self, tokens: torch.Tensor) -> SampleArguments:
+        """The sampler's arguments besides the logits, for [R, K] outputs."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        del given["logits"]
+        return SampleArguments(**given, tokens=tokens)
+
+    def tokens_of(self, sample: Sampler) -> torch.Tensor:
+        """The tokens of an implementation, which writes over a poisoned output."""
+        tokens = torch.full(self.logits.shape[:2], POISON, dtype=torch.int32)
+        sample(self.logits, self.arguments(tokens))
+        return tokens
 
     def operator(self) -> torch.Tensor:
-        """The compiled operator, writing over a poisoned output."""
-        out = torch.full(self.logits.shape[:2], 0x5A5A5A5A, dtype=torch.int32)
-        return multistream_sample(**self.arguments(), out=out)
+        """The tokens of the compiled operator."""
+        return self.tokens_of(sample_streams)
 
-    def oracle(self) -> torch.Tensor:
-        return sample_reference(**self.arguments())
+    def reference(self) -> torch.Tensor:
+        """The tokens of the definition."""
+        return self.tokens_of(sample_streams_reference)
 
     def rows(self, index: torch.Tensor) -> Problem:
         """The same requests, fewer or in another order."""
@@ -146,51 +166,51 @@ def equal_scores_problem(rows: int, candidates: int) -> Problem:
 
 
 @dataclass(frozen=True)
-class GuidedProblem:
-    """The arguments of the guided sampler: groups of lanes in a step's batch.
+class GroupProblem:
+    """What is sampled: groups of rows of a step's batch.
 
     Attributes:
         settings: logits [N, K, C]; per slot temperature, top_k, top_p and seed; per row mask_index,
             position and forced.
-        sources, weights: [G, K, S] lanes of each item.
-        rows: [G, L] rows that get the tokens.
+        logit_rows: [G, K] row of the logits of each item.
+        rows: [G, L] batch rows that get the tokens.
         slots: [R] slot of each row.
     """
 
     settings: Problem
-    sources: torch.Tensor
-    weights: torch.Tensor
+    logit_rows: torch.Tensor
     rows: torch.Tensor
     slots: torch.Tensor
 
-    def results(self, sample: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens and log-probabilities that an implementation writes over poisoned outputs."""
+    def arguments(self, tokens: torch.Tensor) -> SampleArguments:
+        """The sampler's arguments besides the logits, for [R, K] outputs."""
+        return replace(
+            self.settings.arguments(tokens),
+            logit_rows=self.logit_rows,
+            rows=self.rows,
+            slots=self.slots,
+        )
+
+    def tokens_of(self, sample: Sampler) -> torch.Tensor:
+        """The tokens of an implementation, which writes over a poisoned output."""
         shape = (len(self.slots), self.settings.logits.shape[1])
-        tokens = torch.full(shape, 0x5A5A5A5A, dtype=torch.int32)
-        log_probability = torch.full(shape, 12345.0)
-        sample(**self.arguments(), tokens=tokens, log_probability=log_probability)
-        return tokens, log_probability
-
-    def arguments(self) -> dict[str, Any]:
-        return self.settings.arguments() | {
-            "sources": self.sources,
-            "weights": self.weights,
-            "rows": self.rows,
-            "slots": self.slots,
-        }
+        tokens = torch.full(shape, POISON, dtype=torch.int32)
+        sample(self.settings.logits, self.arguments(tokens))
+        return tokens
 
 
-def random_guided_problem(
+def random_group_problem(
     seed: int,
     groups: int,
     streams: int,
     candidates: int,
     dtype: torch.dtype = torch.float32,
-    most_lanes: int = 3,
-) -> GuidedProblem:
-    """Groups of none to `most_lanes` lanes, in any order in the batch, beside rows of no group.
+    max_rows: int = 3,
+) -> GroupProblem:
+    """Groups of none to `max_rows` rows, in any order in the batch, beside rows of no group.
 
-    Some streams of some groups have one lane with weight 1, as at the edge of a guidance interval.
+    Most groups have one row of the logits for all streams; in some, each stream has its own, as at
+    the edge of a guidance interval. Some items have none.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -201,12 +221,12 @@ def random_guided_problem(
         return torch.rand(size, generator=generator)
 
     num_slots = 3 * groups + 2
-    num_rows = groups * most_lanes + 3
-    num_logits = groups * most_lanes + 1
+    num_rows = groups * max_rows + 3
+    num_logits = 2 * groups + 1
     settings = random_problem(
         seed, max(num_slots, num_rows, num_logits), streams, candidates, dtype
     )
-    left = (uniform(num_rows, streams) < 0.1) & (settings.forced[:num_rows] < 0)
+    kept = (uniform(num_rows, streams) < 0.1) & (settings.forced[:num_rows] < 0)
     settings = replace(
         settings,
         logits=settings.logits[:num_logits],
@@ -216,28 +236,27 @@ def random_guided_problem(
         top_p=settings.top_p[:num_slots],
         seed=settings.seed[:num_slots],
         position=settings.position[:num_rows],
-        forced=torch.where(left, -2, settings.forced[:num_rows]).int(),
+        forced=torch.where(kept, KEEP_OUTPUT, settings.forced[:num_rows]).int(),
     )
-    rows = torch.randperm(num_rows, generator=generator)[: groups * most_lanes]
-    rows = rows.view(groups, most_lanes)
-    rows[uniform(groups, most_lanes) < 0.2] = -1
-    sources = integers(0, num_logits, groups, streams, most_lanes)
-    sources[uniform(groups, streams, most_lanes) < 0.2] = -1
-    sources[uniform(groups, streams, most_lanes) < 0.02] = num_logits
-    weights = _choose(generator, [1.0, 3.0, -2.0, 0.3, 0.0], tuple(sources.shape))
-    alone = uniform(groups, streams) < 0.2
-    weights[alone] = 1.0
-    sources[..., 1:][alone] = -1
+    rows = torch.randperm(num_rows, generator=generator)[: groups * max_rows]
+    rows = rows.view(groups, max_rows)
+    rows[uniform(groups, max_rows) < 0.2] = -1
+    mixed = uniform(groups, 1) < 0.4
+    logit_rows = torch.where(
+        mixed, integers(0, num_logits, groups, streams), integers(0, num_logits, groups, 1)
+    )
+    logit_rows[uniform(groups, streams) < 0.03] = -1
+    logit_rows[uniform(groups, streams) < 0.03] = num_logits
     slots = torch.randperm(num_slots, generator=generator)[:num_rows]
     slots = slots[integers(0, len(slots), num_rows)]
     slots[uniform(num_rows) < 0.05] = -1
-    return GuidedProblem(settings, sources, weights, rows, slots)
+    return GroupProblem(settings, logit_rows, rows, slots)
 
 
 def embedding_arguments(
     seed: int, streams: int, width: int, dtype: torch.dtype, ids_dtype: torch.dtype | None
 ) -> tuple[Any, ...]:
-    """The arguments of multistream_embed; `ids_dtype` None: stream 0's embeddings as they are."""
+    """The arguments of embed_streams; `ids_dtype` None: stream 0's embeddings as they are."""
     generator = torch.Generator().manual_seed(seed)
     vocabulary, auxiliary_rows, tokens = 40, 17, 23
 
@@ -258,3 +277,9 @@ def embedding_arguments(
         skipped = torch.rand(vocabulary, generator=generator) < 0.2
     auxiliary_ids = integers(-1, vocabulary + 1, tokens, streams - 1).int()
     return primary, ids, skipped, auxiliary, row_of, auxiliary_ids
+
+
+def equal_bits(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Equal, NaN where the other is NaN (its payload is free)."""
+    same = found.dtype == expected.dtype and torch.equal(found.isnan(), expected.isnan())
+    return same and torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))

@@ -8,13 +8,13 @@ import math
 import pytest
 import torch
 
-from vllm.multistream.sampling.deterministic_math import (
+from vllm.unison.ops.deterministic_math import (
     deterministic_exp,
     deterministic_log,
     gumbel_noise,
     integer_weight,
 )
-from vllm.multistream.sampling.philox import candidate_words, philox
+from vllm.unison.ops.philox import candidate_words, philox
 
 ULP_BOUND = 1.0
 

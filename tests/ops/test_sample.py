@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled sampler gives the oracle's tokens, bit for bit, and depends on its item only."""
+"""The compiled sampler gives the reference's tokens, and each depends on its own item only."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm.multistream.sampling import MAX_CANDIDATES, multistream_sample
-from vllm.multistream.sampling.deterministic_math import integer_weight
+from vllm.unison.ops.deterministic_math import integer_weight
+from vllm.unison.ops.sample import MAX_CANDIDATES, SampleArguments, sample_streams
 
 from .problems import (
+    POISON,
     Problem,
     equal_scores_problem,
     plain_problem,
@@ -33,18 +34,18 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16]
     candidates=st.one_of(st.integers(1, 70), st.integers(1, 2100)),
     dtype=st.sampled_from(DTYPES),
 )
-def test_operator_equals_oracle(
+def test_operator_equals_reference(
     seed: int, rows: int, streams: int, candidates: int, dtype: torch.dtype
 ) -> None:
     problem = random_problem(seed, rows, streams, candidates, dtype)
-    assert torch.equal(problem.operator(), problem.oracle())
+    assert torch.equal(problem.operator(), problem.reference())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("candidates", [1, 3, 512, 1024, 1025, 4097, 9000])
-def test_operator_equals_oracle_on_many_items(candidates: int, dtype: torch.dtype) -> None:
+def test_operator_equals_reference_on_many_items(candidates: int, dtype: torch.dtype) -> None:
     problem = random_problem(candidates, 3000 // candidates + 24, 4, candidates, dtype)
-    expected = problem.oracle()
+    expected = problem.reference()
     assert torch.equal(problem.operator(), expected)
     if candidates > 1:
         assert (expected == -1).any()
@@ -54,17 +55,17 @@ def test_operator_equals_oracle_on_many_items(candidates: int, dtype: torch.dtyp
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_text_vocabulary(dtype: torch.dtype) -> None:
     problem = random_problem(5, 12, 1, 151936, dtype)
-    assert torch.equal(problem.operator(), problem.oracle())
+    assert torch.equal(problem.operator(), problem.reference())
 
 
 def test_largest_number_of_candidates() -> None:
     logits = torch.zeros((2, 1, MAX_CANDIDATES))
     problem = plain_problem(logits, top_p=0.5)
-    assert torch.equal(problem.operator(), problem.oracle())
+    assert torch.equal(problem.operator(), problem.reference())
     with pytest.raises(RuntimeError, match="candidates"):
         plain_problem(torch.zeros((1, 1, MAX_CANDIDATES + 1))).operator()
     with pytest.raises(ValueError, match="candidates"):
-        plain_problem(torch.zeros((1, 1, MAX_CANDIDATES + 1))).oracle()
+        plain_problem(torch.zeros((1, 1, MAX_CANDIDATES + 1))).reference()
 
 
 @pytest.mark.parametrize("top_k", [0, 7, 200])
@@ -74,14 +75,14 @@ def test_many_ties(top_k: int, top_p: float) -> None:
     generator = torch.Generator().manual_seed(top_k)
     logits = torch.randint(-4, 4, (40, 3, 700), generator=generator).to(torch.bfloat16)
     problem = plain_problem(logits, 0.9, top_k, top_p)
-    assert torch.equal(problem.operator(), problem.oracle())
+    assert torch.equal(problem.operator(), problem.reference())
 
 
 @pytest.mark.parametrize("candidates", [24, 150])
 def test_thresholds(candidates: int) -> None:
     for seed in range(10):
         problem = threshold_problem(seed, 200, candidates)
-        assert torch.equal(problem.operator(), problem.oracle())
+        assert torch.equal(problem.operator(), problem.reference())
 
 
 @pytest.mark.parametrize("candidates", [2, 2500, 9000])
@@ -89,8 +90,8 @@ def test_thresholds(candidates: int) -> None:
 def test_ties_after_noise(candidates: int, top_k: int) -> None:
     problem = equal_scores_problem(4, candidates)
     problem = replace(problem, top_k=torch.full_like(problem.top_k, top_k))
-    assert problem.oracle().tolist() == [[0, 0], [candidates // 2] * 2] * 2
-    assert torch.equal(problem.operator(), problem.oracle())
+    assert problem.reference().tolist() == [[0, 0], [candidates // 2] * 2] * 2
+    assert torch.equal(problem.operator(), problem.reference())
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_extreme_temperatures(temperature: float) -> None:
     logits = torch.randn((8, 2, 300), generator=torch.Generator().manual_seed(0)) * 10
     problem = plain_problem(logits, temperature, top_k=20, top_p=0.9)
     tokens = problem.operator()
-    assert torch.equal(tokens, problem.oracle())
+    assert torch.equal(tokens, problem.reference())
     if not temperature > 1e-30:
         assert torch.equal(tokens.long(), logits.argmax(-1))
 
@@ -112,7 +113,7 @@ def test_extreme_temperatures_and_logits(temperature: float, scale: float) -> No
     logits = torch.randn((6, 2, 600), generator=torch.Generator().manual_seed(1)) * scale
     for top_k, top_p in ((0, 1.0), (9, 1.0), (0, 0.9), (300, 0.7)):
         problem = plain_problem(logits, temperature, top_k, top_p)
-        assert torch.equal(problem.operator(), problem.oracle()), (top_k, top_p)
+        assert torch.equal(problem.operator(), problem.reference()), (top_k, top_p)
 
 
 @pytest.mark.parametrize("top_k", [0, 3, 30, 200, 700])
@@ -124,7 +125,7 @@ def test_quotients_that_round_together(instruction_sets: list[str], top_k: int) 
     logits = ulps.to(torch.int32).view(torch.float32)
     for top_p in (1.0, 0.4):
         problem = plain_problem(logits, 1.9, top_k, top_p)
-        expected = problem.oracle()
+        expected = problem.reference()
         for name in instruction_sets:
             torch.ops.unison.set_instruction_set(name)
             assert torch.equal(problem.operator(), expected), name
@@ -136,10 +137,10 @@ def test_logits_at_the_ends_of_float32() -> None:
     for temperature in (0.5, 1.0, 1e30, float("inf")):
         for top_p in (1.0, 0.5):
             problem = plain_problem(logits, temperature, top_p=top_p)
-            assert torch.equal(problem.operator(), problem.oracle())
+            assert torch.equal(problem.operator(), problem.reference())
     only_lowest = plain_problem(torch.full((3, 1, 5), -largest), 0.1)
     assert only_lowest.operator().tolist() == [[0]] * 3
-    assert only_lowest.oracle().tolist() == [[0]] * 3
+    assert only_lowest.reference().tolist() == [[0]] * 3
 
 
 def test_half_precision_values_are_read_exactly() -> None:
@@ -159,7 +160,7 @@ def _one_row(logits: list[float], temperature: float = 1.0) -> Problem:
     return plain_problem(torch.tensor([[logits]]), temperature)
 
 
-@pytest.mark.parametrize("implementation", ["operator", "oracle"])
+@pytest.mark.parametrize("implementation", ["operator", "reference"])
 class TestRules:
     """The definition's rules, each on a case small enough to decide by hand."""
 
@@ -290,7 +291,7 @@ class TestInvariance:
     def test_instruction_set(self, instruction_sets: list[str], dtype: torch.dtype) -> None:
         for candidates in (1, 17, 1000, 5003):
             problem = random_problem(candidates, 30, 3, candidates, dtype)
-            expected = problem.oracle()
+            expected = problem.reference()
             for name in instruction_sets:
                 torch.ops.unison.set_instruction_set(name)
                 assert torch.equal(problem.operator(), expected), name
@@ -326,9 +327,8 @@ def test_broadcast_and_strided_arguments() -> None:
         seed=problem.seed[:1].expand(10),
         position=torch.stack([problem.position] * 2, dim=-1)[:, 0],
     )
-    out = multistream_sample(**strided.arguments(), out=wide[:, 1::3])
-    assert out.data_ptr() == wide[:, 1:].data_ptr()
-    assert torch.equal(wide[:, 1::3], dense.oracle())
+    sample_streams(strided.logits, strided.arguments(wide[:, 1::3]))
+    assert torch.equal(wide[:, 1::3], dense.reference())
     assert (wide[:, 0::3] == 5).all()
     assert (wide[:, 2::3] == 5).all()
 
@@ -355,23 +355,38 @@ def test_no_rows() -> None:
 )
 def test_wrong_arguments_are_named(field: str, value: torch.Tensor) -> None:
     problem = replace(plain_problem(torch.zeros((2, 3, 5))), **{field: value})
+    tokens = torch.full((2, 3), POISON, dtype=torch.int32)
     with pytest.raises(RuntimeError, match=field):
-        problem.operator()
+        sample_streams(problem.logits, problem.arguments(tokens))
+    assert (tokens == POISON).all()
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 3), (6,)])
+def test_wrong_output_is_named(shape: tuple[int, ...]) -> None:
+    problem = plain_problem(torch.zeros((2, 3, 5)))
+    with pytest.raises(RuntimeError, match="tokens must have"):
+        sample_streams(problem.logits, problem.arguments(torch.zeros(shape, dtype=torch.int32)))
+
+
+def test_arguments_are_those_of_the_schema() -> None:
+    """The dataclass passes its fields by position."""
+    schema = torch.ops.unison.sample_streams.default._schema
+    names = [field.name for field in fields(SampleArguments)]
+    assert ["logits", *names] == [argument.name for argument in schema.arguments]
 
 
 def test_fake_implementation() -> None:
     problem = random_problem(16, 3, 2, 50)
-    tokens = torch.empty((3, 2), dtype=torch.int32)
-    arguments = (*problem.arguments().values(), tokens, None, None, None, None, None)
+    arguments = problem.arguments(torch.empty((3, 2), dtype=torch.int32))
     torch.library.opcheck(
-        torch.ops.unison.guided_multistream_sample.default,
-        arguments,
+        torch.ops.unison.sample_streams.default,
+        (problem.logits, *(getattr(arguments, field.name) for field in fields(arguments))),
         test_utils=("test_schema", "test_faketensor"),
     )
 
 
 def test_missing_extension_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from vllm.multistream import extension
+    from vllm.unison.ops import extension
 
     monkeypatch.setattr(extension, "extension_path", lambda: tmp_path / "_unison_C.so")
     with pytest.raises(ImportError, match=r"_unison_C\.so"):

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from vllm.multistream.row_sums import merge_lanes
 from vllm.multistream.worker.lanes import Lanes
+from vllm.unison.ops.cfg_merge import cfg_merge
 from vllm.v1.outputs import SamplerOutput
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class GuidedBatch:
 
     def merge(self, values: torch.Tensor) -> torch.Tensor:
         """[num_guided, width] float32 weighted sums over the lanes of [num_rows, width] values."""
-        return merge_lanes(values, self.guided_lanes, self.guided_weights, torch.float32)
+        return cfg_merge(values, self.guided_lanes, self.guided_weights, torch.float32)
 
 
 class GuidedRunner:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vllm.multistream.sampling import guided_multistream_sample
+from vllm.unison.ops.sample import SampleArguments, sample_streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,18 +32,18 @@ class RepeatedCall:
     Attributes:
         columns: of the logits in the head's output; None if it is all of it.
         shape: (num_head_rows, num_streams, width) of the logits.
-        arguments: what follows the logits.
+        arguments: what the sampler is given besides the logits.
     """
 
     columns: slice | None
     shape: tuple[int, int, int]
-    arguments: tuple[Any, ...]
+    arguments: SampleArguments
 
     def sample(self, logits: torch.Tensor) -> None:
         """Write the call's tokens, given [num_head_rows, columns] of a head's output."""
         if self.columns is not None:
             logits = logits[:, self.columns]
-        guided_multistream_sample(logits.view(self.shape), *self.arguments)
+        sample_streams(logits.view(self.shape), self.arguments)
 
 
 class RepeatedHead:
@@ -59,7 +59,7 @@ class RepeatedHead:
         self.name = name
         self.calls = calls
         self._source = source
-        self._merge = torch.ops.unison.merge_lanes.default
+        self._merge = torch.ops.unison.cfg_merge.default
         self._merged: torch.Tensor | None = None
 
     def read(self, hidden_states: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from vllm.multistream.heads import Heads
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.phases import PhaseTable, StateKind
-from vllm.multistream.row_sums import merge_lanes
-from vllm.multistream.sampling import guided_multistream_sample
 from vllm.multistream.worker.lanes import Lanes
 from vllm.multistream.worker.repeated_step import RepeatedCall, RepeatedHead, RepeatedStep
 from vllm.multistream.worker.state import SlotSettings, StreamState
 from vllm.multistream.worker.stream_step import Choices, StepTokens, StreamStep
+from vllm.unison.ops.cfg_merge import cfg_merge
+from vllm.unison.ops.sample import SampleArguments, sample_streams
 
 _AUDIO_KINDS = frozenset({StateKind.AUDIO, StateKind.FLUSH})
 
@@ -98,7 +98,7 @@ class HeadSource:
         logits after it, which multiplies it once per group instead of once per lane.
         """
         if self.members is not None and self.weights is not None:
-            return merge_lanes(hidden_states, self.members, self.weights)
+            return cfg_merge(hidden_states, self.members, self.weights)
         return hidden_states if self.index is None else hidden_states[self.index]
 
 
@@ -111,14 +111,12 @@ class HeadRows:
             Groups with unguided streams have a second row further down, of their conditional lane
             alone.
         rows: [num_groups, most lanes] rows that get the tokens; None if group g is row g.
-        sources: [num_groups, num_streams, 1] head row of each stream; None if group g has row g.
-        weights: ones of the same shape, or None.
+        logit_rows: [num_groups, num_streams] head row of each stream; None if group g has row g.
     """
 
     hidden_states: torch.Tensor
     rows: torch.Tensor | None
-    sources: torch.Tensor | None
-    weights: torch.Tensor | None
+    logit_rows: torch.Tensor | None
 
 
 class _StreamGroup:
@@ -158,8 +156,8 @@ class _StreamGroup:
 
     def sample(self, logits: torch.Tensor, head: HeadRows, rows: Rows) -> None:
         """Write the tokens of the group's streams, given the head's output."""
-        guided_multistream_sample(
-            logits[:, self._columns].view(len(logits), *self._shape), *self._arguments(head, rows)
+        sample_streams(
+            logits[:, self._columns].view(len(logits), *self._shape), self._arguments(head, rows)
         )
 
     def repeated(self, num_rows: int, num_columns: int, head: HeadRows, rows: Rows) -> RepeatedCall:
@@ -173,26 +171,24 @@ class _StreamGroup:
         """Columns of the head's output up to the group's last."""
         return self._columns.stop
 
-    def _arguments(self, head: HeadRows, rows: Rows) -> tuple[Any, ...]:
-        """The sampler's arguments, after the logits."""
-        streams = self._streams
-        sources, weights = head.sources, head.weights
-        return (
-            self._candidate_ids,
-            self._masks,
-            rows.choices.mask_index,
-            self._temperature,
-            self._top_k,
-            self._top_p,
-            self._seed,
-            rows.position,
-            self._first_stream,
-            rows.choices.forced[:, self._settings_columns],
-            rows.choices.tokens[:, streams],
-            None if sources is None else sources[:, streams],
-            None if weights is None else weights[:, streams],
-            head.rows,
-            rows.slots,
+    def _arguments(self, head: HeadRows, rows: Rows) -> SampleArguments:
+        """What the sampler is given besides the logits."""
+        streams, logit_rows = self._streams, head.logit_rows
+        return SampleArguments(
+            candidate_ids=self._candidate_ids,
+            masks=self._masks,
+            mask_index=rows.choices.mask_index,
+            temperature=self._temperature,
+            top_k=self._top_k,
+            top_p=self._top_p,
+            seed=self._seed,
+            position=rows.position,
+            first_stream=self._first_stream,
+            forced=rows.choices.forced[:, self._settings_columns],
+            tokens=rows.choices.tokens[:, streams],
+            logit_rows=None if logit_rows is None else logit_rows[:, streams],
+            rows=head.rows,
+            slots=rows.slots,
         )
 
 
@@ -303,7 +299,7 @@ class StreamSampler:
             if not len(members_of_head) or not stream_groups:
                 continue
             source = HeadSource.of(members_of_head, lanes, num_rows, position.device)
-            head = HeadRows(rows.hidden_states, source.rows, None, None)
+            head = HeadRows(rows.hidden_states, source.rows, None)
             num_columns = stream_groups[-1].end_column
             count = len(members_of_head)
             calls = [group.repeated(count, num_columns, head, rows) for group in stream_groups]
@@ -316,8 +312,8 @@ class StreamSampler:
         return RepeatedStep(
             position,
             lanes,
-            partial(torch.ops.unison.begin_streams.default, *begin),
-            partial(torch.ops.unison.advance_streams.default, *advance),
+            partial(torch.ops.unison.constrain_streams.default, *begin),
+            partial(torch.ops.unison.commit_streams.default, *advance),
             heads,
             StepTokens(choices.tokens, outcome),
             states,
@@ -344,7 +340,7 @@ def _head_rows(rows: Rows, groups: NDArray[np.int64]) -> HeadRows:
     source = HeadSource.of(groups, lanes, len(hidden_states), device)
     outside = None if rows.unguided is None else rows.unguided[groups]
     if outside is None or not outside.any():
-        return HeadRows(source.read(hidden_states), source.rows, None, None)
+        return HeadRows(source.read(hidden_states), source.rows, None)
     members, weights = source.members, source.weights
     assert members is not None and weights is not None
     mixed = np.flatnonzero(outside.any(axis=1))
@@ -352,7 +348,7 @@ def _head_rows(rows: Rows, groups: NDArray[np.int64]) -> HeadRows:
     # The second row of a group at the edge of its interval: its conditional lane with weight 1.
     own = torch.full((len(mixed), members.shape[1]), -1, dtype=torch.int64, device=device)
     own[:, 0] = members[alone, 0]
-    merged = merge_lanes(
+    merged = cfg_merge(
         hidden_states,
         torch.cat([members, own]),
         torch.cat([weights, torch.ones_like(own, dtype=torch.float32)]),
@@ -360,5 +356,4 @@ def _head_rows(rows: Rows, groups: NDArray[np.int64]) -> HeadRows:
     second = np.zeros(len(groups), np.int64)
     second[mixed] = len(groups) + np.arange(len(mixed))
     head_row = np.where(outside, second[:, None], np.arange(len(groups))[:, None])
-    sources = torch.from_numpy(head_row).to(device, non_blocking=True)[:, :, None]
-    return HeadRows(merged, members, sources, torch.ones((), device=device).expand(sources.shape))
+    return HeadRows(merged, members, torch.from_numpy(head_row).to(device, non_blocking=True))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from vllm.multistream.phases import NO_TOKEN, Finish, Progress, StateKind, advance
+from vllm.unison.ops.sample import KEEP_OUTPUT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from vllm.multistream.layout import StreamLayout
     from vllm.multistream.phases import PhaseTable
     from vllm.multistream.worker.state import StreamState
-
-LEAVE = -2
-"""A forced value that tells the sampler to leave an item's token as it is."""
 
 
 @dataclass
@@ -36,7 +34,7 @@ class Choices:
     Attributes:
         forced: [num_rows, 1 + num_streams] int32. Column 0 is for the text head's stream 0, column
             1 + k for the audio head's stream k: a token that must be emitted, NO_TOKEN to sample,
-            or LEAVE where the row's phase does not use the head.
+            or KEEP_OUTPUT where the row's phase does not use the head.
         mask_index: [num_rows] int32 row of the heads' masks.
         tokens: [num_rows, num_streams] int32 what is forced, NO_TOKEN where the sampler decides. A
             cell that nothing decides stays so and fails its row.
@@ -112,7 +110,7 @@ class StreamStep:
             self._mask_index[:rows],
             self._forced.new_empty((rows, self._num_streams)),
         )
-        torch.ops.unison.begin_streams.default(*self.begin_arguments(position, choices))
+        torch.ops.unison.constrain_streams.default(*self.begin_arguments(position, choices))
         return choices
 
     def begin_arguments(self, position: torch.Tensor, choices: Choices) -> tuple[Any, ...]:
@@ -158,7 +156,7 @@ class StreamStep:
             The step, with `tokens` written in place. Rows of no group have undefined outcomes.
         """
         outcome = torch.empty((3, len(position)), dtype=torch.int64, device=position.device)
-        torch.ops.unison.advance_streams.default(
+        torch.ops.unison.commit_streams.default(
             *self.advance_arguments(position, discard, tokens, rows, outcome)
         )
         return StepTokens(tokens, outcome)
@@ -219,8 +217,8 @@ class StreamStep:
         tail = state.history[slots, place, 1:]
         in_tail = (position < state.tail_end[slots])[:, None] & (tail >= 0)
         tokens[:, 1:] = torch.where(in_tail, tail, tokens[:, 1:])
-        text = torch.where((kind == StateKind.TEXT)[:, None], tokens[:, :1], LEAVE)
-        audio = torch.where(in_audio | in_flush, tokens, LEAVE)
+        text = torch.where((kind == StateKind.TEXT)[:, None], tokens[:, :1], KEEP_OUTPUT)
+        audio = torch.where(in_audio | in_flush, tokens, KEEP_OUTPUT)
         no_end = (position < state.settings.earliest_end[slots]).to(torch.int64)
         mask_index = (2 * own_state + no_end).to(torch.int32)
         return Choices(torch.cat([text, audio], dim=1), mask_index, tokens)
@@ -268,36 +266,3 @@ class StreamStep:
             where = position[written].clamp(max=state.max_model_len)
             state.history[state.row_slots[written], where] = tokens[written]
         return StepTokens(tokens, outcome)
-
-
-def gather_streams(
-    history: torch.Tensor,
-    slots: torch.Tensor,
-    rows: torch.Tensor,
-    positions: torch.Tensor,
-    out: torch.Tensor,
-) -> None:
-    """Write the auxiliary ids of a step's tokens.
-
-    Args:
-        history: [num_slots, num_positions, num_streams] int32.
-        slots: [num_rows] int64 slot of each row of the batch.
-        rows: [num_tokens] int32 or int64 batch row of each token.
-        positions: [num_tokens] int64 position of each token.
-        out: [>= num_tokens, num_streams - 1] int32, written.
-
-    Raises:
-        RuntimeError: a tensor has a wrong shape or type; the message names it.
-    """
-    torch.ops.unison.gather_streams.default(history, slots, rows, positions, out)
-
-
-def gather_streams_reference(
-    history: torch.Tensor,
-    slots: torch.Tensor,
-    rows: torch.Tensor,
-    positions: torch.Tensor,
-    out: torch.Tensor,
-) -> None:
-    """The definition of :func:`gather_streams`."""
-    out[: len(rows)] = history[slots[rows.long()], positions, 1:]

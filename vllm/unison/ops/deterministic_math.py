@@ -3,8 +3,8 @@
 
 Each function is a fixed sequence of IEEE float32 additions and multiplications, bit casts and
 comparisons, written with PyTorch's elementwise operators, which do not contract a product and a
-sum into one rounding. ``csrc/deterministic_math.h`` holds the same formulas for C++ and CUDA, and
-the reasons for them.
+sum into one rounding. ``csrc/common/deterministic_math.h`` holds the same formulas for C++ and
+CUDA, and the reasons for them.
 """
 
 from __future__ import annotations

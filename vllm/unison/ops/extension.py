@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fork's compiled operators, ``torch.ops.unison``: loading them, and what they return.
-
-Each operator is defined in plain PyTorch beside the function that calls it: sampling in
-:mod:`vllm.multistream.sampling.oracle`, sums of rows in :mod:`vllm.multistream.row_sums`, the phase
-rule in :mod:`vllm.multistream.worker.stream_step`.
-"""
+"""Loading the compiled operators, ``torch.ops.unison``, and what they return for fake tensors."""
 
 from __future__ import annotations
 
@@ -17,6 +12,15 @@ import torch
 import vllm
 
 EXTENSION_NAME = "_unison_C.so"
+
+_WRITING_OPERATORS = (
+    "sample_streams",
+    "cfg_merge",
+    "gather_streams",
+    "constrain_streams",
+    "commit_streams",
+)
+"""Operators that write into their arguments and return nothing."""
 
 
 def extension_path() -> Path:
@@ -38,23 +42,16 @@ def load_extension() -> None:
             "Install a wheel built from this fork, or build csrc/ with CMake."
         )
     torch.ops.load_library(str(path))
-    for name in (
-        "guided_multistream_sample",
-        "merge_lanes",
-        "gather_streams",
-        "begin_streams",
-        "advance_streams",
-    ):
-        # They write into arguments and return nothing.
-        torch.library.register_fake(f"unison::{name}", _nothing)
-    torch.library.register_fake("unison::multistream_embed", _embedded)
+    for name in _WRITING_OPERATORS:
+        torch.library.register_fake(f"unison::{name}", _return_nothing)
+    torch.library.register_fake("unison::embed_streams", _embed_fake)
 
 
-def _nothing(*args: Any, **kwargs: Any) -> None:
+def _return_nothing(*args: Any, **kwargs: Any) -> None:
     return None
 
 
-def _embedded(
+def _embed_fake(
     primary: torch.Tensor,
     primary_ids: torch.Tensor | None,
     primary_skipped: torch.Tensor | None,

@@ -2,7 +2,7 @@
 """Philox4x32-10 as tensor expressions.
 
 The counter-based generator of Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as
-1, 2, 3" (SC 2011). ``csrc/philox.h`` is the same for C++ and CUDA.
+1, 2, 3" (SC 2011). ``csrc/common/philox.h`` is the same for C++ and CUDA.
 """
 
 from __future__ import annotations

@@ -1,132 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The compiled multi-stream sampler, ``torch.ops.unison.guided_multistream_sample``."""
+"""The multi-stream sampler: mask, temperature, top-k, top-p and seeded sampling, in one launch.
+
+One *item* is one stream of one group; a group is sampled once per stream, and all of its batch rows
+get the token. The lanes of a group have been merged before (:mod:`vllm.unison.ops.cfg_merge`).
+``csrc/sample/`` holds the C++ loops and the CUDA kernel; their definition, with the rules, is
+:mod:`vllm.unison.ops.sample_reference`.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+from operator import attrgetter
+
 import torch
 
-from vllm.multistream.extension import load_extension
-from vllm.multistream.sampling.oracle import MAX_CANDIDATES, multistream_sample_oracle
+from vllm.unison.ops.extension import load_extension
 
-sample_reference = multistream_sample_oracle
-"""The oracle under the signature of :func:`multistream_sample`, to be put in its place."""
+MAX_CANDIDATES = 1 << 18
+"""Largest number of candidates: the integer weights of so many sum without error in float64."""
+
+KEEP_OUTPUT = -2
+"""A forced value that leaves the output of an item as it is; another call decides the item."""
 
 
-def guided_multistream_sample(
-    logits: torch.Tensor,
-    candidate_ids: torch.Tensor,
-    masks: torch.Tensor,
-    mask_index: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
-    first_stream: int,
-    forced: torch.Tensor,
-    tokens: torch.Tensor,
-    sources: torch.Tensor | None = None,
-    weights: torch.Tensor | None = None,
-    rows: torch.Tensor | None = None,
-    slots: torch.Tensor | None = None,
-    log_probability: torch.Tensor | None = None,
-) -> None:
-    """Merge lanes and sample one token per group and stream, in one launch.
+@dataclass(frozen=True, eq=False)
+class SampleArguments:
+    """What the sampler is given besides the logits [N, K, C], 1 <= C <= MAX_CANDIDATES.
 
-    The rules and arguments are those of
-    :func:`vllm.multistream.sampling.oracle.guided_multistream_sample_oracle`; so are the results,
-    bit for bit. No element of an argument is read on the host, and nothing is allocated.
+    There are N rows of logits, K streams, C candidates per stream, M masks, G groups, R rows of the
+    batch and S slots of settings.
 
-    `logits` must be contiguous in its last dimension, `candidate_ids` and `masks` altogether. All
-    other tensors may have any strides, so they can be broadcast (``expand``) or be columns of a
-    larger tensor.
+    `candidate_ids` and `masks` are contiguous. All other tensors may have any strides, so they can
+    be broadcast (``expand``) or be columns of a larger tensor.
+
+    Attributes:
+        candidate_ids: [K, C] int32 token of each candidate; -1 marks padding.
+        masks: [M, K, C] bool, True where a candidate is allowed.
+        mask_index: [R] int32 mask of a row; -1 allows every candidate.
+        temperature: [S, K] float32; 0 is greedy.
+        top_k: [S, K] int32; 0, or C and more, is off.
+        top_p: [S, K] float32; 1 is off.
+        seed: [S] int64, of which all 64 bits are used.
+        position: [R] int64 absolute position of the emitted token.
+        first_stream: number of the stream in column 0; column k is stream first_stream + k.
+        forced: [R, K] int32: a token to emit as it is, -1 to sample, or KEEP_OUTPUT.
+        tokens: [R, K] int32, written: the tokens, -1 where an item cannot be sampled.
+        logit_rows: [G, K] int64 row of the logits that each stream of a group is sampled from. An
+            item whose index is no row cannot be sampled. None: group g has row g, and G = N.
+        rows: [G, any] int64 batch rows that get a group's tokens, all distinct; the first one's
+            settings count. An index that is no row, such as -1, is none, and a group without a
+            first row is not sampled. None: group g is row g, and R = G.
+        slots: [R] int64 where a row's settings are in `temperature`, `top_k`, `top_p` and `seed`. A
+            row whose index is no slot cannot be sampled. None: row r has slot r.
+    """
+
+    candidate_ids: torch.Tensor
+    masks: torch.Tensor
+    mask_index: torch.Tensor
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    seed: torch.Tensor
+    position: torch.Tensor
+    first_stream: int
+    forced: torch.Tensor
+    tokens: torch.Tensor
+    logit_rows: torch.Tensor | None = None
+    rows: torch.Tensor | None = None
+    slots: torch.Tensor | None = None
+
+
+_in_order = attrgetter(*(field.name for field in fields(SampleArguments)))
+"""The arguments as a tuple: the fields are in the order of the operator's schema."""
+
+
+def sample_streams(logits: torch.Tensor, arguments: SampleArguments) -> None:
+    """Sample one token per group and stream and write it to ``arguments.tokens``.
+
+    No element of an argument is read on the host, and nothing is allocated.
+
+    Args:
+        logits: [N, K, C] float32, bfloat16 or float16, contiguous in its last dimension.
+        arguments: the rest.
 
     Raises:
         RuntimeError: a tensor has a wrong shape, type or device; the message names it.
         ImportError: the installed package has no compiled operators.
     """
     load_extension()
-    torch.ops.unison.guided_multistream_sample.default(
-        logits,
-        candidate_ids,
-        masks,
-        mask_index,
-        temperature,
-        top_k,
-        top_p,
-        seed,
-        position,
-        first_stream,
-        forced,
-        tokens,
-        sources,
-        weights,
-        rows,
-        slots,
-        log_probability,
-    )
-
-
-def multistream_sample(
-    logits: torch.Tensor,
-    candidate_ids: torch.Tensor,
-    masks: torch.Tensor,
-    mask_index: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
-    first_stream: int,
-    forced: torch.Tensor,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Sample rows that are groups of their own: one lane with weight 1 each.
-
-    Args:
-        logits: [R, K, C] float32, bfloat16 or float16, 1 <= C <= 2^18, contiguous in C.
-        candidate_ids: [K, C] int32, contiguous; the token of each candidate, -1 for padding.
-        masks: [M, K, C] bool, contiguous; True where a candidate is allowed.
-        mask_index: [R] int32, the row's mask; -1 allows every candidate.
-        temperature: [R, K] float32; 0 is greedy.
-        top_k: [R, K] int32; 0 (or C and more) is off.
-        top_p: [R, K] float32; 1 is off.
-        seed: [R] int64, all 64 bits are used.
-        position: [R] int64, absolute position of the emitted token.
-        first_stream: number of the stream in column 0.
-        forced: [R, K] int32, a token to emit as it is, -1 to sample, -2 to leave what is in `out`.
-        out: [R, K] int32 to write into; allocated, filled with -1, if None.
-
-    Returns:
-        [R, K] int32 tokens; -1 where an item cannot be sampled.
-
-    Raises:
-        RuntimeError: a tensor has a wrong shape, type or device; the message names it.
-        ImportError: the installed package has no compiled operators.
-    """
-    if out is None:
-        out = torch.full(logits.shape[:2], -1, dtype=torch.int32, device=logits.device)
-    guided_multistream_sample(
-        logits,
-        candidate_ids,
-        masks,
-        mask_index,
-        temperature,
-        top_k,
-        top_p,
-        seed,
-        position,
-        first_stream,
-        forced,
-        out,
-    )
-    return out
-
-
-__all__ = [
-    "MAX_CANDIDATES",
-    "guided_multistream_sample",
-    "load_extension",
-    "multistream_sample",
-    "sample_reference",
-]
+    torch.ops.unison.sample_streams.default(logits, *_in_order(arguments))

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guided multi-stream sampler's definition, in plain PyTorch.
+"""The definition of the multi-stream sampler, in plain PyTorch.
 
-The C++ and CUDA operators must give the same tokens, bit for bit. One *item* is one stream of one
-group. A group is one or more rows of the step's batch, its lanes: it is sampled once, with the
-settings of its first row, and all its rows get the token. Its logits are the weighted sum of some
-rows of `logits`, multiplied and added in float32, lane by lane in the order given. A request
-without guidance is a group of one lane with weight 1.
+The C++ and CUDA operators give the same tokens, bit for bit. One *item* is one stream of one group.
+It is sampled from one row of the logits, with the settings of the group's first batch row, and all
+rows of the group get the token.
 
-With float32 arithmetic throughout, and "allowed" meaning that the candidate is not padding and
-the row's mask admits it, an item is decided as follows; the first rule that applies holds.
+Arithmetic is in float32, and a candidate is "allowed" if it is not padding and the row's mask
+admits it. The first rule that applies decides an item:
 
 1. A forced token is emitted as it is; the logits are not looked at. A forced value below -1 leaves
-   the outputs as they are: another call decides the item.
-2. A mask index outside [-1, M), no settings, no lane, an allowed logit that is NaN or +inf, or no
-   allowed logit above -inf: the token is -1. The caller fails the request. Merged logits count.
+   the output as it is: another call decides the item.
+2. The token is -1, and the caller fails the request, where the mask index is outside [-1, M), the
+   item has no settings or no row of logits, an allowed logit is NaN or +inf, or no allowed logit is
+   above -inf.
 3. Greedy, where the temperature is not above 0: the largest allowed logit.
 4. Scores are x = logit / temperature. If the largest x overflows to an infinity, decide greedily,
    which is the limit of a falling temperature.
@@ -24,28 +23,16 @@ the row's mask admits it, an item is decided as follows; the first rule that app
 7. Of the candidates left, the largest x + noise, with the candidate's own Gumbel noise.
 
 Every tie goes to the lowest candidate index. Nothing here depends on a sorting order, on the order
-of a floating-point sum (but the lanes', whose order is given) or on other items. Candidates with
-x = -inf are never chosen.
-
-The log-probability, where asked for, is that of the token under the softmax of the merged allowed
-logits, before temperature and filters: (logit - largest) - log(sum of w / 2^30) with the weights of
-rule 6 at temperature 1. It is 0 for a forced token and NaN for one that cannot be sampled.
+of a floating-point sum or on other items. Candidates with x = -inf are never chosen.
 """
 
 from __future__ import annotations
 
 import torch
 
-from vllm.multistream.sampling.deterministic_math import (
-    WEIGHT_SCALE,
-    deterministic_log,
-    gumbel_noise,
-    integer_weight,
-)
-from vllm.multistream.sampling.philox import candidate_words
-
-MAX_CANDIDATES = 1 << 18
-"""Largest C: integer weights of so many candidates sum without error in float64."""
+from vllm.unison.ops.deterministic_math import gumbel_noise, integer_weight
+from vllm.unison.ops.philox import candidate_words
+from vllm.unison.ops.sample import MAX_CANDIDATES, SampleArguments
 
 
 def _first_argmax(values: torch.Tensor) -> torch.Tensor:
@@ -61,8 +48,8 @@ def _allowed(
     everything = torch.ones((1, *candidate_ids.shape), dtype=torch.bool, device=masks.device)
     nothing = torch.zeros_like(everything)
     table = torch.cat([nothing, everything, masks])
-    known = (mask_index >= -1) & (mask_index < masks.shape[0])
-    return table[torch.where(known, mask_index + 2, 0).long()] & (candidate_ids >= 0)
+    exists = (mask_index >= -1) & (mask_index < masks.shape[0])
+    return table[torch.where(exists, mask_index + 2, 0).long()] & (candidate_ids >= 0)
 
 
 def _keep_top_k(scores: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
@@ -88,33 +75,6 @@ def _keep_top_p(scores: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(keep).scatter(-1, order, keep)
 
 
-def merge_logits(
-    logits: torch.Tensor, sources: torch.Tensor, weights: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weighted sums over lanes.
-
-    Args:
-        logits: [N, K, C].
-        sources: [G, K, S] int64 rows of `logits`; what is no row is no lane.
-        weights: [G, K, S] float32.
-
-    Returns:
-        [G, K, C] float32 merged logits, and [G, K] bool whether the item has a lane.
-    """
-    num_groups, num_streams = sources.shape[:2]
-    merged = torch.zeros((num_groups, num_streams, logits.shape[2]), device=logits.device)
-    has_lane = torch.zeros((num_groups, num_streams), dtype=torch.bool, device=logits.device)
-    columns = torch.arange(num_streams, device=logits.device)
-    for lane in range(sources.shape[2] if len(logits) else 0):
-        rows = sources[..., lane]
-        exists = (rows >= 0) & (rows < len(logits))
-        term = logits[torch.where(exists, rows, 0), columns].float() * weights[..., lane, None]
-        total = torch.where(has_lane[..., None], merged + term, term)
-        merged = torch.where(exists[..., None], total, merged)
-        has_lane |= exists
-    return merged, has_lane
-
-
 def _choose(
     logits: torch.Tensor,
     candidate_ids: torch.Tensor,
@@ -125,13 +85,13 @@ def _choose(
     seed: torch.Tensor,
     position: torch.Tensor,
     first_stream: int,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens [G, K], -1 where an item cannot be sampled, and their log-probabilities."""
+) -> torch.Tensor:
+    """Tokens [G, K], -1 where an item cannot be sampled."""
     num_streams, num_candidates = logits.shape[1:]
     unusable = (allowed & (logits.isnan() | (logits == torch.inf))).any(-1)
     logits = torch.where(allowed, logits, -torch.inf)
     unusable |= ~(logits > -torch.inf).any(-1)
-    # Rows that fail are decided by rule 2; a harmless value keeps NaN out of the rest.
+    # Rule 2 decides these items; a harmless value keeps NaN out of the rest.
     logits = torch.where(unusable.unsqueeze(-1), 0.0, logits)
 
     sampled = temperature > 0
@@ -148,147 +108,57 @@ def _choose(
 
     choice = torch.where(sampled, _first_argmax(noisy), _first_argmax(logits))
     columns = torch.arange(num_streams, device=logits.device)
-    tokens = torch.where(unusable, -1, candidate_ids[columns, choice]).to(torch.int32)
-
-    largest = logits.max(dim=-1, keepdim=True).values
-    total = torch.where(logits == -torch.inf, 0, integer_weight(logits, largest)).sum(-1)
-    log_total = deterministic_log(total.to(torch.float32) * (1 / WEIGHT_SCALE))
-    own = logits.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
-    log_probability = (own - largest.squeeze(-1)) - log_total
-    return tokens, torch.where(unusable, torch.nan, log_probability)
+    return torch.where(unusable, -1, candidate_ids[columns, choice]).to(torch.int32)
 
 
-def guided_multistream_sample_oracle(
-    logits: torch.Tensor,
-    candidate_ids: torch.Tensor,
-    masks: torch.Tensor,
-    mask_index: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
-    first_stream: int,
-    forced: torch.Tensor,
-    tokens: torch.Tensor,
-    sources: torch.Tensor | None = None,
-    weights: torch.Tensor | None = None,
-    rows: torch.Tensor | None = None,
-    slots: torch.Tensor | None = None,
-    log_probability: torch.Tensor | None = None,
-) -> None:
-    """Sample one token per group and stream; see the module's docstring for the rules.
+def sample_streams_reference(logits: torch.Tensor, arguments: SampleArguments) -> None:
+    """The definition of :func:`vllm.unison.ops.sample.sample_streams`, bit for bit.
 
-    Args:
-        logits: [N, K, C] float32, bfloat16 or float16, 1 <= C <= 2^18.
-        candidate_ids: [K, C] int32, the token of each candidate; -1 marks padding.
-        masks: [M, K, C] bool, True where a candidate is allowed.
-        mask_index: [R] int32, the row's mask; -1 allows every candidate.
-        temperature: [slots, K] float32; 0 is greedy.
-        top_k: [slots, K] int32; 0 (or C and more) is off.
-        top_p: [slots, K] float32; 1 is off.
-        seed: [slots] int64, all 64 bits are used.
-        position: [R] int64, absolute position of the emitted token.
-        first_stream: number of the stream in column 0; column k is stream first_stream + k.
-        forced: [R, K] int32, a token to emit as it is, -1 to sample, -2 to leave the outputs.
-        tokens: [R, K] int32, written.
-        sources: [G, K, S] int64 rows of `logits` that an item merges, in order; an index that is no
-            row, such as -1, is no lane. None: group g has row g alone, G = N.
-        weights: [G, K, S] float32, given with `sources`.
-        rows: [G, L] int64 rows that get a group's tokens, distinct; the first one's settings count.
-            An index that is no row is none, and a group without a first one is left out.
-            None: group g is row g, R = G.
-        slots: [R] int64, where in `temperature`, `top_k`, `top_p` and `seed` a row's settings are.
-            None: row r has slot r.
-        log_probability: [R, K] float32, written like `tokens`; None if not asked for.
+    Raises:
+        ValueError: the logits have no candidates or more than MAX_CANDIDATES.
     """
     num_candidates = logits.shape[2]
     if not 1 <= num_candidates <= MAX_CANDIDATES:
         raise ValueError(
             f"logits has {num_candidates} candidates; accepted are 1 to {MAX_CANDIDATES}"
         )
-    if sources is None or weights is None:
-        merged = logits.float()
-        has_lane = torch.ones(logits.shape[:2], dtype=torch.bool, device=logits.device)
-    else:
-        merged, has_lane = merge_logits(logits, sources, weights)
-    num_groups = len(merged)
-    if rows is None:
-        rows = torch.arange(num_groups, device=logits.device)[:, None]
-    num_rows = len(tokens)
+    tokens, logit_rows, rows = arguments.tokens, arguments.logit_rows, arguments.rows
+    if logit_rows is None:
+        logit_rows = torch.arange(len(logits), device=logits.device)[:, None]
+        logit_rows = logit_rows.expand(-1, logits.shape[1])
+    num_groups, num_rows = len(logit_rows), len(tokens)
     if num_groups == 0 or num_rows == 0:
         return
+    if rows is None:
+        rows = torch.arange(num_groups, device=logits.device)[:, None]
     is_row = (rows >= 0) & (rows < num_rows)
     rows = torch.where(is_row, rows, 0)
     first = rows[:, 0]
-    slot = first if slots is None else slots[first]
-    has_slot = (slot >= 0) & (slot < len(temperature))
+    slot = first if arguments.slots is None else arguments.slots[first]
+    has_slot = (slot >= 0) & (slot < len(arguments.temperature))
     slot = torch.where(has_slot, slot, 0)
-    usable = has_lane & has_slot[:, None]
-    allowed = _allowed(candidate_ids, masks, mask_index[first]) & usable[..., None]
-    chosen, chosen_log_probability = _choose(
-        merged,
-        candidate_ids,
-        allowed,
-        temperature[slot],
-        top_k[slot],
-        top_p[slot],
-        seed[slot],
-        position[first],
-        first_stream,
+    has_logits = (logit_rows >= 0) & (logit_rows < len(logits))
+    usable = has_logits & has_slot[:, None]
+    if len(logits):
+        columns = torch.arange(logits.shape[1], device=logits.device)
+        own_logits = logits[torch.where(has_logits, logit_rows, 0), columns].float()
+    else:
+        own_logits = logits.new_zeros((*logit_rows.shape, num_candidates)).float()
+    allowed = _allowed(arguments.candidate_ids, arguments.masks, arguments.mask_index[first])
+    chosen = _choose(
+        own_logits,
+        arguments.candidate_ids,
+        allowed & usable[..., None],
+        arguments.temperature[slot],
+        arguments.top_k[slot],
+        arguments.top_p[slot],
+        arguments.seed[slot],
+        arguments.position[first],
+        arguments.first_stream,
     )
-    given = forced[first]
-    chosen = torch.where(given >= 0, given, chosen)
-    chosen_log_probability = torch.where(given >= 0, 0.0, chosen_log_probability)
+    forced = arguments.forced[first]
+    chosen = torch.where(forced >= 0, forced, chosen)
     for place in range(rows.shape[1]):
-        group, stream = torch.where((is_row[:, place] & is_row[:, 0])[:, None] & (given >= -1))
+        is_written = (is_row[:, place] & is_row[:, 0])[:, None] & (forced >= -1)
+        group, stream = torch.where(is_written)
         tokens[rows[group, place], stream] = chosen[group, stream]
-        if log_probability is not None:
-            values = chosen_log_probability[group, stream]
-            log_probability[rows[group, place], stream] = values
-
-
-def multistream_sample_oracle(
-    logits: torch.Tensor,
-    candidate_ids: torch.Tensor,
-    masks: torch.Tensor,
-    mask_index: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    seed: torch.Tensor,
-    position: torch.Tensor,
-    first_stream: int,
-    forced: torch.Tensor,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Sample rows that are groups of their own: one lane with weight 1 each.
-
-    Args:
-        logits: [R, K, C].
-        temperature, top_k, top_p: [R, K].
-        seed: [R].
-        out: [R, K] int32 to write into; allocated, filled with -1, if None.
-
-    The other arguments are those of :func:`guided_multistream_sample_oracle`.
-
-    Returns:
-        [R, K] int32 tokens, -1 where an item cannot be sampled.
-    """
-    if out is None:
-        out = torch.full(logits.shape[:2], -1, dtype=torch.int32, device=logits.device)
-    guided_multistream_sample_oracle(
-        logits,
-        candidate_ids,
-        masks,
-        mask_index,
-        temperature,
-        top_k,
-        top_p,
-        seed,
-        position,
-        first_stream,
-        forced,
-        out,
-    )
-    return out
