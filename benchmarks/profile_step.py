@@ -5,11 +5,11 @@
 
 Guided requests decode on a random model of 8 streams, and plain ones, two per guided request, for
 comparison: first as `LLM.generate` runs them, whose callers want the final output only; then
-streamed, with an output per step. Every part is a method of the engine that is timed from outside; time counts for the
-innermost part that runs, so the parts add up to the step. A step more counts the PyTorch operators
-that each part calls. The timers themselves cost about a microsecond per call, and count for the
-parts that they time. The kinds take turns in several rounds; given are medians of the rounds, and
-the range of the shares.
+streamed, with an output per step. Every part is a method of the engine that is timed from outside;
+time counts for the innermost part that runs, so the parts add up to the step. A step more counts
+the PyTorch operators that each part calls. The timers themselves cost about a microsecond per call,
+and count for the parts that they time. The kinds take turns in several rounds; given are medians of
+the rounds, and the range of the shares.
 
 "Outside" is all but the backbone's forward: heads, sampling, preparation, scheduling and outputs.
 """
@@ -118,10 +118,10 @@ def instrument(engine: Any, timer: PartTimer) -> None:
     import vllm.multistream.worker.repeated_step as repeated_step_module
     import vllm.multistream.worker.sampler as sampler_module
 
-    timer.wrap(sampler_module, "merge_lanes", "lane merge")
-    timer.wrap(sampler_module, "guided_multistream_sample", "sampling")
-    timer.wrap(repeated_step_module, "guided_multistream_sample", "sampling")
-    timer.wrap(repeated_step_module.RepeatedHead, "read", "lane merge")
+    timer.wrap(sampler_module, "cfg_merge", "CFG merge")
+    timer.wrap(sampler_module, "sample_streams", "sampling")
+    timer.wrap(repeated_step_module, "sample_streams", "sampling")
+    timer.wrap(repeated_step_module.RepeatedHead, "read", "CFG merge")
 
 
 def count_operators(timer: PartTimer) -> Any:
