@@ -16,7 +16,7 @@ pip := $(bin)/python -m pip -qq --disable-pip-version-check --no-input
 pip_install := $(pip) install --progress-bar off
 
 fork_inputs := setup.py CMakeLists.txt pyproject.toml upstream.toml requirements/dev.txt \
-	$(wildcard tools/fork/*.py) $(wildcard csrc/*) $(wildcard patches/*/*.patch)
+	$(wildcard tools/fork/*.py) $(wildcard csrc/*/*) $(wildcard patches/*/*.patch)
 
 .PHONY: build demo test upstream-tests lint format cuda-objects clean
 .DELETE_ON_ERROR:

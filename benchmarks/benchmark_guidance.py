@@ -143,7 +143,7 @@ class Side:
         if kind == "naive":
             runner = self.engine.model_executor.driver_worker.worker.model_runner
             merge_pairs_by_hand(runner)
-            self._hooked = [(runner, "_sample_streams"), (runner.model, "audio_logits")]
+            self._hooked = [(runner.adapter.worker, "_sample"), (runner.model, "audio_logits")]
 
     def step(self, count: int, num_steps: int) -> float:
         """Median milliseconds of a decode step with `count` requests (or pairs) running."""

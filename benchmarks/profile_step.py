@@ -118,10 +118,9 @@ def instrument(engine: Any, timer: PartTimer) -> None:
     import vllm.unison.sampler.sampling_plan as sampling_plan
     import vllm.unison.sampler.stream_sampler as stream_sampler
 
-    timer.wrap(stream_sampler, "merge_lanes", "lane merge")
-    timer.wrap(stream_sampler, "guided_multistream_sample", "sampling")
-    timer.wrap(sampling_plan, "guided_multistream_sample", "sampling")
-    timer.wrap(sampling_plan, "merge_lanes", "lane merge")
+    for module in (stream_sampler, sampling_plan):
+        timer.wrap(module, "cfg_merge", "CFG merge")
+        timer.wrap(module, "sample_streams", "sampling")
 
 
 def count_operators(timer: PartTimer) -> Any:

@@ -368,7 +368,7 @@ def sampling(report: Report, cuda: Report | None) -> str:
 
 
 def operators(report: Report, cuda: Report | None) -> str:
-    """Each operator over sizes, then the two ways of merging lanes."""
+    """Each operator over sizes."""
     on_cuda = {(row["operator"], row["size"]): row for row in cuda["operators"]} if cuda else {}
 
     def microseconds(row: Mapping[str, Any] | None, key: str, digits: int = 1) -> str:
@@ -403,21 +403,6 @@ def operators(report: Report, cuda: Report | None) -> str:
                         microseconds(on_cuda.get((row["operator"], row["size"])), "operator_ms"),
                     )
                     for row in report["operators"]
-                ],
-            ),
-            "Two ways to merge the two lanes of each group, from hidden states to tokens: the "
-            "hidden states before the heads (as the engine does), or the logits in the sampler.",
-            table(
-                ["width", "groups", "hidden states, ms", "logits, ms", "hidden states / logits"],
-                [
-                    (
-                        row["hidden_size"],
-                        row["groups"],
-                        f"{row['hidden_states_ms']:.3f}",
-                        f"{row['logits_ms']:.3f}",
-                        f"{row['hidden_states_over_logits']:.3f}",
-                    )
-                    for row in report["merging"]
                 ],
             ),
         ]

@@ -4,12 +4,9 @@
     python benchmarks/kernels/benchmark_operators.py --output-json operators.json
 
 Each operator is compared with the composition of PyTorch operators that does the same, both called
-in turns in one process; reported are medians, their ratio, the bytes and operations that the
+alternately in one process; reported are medians, their ratio, the bytes and operations that the
 operator must touch and compute, and the floor that these give (see floors.py). Sampling has a
 script of its own, benchmark_sampling.py.
-
-Last, the two ways to merge the lanes of N groups, from hidden states to tokens: hidden states
-before the heads, and logits within the sampler.
 """
 
 from __future__ import annotations
@@ -34,17 +31,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from floors import Machine, measure_machine
 from hardware import describe_machine
 
-from vllm.multistream.extension import load_extension
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.phases import PhaseTable, StateKind
 from vllm.multistream.random_checkpoint import stream_layout
-from vllm.multistream.row_sums import merge_lanes, multistream_embed
-from vllm.multistream.sampling import guided_multistream_sample
-from vllm.unison.sampler.phase_machine import (
-    PhaseMachine,
-    gather_streams,
-    gather_streams_reference,
-)
+from vllm.unison.ops.cfg_merge import cfg_merge
+from vllm.unison.ops.embed import embed_streams
+from vllm.unison.ops.extension import load_extension
+from vllm.unison.ops.phase_step import gather_ids, gather_ids_reference
+from vllm.unison.sampler.phase_machine import PhaseMachine
 from vllm.unison.sampler.slot_table import SlotTable
 
 STREAMS = 8
@@ -82,12 +76,12 @@ def median_times(sides: list[Callable[[], object]], repeats: int) -> list[float]
 
 
 def compose_merge(
-    values: torch.Tensor, sources: torch.Tensor, weights: torch.Tensor
+    values: torch.Tensor, members: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """merge_lanes by PyTorch operators."""
-    merged = values[sources[:, 0]].float() * weights[:, :1]
-    for lane in range(1, sources.shape[1]):
-        merged += values[sources[:, lane]].float() * weights[:, lane, None]
+    """cfg_merge by PyTorch operators."""
+    merged = values[members[:, 0]].float() * weights[:, :1]
+    for lane in range(1, members.shape[1]):
+        merged += values[members[:, lane]].float() * weights[:, lane, None]
     return merged.to(values.dtype)
 
 
@@ -98,27 +92,27 @@ def compose_embedding(
     row_of: torch.Tensor,
     others: torch.Tensor,
 ) -> torch.Tensor:
-    """multistream_embed by PyTorch operators: the bag gathers no intermediate either."""
+    """embed_streams by PyTorch operators: the bag gathers no intermediate either."""
     rows = row_of[others.long()]
     bag = F.embedding_bag(rows, auxiliary, mode="sum", padding_idx=0)
     return F.embedding(ids, table) + bag
 
 
 def merge_cases(device: str) -> Iterator[Case]:
-    """Lanes of hidden states."""
+    """The CFG merge of hidden states."""
     for groups, lanes, width in ((1, 2, 1024), (32, 2, 256), (32, 2, 1024), (32, 3, 4096)):
         for dtype in (torch.bfloat16, torch.float32):
             values = torch.randn(groups * lanes, width, device=device).to(dtype)
-            sources = torch.arange(groups * lanes, device=device).view(groups, lanes)
+            members = torch.arange(groups * lanes, device=device).view(groups, lanes)
             weights = torch.randn(groups, lanes, device=device)
 
             yield Case(
-                "merge_lanes",
+                "cfg_merge",
                 f"{groups} groups x {lanes} lanes x {width}, {str(dtype)[6:]}",
                 groups * (lanes + 1) * width * values.element_size(),
                 2 * groups * lanes * width,
-                partial(merge_lanes, values, sources, weights),
-                partial(compose_merge, values, sources, weights),
+                partial(cfg_merge, values, members, weights),
+                partial(compose_merge, values, members, weights),
             )
 
 
@@ -134,17 +128,17 @@ def embedding_cases(device: str) -> Iterator[Case]:
         others = torch.randint(0, vocabulary, (tokens, STREAMS - 1), device=device).int()
 
         yield Case(
-            "multistream_embed",
+            "embed_streams",
             f"{tokens} tokens x {STREAMS} streams x {width}, bfloat16",
             tokens * ((STREAMS + 1) * width * 2 + STREAMS * 4 + (STREAMS - 1) * 4),
             tokens * STREAMS * width,
-            partial(multistream_embed, table, ids, None, auxiliary, row_of, others),
+            partial(embed_streams, table, ids, None, auxiliary, row_of, others),
             partial(compose_embedding, table, ids, auxiliary, row_of, others),
         )
 
 
 def phase_cases(device: str) -> Iterator[Case]:
-    """The phase rule's operators."""
+    """The operators of the phase step."""
     layout = StreamLayout.from_dict(stream_layout(STREAMS, codebook_size=CODEBOOK))
     table = PhaseTable(layout)
     for rows in (2, 64):
@@ -160,22 +154,22 @@ def phase_cases(device: str) -> Iterator[Case]:
         index = torch.arange(rows, device=device).int()
         size = f"{rows} rows x {STREAMS} streams"
         # Row: slot, position, five numbers of the slot; forced, tokens and mask index are written.
-        begin_bytes = rows * (7 * 8 + (2 * STREAMS + 2) * 4)
+        constrain_bytes = rows * (7 * 8 + (2 * STREAMS + 2) * 4)
         yield Case(
-            "begin_streams",
+            "constrain_streams",
             size,
-            begin_bytes,
+            constrain_bytes,
             rows * STREAMS * 8,
             partial(rule.constrain, position),
             partial(rule.constrain_reference, position),
         )
         # Row: slot, position, discard; four numbers of the slot, three of them written; tokens read
         # and written to the history; the outcome written.
-        advance_bytes = rows * (2 * 8 + 1 + 7 * 8 + 2 * STREAMS * 4 + 3 * 8)
+        commit_bytes = rows * (2 * 8 + 1 + 7 * 8 + 2 * STREAMS * 4 + 3 * 8)
         yield Case(
-            "advance_streams",
+            "commit_streams",
             size,
-            advance_bytes,
+            commit_bytes,
             rows * (STREAMS * 2 + 30),
             partial(rule.commit, position, discard, tokens, None),
             partial(rule.commit_reference, position, discard, tokens, None),
@@ -187,8 +181,8 @@ def phase_cases(device: str) -> Iterator[Case]:
             size,
             gather_bytes,
             rows * STREAMS,
-            partial(gather_streams, *arguments),
-            partial(gather_streams_reference, *arguments),
+            partial(gather_ids, *arguments),
+            partial(gather_ids_reference, *arguments),
         )
 
 
@@ -204,59 +198,6 @@ def measure_case(case: Case, machine: Machine, repeats: int) -> dict[str, Any]:
         "operator_ms": round(compiled, 5),
         "composition_ms": round(composed, 5),
         "times_faster": round(composed / compiled, 2),
-    }
-
-
-def compare_merges(groups: int, width: int, device: str, repeats: int) -> dict[str, Any]:
-    """Hidden states merged before the heads, against logits merged in the sampler."""
-    columns = STREAMS * CODEBOOK
-    hidden = torch.randn(2 * groups, width, device=device).bfloat16()
-    head = (torch.randn(columns, width, device=device) * 0.02).bfloat16()
-    lanes = torch.arange(2 * groups, device=device).view(groups, 2)
-    weights = torch.tensor([3.0, -2.0], device=device).expand(groups, 2).contiguous()
-    candidate_ids = torch.arange(columns, dtype=torch.int32, device=device)
-    tokens = torch.empty((2 * groups, STREAMS), dtype=torch.int32, device=device)
-    shape = (2 * groups, STREAMS)
-    common = {
-        "candidate_ids": candidate_ids.view(STREAMS, CODEBOOK),
-        "masks": torch.ones((0, STREAMS, CODEBOOK), dtype=torch.bool, device=device),
-        "mask_index": torch.full((2 * groups,), -1, dtype=torch.int32, device=device),
-        "temperature": torch.full(shape, 0.8, device=device),
-        "top_k": torch.full(shape, 30, dtype=torch.int32, device=device),
-        "top_p": torch.ones(shape, device=device),
-        "seed": torch.arange(2 * groups, device=device),
-        "position": torch.full((2 * groups,), 100, device=device),
-        "first_stream": 0,
-        "forced": torch.full(shape, -1, dtype=torch.int32, device=device),
-        "tokens": tokens,
-        "rows": lanes,
-        "slots": torch.arange(2 * groups, device=device),
-    }
-
-    def before_heads() -> None:
-        logits = F.linear(merge_lanes(hidden, lanes, weights), head)
-        guided_multistream_sample(logits.view(groups, STREAMS, CODEBOOK), **common)  # type: ignore[arg-type]
-
-    expanded = (groups, STREAMS, 2)
-    sources = lanes[:, None].expand(expanded)
-    lane_weights = weights[:, None].expand(expanded)
-
-    def in_sampler() -> None:
-        logits = F.linear(hidden, head)
-        guided_multistream_sample(
-            logits.view(2 * groups, STREAMS, CODEBOOK),
-            **common,  # type: ignore[arg-type]
-            sources=sources,
-            weights=lane_weights,
-        )
-
-    hidden_ms, logits_ms = median_times([before_heads, in_sampler], repeats)
-    return {
-        "groups": groups,
-        "hidden_size": width,
-        "hidden_states_ms": round(hidden_ms, 4),
-        "logits_ms": round(logits_ms, 4),
-        "hidden_states_over_logits": round(hidden_ms / logits_ms, 3),
     }
 
 
@@ -283,7 +224,6 @@ def main() -> None:
         "clock": clock.__name__,
         "floor": asdict(machine),
         "operators": [],
-        "merging": [],
     }
     if options.device == "cuda":
         report["machine"]["accelerator"] = torch.cuda.get_device_name()
@@ -298,16 +238,6 @@ def main() -> None:
                 f"{row['operator'] + ', ' + row['size']:<62} {row['floor_ms'] * 1e3:>6.1f}us "
                 f"{row['operator_ms'] * 1e3:>7.1f}us {row['composition_ms'] * 1e3:>6.1f}us "
                 f"{row['times_faster']:>6.1f}x"
-            )
-    print("\nmerging lanes, from hidden states to tokens")
-    for width in (256, 1024):
-        for groups in (1, 2, 4, 8, 16, 32):
-            row = compare_merges(groups, width, options.device, options.repeats)
-            report["merging"].append(row)
-            print(
-                f"{groups:>3} groups, {width} wide: "
-                f"hidden states {row['hidden_states_ms']:.3f} ms, "
-                f"logits {row['logits_ms']:.3f} ms, ratio {row['hidden_states_over_logits']}"
             )
     if options.output_json:
         options.output_json.write_text(json.dumps(report, indent=2) + "\n")

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from floors import Machine, measure_machine
 from hardware import describe_machine
 
-from vllm.multistream.sampling import multistream_sample
+from vllm.unison.ops.sample import SampleArguments, sample_streams
 
 
 @dataclass(frozen=True)
@@ -136,30 +136,23 @@ def run(case: Case, repeats: int, device: str, machine: Machine) -> Result:
     candidate_ids = torch.arange(case.streams * case.candidates, dtype=torch.int32, device=device)
     candidate_ids = candidate_ids.view(case.streams, case.candidates)
     masks = (torch.rand((1, *shape[1:]), generator=generator) < 0.9).to(device)
-    mask_index = torch.zeros(case.rows, dtype=torch.int32, device=device)
     temperature = torch.full(items, 0.8, device=device)
-    top_k = torch.full(items, case.top_k, dtype=torch.int32, device=device)
-    top_p = torch.full(items, case.top_p, device=device)
-    seed = torch.arange(case.rows, device=device)
-    position = torch.arange(case.rows, device=device) + 100
-    forced = torch.full(items, -1, dtype=torch.int32, device=device)
-    out = torch.empty(items, dtype=torch.int32, device=device)
+    arguments = SampleArguments(
+        candidate_ids=candidate_ids,
+        masks=masks,
+        mask_index=torch.zeros(case.rows, dtype=torch.int32, device=device),
+        temperature=temperature,
+        top_k=torch.full(items, case.top_k, dtype=torch.int32, device=device),
+        top_p=torch.full(items, case.top_p, device=device),
+        seed=torch.arange(case.rows, device=device),
+        position=torch.arange(case.rows, device=device) + 100,
+        first_stream=0,
+        forced=torch.full(items, -1, dtype=torch.int32, device=device),
+        tokens=torch.empty(items, dtype=torch.int32, device=device),
+    )
     operator_ms, composition_ms = median_times(
         [
-            lambda: multistream_sample(
-                logits,
-                candidate_ids,
-                masks,
-                mask_index,
-                temperature,
-                top_k,
-                top_p,
-                seed,
-                position,
-                0,
-                forced,
-                out,
-            ),
+            lambda: sample_streams(logits, arguments),
             lambda: composition(
                 logits, candidate_ids, masks[0], temperature, case.top_k, case.top_p
             ),

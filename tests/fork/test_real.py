@@ -63,7 +63,7 @@ def test_upstream_checkout_becomes_the_fork(copy: Project, tmp_path: Path) -> No
     git(tmp_path, "clone", "-q", "--shared", str(copy.tree(release)), "checkout")
     checkout = tmp_path / "checkout"
     git(checkout, "reset", "-q", "--hard", "upstream")
-    assert apply_to_checkout(copy, release, checkout) == bool(list(copy.csrc.glob("*.cpp")))
+    assert apply_to_checkout(copy, release, checkout) == bool(list(copy.csrc.rglob("*.cpp")))
     patches = len(patch_files(copy.patches(release)))
     assert len(git(checkout, "rev-list", "upstream..HEAD").split()) == patches + 1
     assert git(checkout, "status", "--porcelain") == ""
@@ -99,10 +99,10 @@ def test_import_from_the_repository_root_finds_the_installed_fork() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_nvcc() is None, reason="nvcc is not installed")
-@pytest.mark.skipif(not list(REAL.csrc.glob("*.cu")), reason="there are no CUDA sources")
+@pytest.mark.skipif(not list(REAL.csrc.rglob("*.cu")), reason="there are no CUDA sources")
 def test_cuda_sources_compile_for_every_architecture() -> None:
     objects = build_cuda_objects(REAL)
-    assert len(objects) == len(list(REAL.csrc.glob("*.cu")))
+    assert len(objects) == len(list(REAL.csrc.rglob("*.cu")))
     lister = shutil.which("cuobjdump") or shutil.which("cuobjdump", path="/usr/local/cuda/bin")
     if lister:
         for path in objects:

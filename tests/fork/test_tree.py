@@ -247,7 +247,7 @@ def test_another_archive_needs_another_tree(patched: Toy) -> None:
 def test_user_checkout_becomes_the_fork(
     patched: Toy, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    patched.write({"csrc/op.cpp": "int op;\n", "CMakeLists.txt": "project(unison)\n"})
+    patched.write({"csrc/ops/op.cpp": "int op;\n", "CMakeLists.txt": "project(unison)\n"})
     checkout = tmp_path / "checkout"
     git(tmp_path, "clone", "-q", str(patched.project.tree(patched.project.release())), "checkout")
     git(checkout, "reset", "-q", "--hard", "upstream")
@@ -261,7 +261,7 @@ def test_user_checkout_becomes_the_fork(
     ]
     assert git(checkout, "status", "--porcelain") == ""
     assert (checkout / "vllm/speech/__init__.py").read_text() == "SPEECH = 1\n"
-    assert (checkout / "csrc/unison/op.cpp").exists()
+    assert (checkout / "csrc/unison/ops/op.cpp").exists()
     assert (
         "find_package(Torch REQUIRED)\nadd_subdirectory(csrc/unison)\n"
         in (checkout / "CMakeLists.txt").read_text()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm.guidance.rows import GuidedGroup
-from vllm.multistream.row_sums import merge_lanes
+from vllm.unison.ops.cfg_merge import cfg_merge
 from vllm.unison.sampler.batch_groups import GuidedBatch
 
 CPU = torch.device("cpu")
@@ -105,7 +105,7 @@ def test_rows_without_guidance_are_lanes_of_weight_one(seed: int) -> None:
     groups, row_of = random_groups(random.Random(seed))
     lanes = GuidedBatch(groups, row_of, len(row_of), CPU).groups
     values = torch.randn(len(row_of), 11).bfloat16()
-    merged = merge_lanes(values, lanes.members, lanes.weights)
+    merged = cfg_merge(values, lanes.members, lanes.weights)
     guided = {row_of[group.lane_ids[0]] for group in groups}
     for place, row in enumerate(lanes.first_rows.tolist()):
         if row not in guided:

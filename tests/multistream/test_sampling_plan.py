@@ -17,7 +17,7 @@ from tests.multistream.test_step_sampler import FakeModel
 from tests.multistream.test_stream_step import MAX_MODEL_LEN, everything, random_state
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.random_checkpoint import stream_layout
-from vllm.multistream.sampling import load_extension
+from vllm.unison.ops.extension import load_extension
 from vllm.unison.sampler.batch_groups import BatchGroups
 from vllm.unison.sampler.stream_sampler import StreamSampler
 

@@ -17,9 +17,10 @@ from vllm.multistream.heads import Heads
 from vllm.multistream.layout import PhaseKind, StreamLayout
 from vllm.multistream.phases import NO_TOKEN, Finish, PhaseTable, StateKind
 from vllm.multistream.prompts import lay_out
-from vllm.multistream.sampling import load_extension
-from vllm.multistream.sampling.oracle import multistream_sample_oracle
 from vllm.sampling_params import SamplingParams
+from vllm.unison.ops.extension import load_extension
+from vllm.unison.ops.sample import SampleArguments
+from vllm.unison.ops.sample_reference import sample_streams_reference
 from vllm.unison.sampler.slot_table import SlotTable
 from vllm.unison.sampler.stream_sampler import StreamSampler
 
@@ -81,7 +82,7 @@ def audio_candidates(layout: StreamLayout, stream: int) -> list[int]:
 def choose(
     request: Request, position: int, stream: int, allowed: list[int], is_text: bool = False
 ) -> int:
-    """Sample one stream by the oracle, which sees this one item only; greedily by hand."""
+    """Sample one stream by the reference, which sees this one item only; greedily by hand."""
     params: Any = request.params
     logits = request.logits(position)[stream]
     if is_text:
@@ -97,9 +98,10 @@ def choose(
     if temperature == 0:
         order = [token for token in candidates if token in allowed]
         return max(order, key=lambda token: float(logits[token]))
-    return int(
-        multistream_sample_oracle(
-            logits=logits[candidates].view(1, 1, -1),
+    token = torch.empty((1, 1), dtype=torch.int32)
+    sample_streams_reference(
+        logits[candidates].view(1, 1, -1),
+        SampleArguments(
             candidate_ids=torch.tensor([candidates], dtype=torch.int32),
             masks=torch.tensor([token in allowed for token in candidates]).view(1, 1, -1),
             mask_index=torch.zeros(1, dtype=torch.int32),
@@ -110,8 +112,10 @@ def choose(
             position=torch.tensor([position]),
             first_stream=stream,
             forced=torch.full((1, 1), -1, dtype=torch.int32),
-        )
+            tokens=token,
+        ),
     )
+    return int(token)
 
 
 def run_reference(request: Request) -> None:

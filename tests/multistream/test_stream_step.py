@@ -13,12 +13,9 @@ from hypothesis import strategies as st
 from tests.multistream.random_layouts import example, layouts
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.phases import PhaseTable
-from vllm.unison.sampler.phase_machine import (
-    LEAVE,
-    PhaseMachine,
-    gather_streams,
-    gather_streams_reference,
-)
+from vllm.unison.ops.phase_step import gather_ids, gather_ids_reference
+from vllm.unison.ops.sample import KEEP_OUTPUT
+from vllm.unison.sampler.phase_machine import PhaseMachine
 from vllm.unison.sampler.slot_table import SlotTable
 
 CPU = torch.device("cpu")
@@ -72,7 +69,7 @@ def check_begin(layout: StreamLayout, seed: int) -> None:
     assert torch.equal(found.forced, expected.forced)
     assert torch.equal(found.mask_index, expected.mask_index)
     assert torch.equal(found.tokens, expected.tokens)
-    assert (found.forced >= LEAVE).all()
+    assert (found.forced >= KEEP_OUTPUT).all()
     for was, now in zip(before, everything(state), strict=True):
         assert torch.equal(was, now)
 
@@ -119,8 +116,8 @@ def check_gather(seed: int, streams: int, dtype: torch.dtype) -> None:
     positions = torch.randint(0, 11, (13,), generator=generator)
     found = torch.full((20, streams - 1), POISON, dtype=torch.int32)
     expected = found.clone()
-    gather_streams(history, slots, rows, positions, found)
-    gather_streams_reference(history, slots, rows, positions, expected)
+    gather_ids(history, slots, rows, positions, found)
+    gather_ids_reference(history, slots, rows, positions, expected)
     assert torch.equal(found, expected)
 
 
@@ -146,6 +143,6 @@ def test_wrong_arguments_are_named() -> None:
     history = torch.zeros((2, 3, 4), dtype=torch.int32)
     index = torch.zeros(2, dtype=torch.int64)
     with pytest.raises(RuntimeError, match="ids must be contiguous of shape"):
-        gather_streams(history, index, index, index, torch.zeros((2, 4), dtype=torch.int32))
+        gather_ids(history, index, index, index, torch.zeros((2, 4), dtype=torch.int32))
     with pytest.raises(RuntimeError, match="positions"):
-        gather_streams(history, index, index, index[:1], torch.zeros((2, 3), dtype=torch.int32))
+        gather_ids(history, index, index, index[:1], torch.zeros((2, 3), dtype=torch.int32))

@@ -76,7 +76,7 @@ def _refuse_other_release(release: Release, checkout: Path) -> None:
 
 def _add_extension(project: Project, checkout: Path) -> bool:
     sources = (
-        sorted(path for path in project.csrc.glob("*") if path.is_file())
+        sorted(path for path in project.csrc.rglob("*") if path.is_file())
         if project.csrc.is_dir()
         else []
     )
@@ -90,6 +90,6 @@ def _add_extension(project: Project, checkout: Path) -> bool:
     for path, text in texts.items():
         path.write_text(text, encoding="utf-8")
     for path in sources:
-        overlay.copy_file(path, checkout / SOURCES / path.name)
+        overlay.copy_file(path, checkout / SOURCES / path.relative_to(project.csrc))
     overlay.copy_file(project.root / "CMakeLists.txt", checkout / SOURCES / "CMakeLists.txt")
     return True

@@ -15,7 +15,7 @@ from tools.fork.project import Project
 
 def sources(project: Project) -> list[Path]:
     """The C++ sources; without any there is no extension to build."""
-    return sorted(project.csrc.glob("*.cpp"))
+    return sorted(project.csrc.rglob("*.cpp"))
 
 
 def find_program(name: str) -> str | None:
@@ -48,7 +48,7 @@ def build_extension(project: Project, device: str) -> Path | None:
     if not sources(project):
         print("csrc/ has no C++ sources: no extension is built", file=sys.stderr)
         return None
-    cuda = device == "cuda" and any(project.csrc.glob("*.cu"))
+    cuda = device == "cuda" and any(project.csrc.rglob("*.cu"))
     nvcc = find_nvcc() if cuda else None
     if cuda and nvcc is None:
         print("warning: nvcc was not found, so the CUDA sources are left out", file=sys.stderr)

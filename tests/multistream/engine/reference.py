@@ -3,7 +3,7 @@
 
 The backbone is transformers' own, in float32; everything else is a Python loop over steps that
 knows the checkpoint's files only. It shares no code with the engine, but for the definition of
-seeded sampling (`sample_reference`), which is a contract in itself.
+seeded sampling (`sample_streams_reference`), which is a contract in itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from vllm.multistream.sampling import sample_reference
+from vllm.unison.ops.sample import SampleArguments
+from vllm.unison.ops.sample_reference import sample_streams_reference
 
 FREE = None
 """A cell of the prompt's tail that generation may fill."""
@@ -392,18 +393,22 @@ class Reference:
             best = scores.topk(min(2, len(candidates))).values
             margin = float(best[0] - best[-1]) if len(best) > 1 else float("inf")
             return candidates[int(scores.argmax())], margin
-        token = sample_reference(
+        token = torch.empty((1, 1), dtype=torch.int32)
+        sample_streams_reference(
             logits[candidates][None, None],
-            torch.tensor([candidates], dtype=torch.int32),
-            torch.tensor(allowed)[None, None],
-            torch.zeros(1, dtype=torch.int32),
-            torch.tensor([[temperature]], dtype=torch.float32),
-            torch.tensor([[top_k]], dtype=torch.int32),
-            torch.tensor([[top_p]], dtype=torch.float32),
-            torch.tensor([settings.seed]),
-            torch.tensor([position]),
-            stream,
-            torch.full((1, 1), -1, dtype=torch.int32),
+            SampleArguments(
+                candidate_ids=torch.tensor([candidates], dtype=torch.int32),
+                masks=torch.tensor(allowed)[None, None],
+                mask_index=torch.zeros(1, dtype=torch.int32),
+                temperature=torch.tensor([[temperature]], dtype=torch.float32),
+                top_k=torch.tensor([[top_k]], dtype=torch.int32),
+                top_p=torch.tensor([[top_p]], dtype=torch.float32),
+                seed=torch.tensor([settings.seed]),
+                position=torch.tensor([position]),
+                first_stream=stream,
+                forced=torch.full((1, 1), -1, dtype=torch.int32),
+                tokens=token,
+            ),
         )
         return int(token), float("inf")
 

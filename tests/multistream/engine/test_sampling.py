@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seeded sampling: the oracle's tokens, whatever else is in the batch."""
+"""Seeded sampling: the reference's tokens, whatever else is in the batch."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def llm(checkpoint: Callable[[str], Path]) -> Iterator[LLM]:
         yield llm
 
 
-def test_seeded_tokens_equal_the_oracles_in_a_crowd_and_alone(
+def test_seeded_tokens_equal_the_references_in_a_crowd_and_alone(
     llm: LLM, reference: Callable[[str], Reference]
 ) -> None:
     crowd = llm.generate([c.prompt for c in CASES], [c.params for c in CASES], use_tqdm=False)

@@ -25,12 +25,12 @@ from vllm.model_executor.models.utils import (
     maybe_prefix,
 )
 from vllm.multistream.checkpoint import expected_tensors
-from vllm.multistream.extension import load_extension
 from vllm.multistream.heads import Heads
-from vllm.multistream.row_sums import multistream_embed
 from vllm.multistream.spec import SpeechSpec, multistream_spec
 from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
+from vllm.unison.ops.embed import embed_streams
+from vllm.unison.ops.extension import load_extension
 
 
 class SpeechLMForConditionalGeneration(nn.Module):
@@ -124,11 +124,11 @@ class SpeechLMForConditionalGeneration(nn.Module):
         tables = (self._auxiliary_embedding, self._auxiliary_row, auxiliary_ids)
         if self._primary_table is not None:
             # One pass over the rows of all streams.
-            return multistream_embed(self._primary_table, input_ids, self._primary_skipped, *tables)
+            return embed_streams(self._primary_table, input_ids, self._primary_skipped, *tables)
         embedded = self.backbone.embed_input_ids(input_ids)
         if self._primary_skipped is not None:
             embedded = embedded.masked_fill(self._primary_skipped[input_ids][:, None], 0)
-        return multistream_embed(embedded, None, None, *tables)
+        return embed_streams(embedded, None, None, *tables)
 
     def forward(
         self,

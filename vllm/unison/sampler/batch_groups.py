@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.multistream.row_sums import merge_lanes
+from vllm.unison.ops.cfg_merge import cfg_merge
 
 if TYPE_CHECKING:
     from vllm.guidance.rows import GuidedGroup
@@ -98,7 +98,7 @@ class GuidedBatch:
 
     def merge(self, values: torch.Tensor) -> torch.Tensor:
         """[num_guided, width] float32 weighted sums over the lanes of [num_rows, width] values."""
-        return merge_lanes(values, self.guided_members, self.guided_weights, torch.float32)
+        return cfg_merge(values, self.guided_members, self.guided_weights, torch.float32)
 
     def unguided_streams(
         self, guided: Sequence[GuidedGroup], delays: NDArray[np.int64]

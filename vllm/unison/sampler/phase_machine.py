@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from vllm.multistream.phases import NO_TOKEN, Finish, Progress, StateKind, advance
+from vllm.unison.ops.sample import KEEP_OUTPUT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from vllm.multistream.layout import StreamLayout
     from vllm.multistream.phases import PhaseTable
     from vllm.unison.sampler.slot_table import SlotTable
-
-LEAVE = -2
-"""A forced value that tells the sampler to leave an item's token as it is."""
 
 
 @dataclass
@@ -37,7 +35,7 @@ class Choices:
     Attributes:
         forced: [num_rows, 1 + num_streams] int32. Column 0 is for the text head's stream 0, column
             1 + k for the audio head's stream k: a token that must be emitted, NO_TOKEN to sample,
-            or LEAVE where the row's phase does not use the head.
+            or KEEP_OUTPUT where the row's phase does not use the head.
         mask_index: [num_rows] int32 row of the heads' masks.
         tokens: [num_rows, num_streams] int32 what is forced, NO_TOKEN where the sampler decides. A
             cell that nothing decides stays so and fails its row.
@@ -120,7 +118,7 @@ class PhaseMachine:
         """The call that writes `choices` for rows at `position`, to be made any number of times."""
         slots, table = self._slots, self._table
         return partial(
-            torch.ops.unison.begin_streams.default,
+            torch.ops.unison.constrain_streams.default,
             table.kind,
             table.forced_token,
             self._delays,
@@ -174,7 +172,7 @@ class PhaseMachine:
         """The call that takes `tokens` and writes `outcome`, to be made any number of times."""
         slots, table = self._slots, self._table
         return partial(
-            torch.ops.unison.advance_streams.default,
+            torch.ops.unison.commit_streams.default,
             table.token_class,
             table.next_state,
             table.kind,
@@ -220,8 +218,8 @@ class PhaseMachine:
         tail = state.history[slots, place, 1:]
         in_tail = (position < state.tail_end[slots])[:, None] & (tail >= 0)
         tokens[:, 1:] = torch.where(in_tail, tail, tokens[:, 1:])
-        text = torch.where((kind == StateKind.TEXT)[:, None], tokens[:, :1], LEAVE)
-        audio = torch.where(in_audio | in_flush, tokens, LEAVE)
+        text = torch.where((kind == StateKind.TEXT)[:, None], tokens[:, :1], KEEP_OUTPUT)
+        audio = torch.where(in_audio | in_flush, tokens, KEEP_OUTPUT)
         no_end = (position < state.settings.earliest_end[slots]).to(torch.int64)
         mask_index = (2 * own_state + no_end).to(torch.int32)
         return Choices(torch.cat([text, audio], dim=1), mask_index, tokens)
@@ -269,36 +267,3 @@ class PhaseMachine:
             where = position[written].clamp(max=state.max_model_len)
             state.history[state.row_slots[written], where] = tokens[written]
         return StepTokens(tokens, outcome)
-
-
-def gather_streams(
-    history: torch.Tensor,
-    slots: torch.Tensor,
-    rows: torch.Tensor,
-    positions: torch.Tensor,
-    out: torch.Tensor,
-) -> None:
-    """Write the auxiliary ids of a step's tokens.
-
-    Args:
-        history: [num_slots, num_positions, num_streams] int32.
-        slots: [num_rows] int64 slot of each row of the batch.
-        rows: [num_tokens] int32 or int64 batch row of each token.
-        positions: [num_tokens] int64 position of each token.
-        out: [>= num_tokens, num_streams - 1] int32, written.
-
-    Raises:
-        RuntimeError: a tensor has a wrong shape or type; the message names it.
-    """
-    torch.ops.unison.gather_streams.default(history, slots, rows, positions, out)
-
-
-def gather_streams_reference(
-    history: torch.Tensor,
-    slots: torch.Tensor,
-    rows: torch.Tensor,
-    positions: torch.Tensor,
-    out: torch.Tensor,
-) -> None:
-    """The definition of :func:`gather_streams`."""
-    out[: len(rows)] = history[slots[rows.long()], positions, 1:]

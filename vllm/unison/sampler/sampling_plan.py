@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.multistream.row_sums import merge_lanes
-from vllm.multistream.sampling import guided_multistream_sample
+from vllm.unison.ops.cfg_merge import cfg_merge
+from vllm.unison.ops.sample import SampleArguments, sample_streams
 
 if TYPE_CHECKING:
     from vllm.unison.sampler.batch_groups import BatchGroups
@@ -32,18 +32,18 @@ class PlannedCall:
     Attributes:
         columns: of the logits in the head's output; None if it is all of it.
         shape: (num_head_rows, num_streams, width) of the logits.
-        arguments: what follows the logits.
+        arguments: what it is given besides the logits.
     """
 
     columns: slice | None
     shape: tuple[int, int, int]
-    arguments: tuple[Any, ...]
+    arguments: SampleArguments
 
     def run(self, logits: torch.Tensor) -> None:
         """Write the call's tokens, given [num_head_rows, columns] of a head's output."""
         if self.columns is not None:
             logits = logits[:, self.columns]
-        guided_multistream_sample(logits.view(self.shape), *self.arguments)
+        sample_streams(logits.view(self.shape), self.arguments)
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class HeadGather:
         logits after it, which multiplies it once per group instead of once per lane.
         """
         if self.members is not None and self.weights is not None:
-            return merge_lanes(hidden_states, self.members, self.weights)
+            return cfg_merge(hidden_states, self.members, self.weights)
         return hidden_states if self.index is None else hidden_states[self.index]
 
 

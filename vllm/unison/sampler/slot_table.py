@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.multistream.extension import load_extension
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.phases import PhaseTable, Progress, Replay, replay
 from vllm.multistream.sampling_fields import per_stream
 from vllm.sampling_params import SamplingParams
-from vllm.unison.sampler.phase_machine import gather_streams
+from vllm.unison.ops.extension import load_extension
+from vllm.unison.ops.phase_step import gather_ids
 
 NEVER = 2**31 - 1
 """A position that no request reaches."""
@@ -231,7 +231,7 @@ class SlotTable:
             positions: [num_tokens] int64 position of each token.
             out: [>= num_tokens, num_streams - 1] int32 buffer that the model's forward reads.
         """
-        gather_streams(self.history, self.row_slots, rows, positions, out)
+        gather_ids(self.history, self.row_slots, rows, positions, out)
 
 
 def steps_of(

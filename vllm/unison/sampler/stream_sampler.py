@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from vllm.multistream.heads import Heads
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.phases import PhaseTable, StateKind
-from vllm.multistream.row_sums import merge_lanes
-from vllm.multistream.sampling import guided_multistream_sample
+from vllm.unison.ops.cfg_merge import cfg_merge
+from vllm.unison.ops.sample import SampleArguments, sample_streams
 from vllm.unison.sampler.batch_groups import BatchGroups
 from vllm.unison.sampler.phase_machine import Choices, PhaseMachine, StepTokens
 from vllm.unison.sampler.sampling_plan import HeadGather, PlannedCall, PlannedHead, SamplingPlan
@@ -66,14 +66,12 @@ class HeadInputs:
             Groups with unguided streams have a second row further down, of their conditional lane
             alone.
         rows: [num_groups, max_lanes] rows that get the tokens; None if group g is row g.
-        sources: [num_groups, num_streams, 1] head row of each stream; None if group g has row g.
-        weights: ones of the same shape, or None.
+        logit_rows: [num_groups, num_streams] head row of each stream; None if group g has row g.
     """
 
     hidden_states: torch.Tensor
     rows: torch.Tensor | None
-    sources: torch.Tensor | None
-    weights: torch.Tensor | None
+    logit_rows: torch.Tensor | None
 
 
 class _StreamGroup:
@@ -113,8 +111,8 @@ class _StreamGroup:
 
     def sample(self, logits: torch.Tensor, head: HeadInputs, rows: BatchInputs) -> None:
         """Write the tokens of the group's streams, given the head's output."""
-        guided_multistream_sample(
-            logits[:, self._columns].view(len(logits), *self._shape), *self._arguments(head, rows)
+        sample_streams(
+            logits[:, self._columns].view(len(logits), *self._shape), self._arguments(head, rows)
         )
 
     def planned(
@@ -130,26 +128,24 @@ class _StreamGroup:
         """Columns of the head's output up to the group's last."""
         return self._columns.stop
 
-    def _arguments(self, head: HeadInputs, rows: BatchInputs) -> tuple[Any, ...]:
-        """The sampler's arguments, after the logits."""
-        streams = self._streams
-        sources, weights = head.sources, head.weights
-        return (
-            self._candidate_ids,
-            self._masks,
-            rows.choices.mask_index,
-            self._temperature,
-            self._top_k,
-            self._top_p,
-            self._seed,
-            rows.position,
-            self._first_stream,
-            rows.choices.forced[:, self._settings_columns],
-            rows.choices.tokens[:, streams],
-            None if sources is None else sources[:, streams],
-            None if weights is None else weights[:, streams],
-            head.rows,
-            rows.slots,
+    def _arguments(self, head: HeadInputs, rows: BatchInputs) -> SampleArguments:
+        """What the sampler is given besides the logits."""
+        streams, logit_rows = self._streams, head.logit_rows
+        return SampleArguments(
+            candidate_ids=self._candidate_ids,
+            masks=self._masks,
+            mask_index=rows.choices.mask_index,
+            temperature=self._temperature,
+            top_k=self._top_k,
+            top_p=self._top_p,
+            seed=self._seed,
+            position=rows.position,
+            first_stream=self._first_stream,
+            forced=rows.choices.forced[:, self._settings_columns],
+            tokens=rows.choices.tokens[:, streams],
+            logit_rows=None if logit_rows is None else logit_rows[:, streams],
+            rows=head.rows,
+            slots=rows.slots,
         )
 
 
@@ -273,7 +269,7 @@ class StreamSampler:
         ):
             if len(chosen) and stream_groups:
                 gather = HeadGather.of(chosen, groups, num_rows, device)
-                head = HeadInputs(rows.hidden_states, gather.rows, None, None)
+                head = HeadInputs(rows.hidden_states, gather.rows, None)
                 num_columns = stream_groups[-1].end_column
                 calls = [g.planned(len(chosen), num_columns, head, rows) for g in stream_groups]
                 heads.append(PlannedHead(logits_of, gather, calls))
@@ -309,7 +305,7 @@ def _head_inputs(rows: BatchInputs, chosen: NDArray[np.int64]) -> HeadInputs:
     gather = HeadGather.of(chosen, rows.groups, len(hidden_states), device)
     outside = None if rows.unguided is None else rows.unguided[chosen]
     if outside is None or not outside.any():
-        return HeadInputs(gather.read(hidden_states), gather.rows, None, None)
+        return HeadInputs(gather.read(hidden_states), gather.rows, None)
     members, weights = gather.members, gather.weights
     assert members is not None and weights is not None
     mixed = np.flatnonzero(outside.any(axis=1))
@@ -317,7 +313,7 @@ def _head_inputs(rows: BatchInputs, chosen: NDArray[np.int64]) -> HeadInputs:
     # The second row of a group at the edge of its interval: its conditional lane with weight 1.
     own = torch.full((len(mixed), members.shape[1]), -1, dtype=torch.int64, device=device)
     own[:, 0] = members[alone, 0]
-    merged = merge_lanes(
+    merged = cfg_merge(
         hidden_states,
         torch.cat([members, own]),
         torch.cat([weights, torch.ones_like(own, dtype=torch.float32)]),
@@ -325,5 +321,5 @@ def _head_inputs(rows: BatchInputs, chosen: NDArray[np.int64]) -> HeadInputs:
     second = np.zeros(len(chosen), np.int64)
     second[mixed] = len(chosen) + np.arange(len(mixed))
     head_row = np.where(outside, second[:, None], np.arange(len(chosen))[:, None])
-    sources = torch.from_numpy(head_row).to(device, non_blocking=True)[:, :, None]
-    return HeadInputs(merged, members, sources, torch.ones((), device=device).expand(sources.shape))
+    logit_rows = torch.from_numpy(head_row).to(device, non_blocking=True)
+    return HeadInputs(merged, members, logit_rows)
