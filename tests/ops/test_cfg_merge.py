@@ -38,7 +38,7 @@ def test_a_group_depends_on_its_own_lanes_only() -> None:
         assert torch.equal(cfg_merge(values, members[own], weights[own])[0], together[group])
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.integers(0, 2**32), WIDTHS, st.sampled_from(DTYPES), st.booleans())
 def test_cfg_merge(seed: int, width: int, dtype: torch.dtype, widened: bool) -> None:
     generator = torch.Generator().manual_seed(seed)

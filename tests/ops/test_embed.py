@@ -15,7 +15,7 @@ from .problems import WIDTHS, embedding_arguments, equal_bits
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     st.integers(0, 2**32),
     st.integers(1, 9),

@@ -25,7 +25,7 @@ def check(problem: GroupProblem) -> torch.Tensor:
     return tokens
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(
     seed=st.integers(0, 1 << 30),
     groups=st.integers(1, 6),
@@ -126,7 +126,7 @@ class TestRules:
         assert problem.tokens_of(sample).tolist() == [[9, POISON], [9, POISON]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 1 << 30), dtype=st.sampled_from(DTYPES))
 def test_equals_sampling_logits_that_were_gathered_before(seed: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(seed)
