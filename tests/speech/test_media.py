@@ -485,6 +485,18 @@ def test_base64_is_strict_and_measured_before_it_is_decoded() -> None:
         decode_base64("A" * 2**21, LIMITS, "audio")
 
 
+def test_long_base64_is_decoded_in_pieces_that_change_nothing() -> None:
+    """The size of a piece is three quarters of 2^18."""
+    piece = 3 * 2**16
+    for size in (piece - 1, piece, piece + 1, 2 * piece, 2 * piece + 2):
+        data = np.random.default_rng(size).bytes(size)
+        assert decode_base64(base64.b64encode(data).decode(), LIMITS, "audio") == data
+    padded = base64.b64encode(bytes(piece - 1)).decode()
+    for wrong in (padded + "AAAA", padded[:-1], "A" * 2**18 + "A", "A" * 2**18 + "===="):
+        with pytest.raises(RequestRefused, match="audio must be base64"):
+            decode_base64(wrong, LIMITS, "audio")
+
+
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 57, 58, 1000])
 def test_base64_as_mime_and_browsers_write_it(size: int) -> None:
     data = bytes(range(256)) * 4
