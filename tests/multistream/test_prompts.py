@@ -199,6 +199,14 @@ def test_a_named_task_is_used(setting: Setting) -> None:
     assert ids == [1, 12, 5]
 
 
+def test_a_task_that_needs_more_than_is_given_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = (TaskPrompt("both", (1, "text", "audio", 5)), TaskPrompt("plain", (9, "text", 5)))
+    setting = Setting(monkeypatch, tasks=tasks)
+    assert setting.build([10], prompt="a")[0] == [9, 10, 5]
+
+
 def test_text_without_tasks_is_the_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting(monkeypatch, tasks=())
     assert setting.build([10, 11], prompt="ab")[0] == [10, 11]

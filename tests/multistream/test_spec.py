@@ -56,6 +56,19 @@ def test_voices_and_defaults_are_read() -> None:
     assert spec.generation_defaults == {"speak": {"temperature": 0.7, "guidance_scale": 2.0}}
 
 
+@pytest.mark.parametrize(
+    ("guidance", "expected"),
+    [
+        ({"null_prompt": [4, 39, 0], "audio_only": True}, ((4, 39, 0), True)),
+        ({"null_prompt": "pads"}, ("pads", False)),
+        ({}, (None, False)),
+    ],
+)
+def test_guidance_is_read(guidance: dict[str, Any], expected: tuple[Any, bool]) -> None:
+    spec = SpeechSpec.from_config(config(guidance=guidance))
+    assert (spec.null_prompt, spec.guides_audio_only) == expected
+
+
 def test_defaults() -> None:
     spec = SpeechSpec.from_config(config())
     assert spec == SpeechSpec(spec.layout)
@@ -115,6 +128,16 @@ def test_defaults() -> None:
             {"tasks": {"a": [1]}, "generation_defaults": {"a": {"guidance_scale": -1}}},
             r"generation_defaults\.a: guidance_scale must be a finite number >= 0",
         ),
+        ({"guidance": {"null_prompt": 3}}, r"guidance\.null_prompt must be a list"),
+        (
+            {"guidance": {"null_prompt": [0, 40]}},
+            r"guidance\.null_prompt\[1\] must be in \[0, 40\), not 40",
+        ),
+        (
+            {"guidance": {"null_prompt": [-1]}},
+            r"guidance\.null_prompt\[0\] must be in \[0, 40\), not -1",
+        ),
+        ({"guidance": {"scale": 2}}, r"guidance has unknown keys \['scale'\]"),
         ({"tasks": ["text"]}, r"tasks must be an object, not \['text'\]"),
         ({"tasks": {"speak": "text"}}, r"tasks\.speak must be a list"),
         (
