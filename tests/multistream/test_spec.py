@@ -113,7 +113,7 @@ def test_defaults() -> None:
         ),
         (
             {"tasks": {"a": [1]}, "generation_defaults": {"a": {"guidance_scale": -1}}},
-            r"generation_defaults\.a: guidance_scale must be a finite number >= 0",
+            r"generation_defaults\.a: guidance_scale must be a number in .0, 100.",
         ),
         ({"tasks": ["text"]}, r"tasks must be an object, not \['text'\]"),
         ({"tasks": {"speak": "text"}}, r"tasks\.speak must be a list"),
