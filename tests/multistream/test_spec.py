@@ -47,9 +47,11 @@ def test_voices_and_defaults_are_read() -> None:
             tasks={"speak": [1, "voice", "text", 5], "listen": ["audio", 1]},
             voices={"slt": [2, 3], "rms": [4]},
             default_voice="rms",
+            languages=["en", "de"],
             generation_defaults={"speak": {"temperature": 0.7, "guidance_scale": 2.0}},
         )
     )
+    assert spec.languages == ("en", "de")
     assert spec.voices == {"slt": (2, 3), "rms": (4,)} and spec.default_voice == "rms"
     assert [task.takes_voice for task in spec.tasks] == [True, False]
     assert [task.needs for task in spec.tasks] == [{"text"}, {"audio"}]
@@ -113,6 +115,12 @@ def test_defaults() -> None:
         ({"voices": {"a": [1, 40]}}, r"voices\.a\[1\] must be in \[0, 40\), not 40"),
         ({"voices": {"a": [True]}}, r"voices\.a\[0\] must be in \[0, 40\), not True"),
         (
+            {"languages": ["English"]},
+            r"languages\[0\] must be a code of ISO 639, such as 'en', not 'English'",
+        ),
+        ({"languages": "en"}, "languages must be a list"),
+        ({"languages": ["en", 5]}, r"languages\[1\] must be a code of ISO 639"),
+        (
             {"voices": {"a": [1]}, "default_voice": "b"},
             r"default_voice must be null or one of \['a'\], not 'b'",
         ),
@@ -126,7 +134,7 @@ def test_defaults() -> None:
         ),
         (
             {"tasks": {"a": [1]}, "generation_defaults": {"a": {"guidance_scale": -1}}},
-            r"generation_defaults\.a: guidance_scale must be a finite number >= 0",
+            r"generation_defaults\.a: guidance_scale must be a number in .0, 100.",
         ),
         ({"guidance": {"null_prompt": 3}}, r"guidance\.null_prompt must be a list"),
         (
