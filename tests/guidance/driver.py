@@ -287,6 +287,7 @@ class Driver:
         engine = self.scenario.engine
         self.scheduler = make_scheduler(self.model, engine)
         # Text models have no steady steps of themselves; what schedules them is the same.
+        assert self.scheduler.steady is not None
         self.scheduler.steady.is_enabled = not engine.is_async
         self._rows_last: list[str] = []
         self.worker = FakeWorker(

@@ -28,6 +28,9 @@ CLIP: dict[str, Any] = {
     "multi_modal_data": {"audio": (np.zeros(SAMPLE_RATE // 10, np.float32), SAMPLE_RATE)},
 }
 
+BOTH: Any = ["hello", CLIP]
+MESSAGES: Any = [{"role": "user", "content": "hi"}]
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -45,8 +48,9 @@ def generate(llm: LLM, prompt: Any, params: SamplingParams | None = None) -> Any
 
 
 def test_without_parameters_a_request_has_its_task_s(llm: LLM) -> None:
-    speech, text = (output.outputs[0] for output in llm.generate(["hello", CLIP], use_tqdm=False))
-    assert len(speech.token_ids) == DEFAULT_TOKENS + FLUSH and len(speech.audio.codes) > 0
+    speech, text = (output.outputs[0] for output in llm.generate(BOTH, use_tqdm=False))
+    assert len(speech.token_ids) == DEFAULT_TOKENS + FLUSH and speech.audio is not None
+    assert len(speech.audio.codes) > 0
     assert len(text.token_ids) == DEFAULT_TOKENS
     given = llm.get_default_sampling_params()
     given.seed = 5
@@ -77,42 +81,6 @@ def test_a_prompt_of_ids_goes_on_to_the_end_of_the_context(llm: LLM) -> None:
     context = llm.model_config.max_model_len
     output = generate(llm, {"prompt_token_ids": [3, 20, 2]}, SamplingParams(temperature=0))
     assert 3 + len(output.token_ids) == context
-
-
-def test_the_file_s_max_new_tokens_count(folder: Path, tmp_path: Path) -> None:
-    copied = write_model(tmp_path / "model")
-    config = json.loads((copied / "config.json").read_text())
-    del config["generation_defaults"]
-    (copied / "config.json").write_text(json.dumps(config))
-    (copied / "generation_config.json").write_text(json.dumps({"max_new_tokens": 21}))
-    with open_engine(copied) as llm:
-        assert len(generate(llm, "hello").token_ids) == 21 + FLUSH
-        assert len(generate(llm, CLIP, SamplingParams(temperature=0)).token_ids) == 21
-
-
-def test_the_asynchronous_engine_has_the_same_defaults(folder: Path) -> None:
-    async def run() -> int:
-        args = AsyncEngineArgs(
-            str(folder), dtype="float32", enforce_eager=True, max_model_len=512, block_size=32
-        )
-        engine = AsyncLLM.from_engine_args(args)
-        count = 0
-        params = SamplingParams(temperature=0, output_kind=RequestOutputKind.DELTA)
-        async for output in engine.generate("hello", params, "one"):
-            count += len(output.outputs[0].token_ids)
-        engine.shutdown()
-        return count
-
-    assert asyncio.run(run()) == DEFAULT_TOKENS + FLUSH
-
-
-def test_a_text_only_model_is_upstream_s(tmp_path: Path) -> None:
-    with open_engine(write_text_model(tmp_path / "text"), max_model_len=128) as llm:
-        params = SamplingParams(temperature=0, ignore_eos=True)
-        assert len(generate(llm, "hello", params).token_ids) == 16
-        assert type(llm.get_default_sampling_params()) is SamplingParams
-        for name in ("chat", "beam_search", "encode", "sleep", "get_default_sampling_params"):
-            assert name not in vars(llm)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +141,8 @@ def test_parameters_are_refused_by_the_field_that_was_given(
 
 
 CALLS: dict[str, Callable[[LLM], Any]] = {
-    "LLM.chat": lambda llm: llm.chat([{"role": "user", "content": "hi"}]),
-    "LLM.enqueue_chat": lambda llm: llm.enqueue_chat([{"role": "user", "content": "hi"}]),
+    "LLM.chat": lambda llm: llm.chat(MESSAGES),
+    "LLM.enqueue_chat": lambda llm: llm.enqueue_chat(MESSAGES),
     "LLM.beam_search": lambda llm: llm.beam_search(
         [{"prompt": "a"}], BeamSearchParams(beam_width=2, max_tokens=3)
     ),
@@ -201,3 +169,42 @@ def test_on_the_cpu_sleep_only_pauses(llm: LLM) -> None:
     llm.sleep(level=0)
     assert llm.wake_up(tags=["scheduling"])
     assert len(generate(llm, "hello").token_ids) == DEFAULT_TOKENS + FLUSH
+
+
+# Engines of their own end what engines in this process share, so these tests come last.
+
+
+def test_the_file_s_max_new_tokens_count(folder: Path, tmp_path: Path) -> None:
+    copied = write_model(tmp_path / "model")
+    config = json.loads((copied / "config.json").read_text())
+    del config["generation_defaults"]
+    (copied / "config.json").write_text(json.dumps(config))
+    (copied / "generation_config.json").write_text(json.dumps({"max_new_tokens": 21}))
+    with open_engine(copied) as llm:
+        assert len(generate(llm, "hello").token_ids) == 21 + FLUSH
+        assert len(generate(llm, CLIP, SamplingParams(temperature=0)).token_ids) == 21
+
+
+def test_the_asynchronous_engine_has_the_same_defaults(folder: Path) -> None:
+    async def run() -> int:
+        args = AsyncEngineArgs(
+            str(folder), dtype="float32", enforce_eager=True, max_model_len=512, block_size=32
+        )
+        engine = AsyncLLM.from_engine_args(args)
+        count = 0
+        params = SamplingParams(temperature=0, output_kind=RequestOutputKind.DELTA)
+        async for output in engine.generate("hello", params, "one"):
+            count += len(output.outputs[0].token_ids)
+        engine.shutdown()
+        return count
+
+    assert asyncio.run(run()) == DEFAULT_TOKENS + FLUSH
+
+
+def test_a_text_only_model_is_upstream_s(tmp_path: Path) -> None:
+    with open_engine(write_text_model(tmp_path / "text"), max_model_len=128) as llm:
+        params = SamplingParams(temperature=0, ignore_eos=True)
+        assert len(generate(llm, "hello", params).token_ids) == 16
+        assert type(llm.get_default_sampling_params()) is SamplingParams
+        for name in ("chat", "beam_search", "encode", "sleep", "get_default_sampling_params"):
+            assert name not in vars(llm)
