@@ -37,9 +37,11 @@ $(VENV)/.fork-installed: $(VENV)/.torch-installed $(fork_inputs)
 	@$(pip) uninstall --yes torchvision torchaudio torchcodec 2>/dev/null
 	@touch $@
 
-# An edit of a linked file needs no step; a new file may need a link.
+# An edit of a linked file needs no step; a new file may need a link. pip compiles what it copies, but not what it
+# links: without bytecode each start of the command would compile a thousand files.
 $(VENV)/.overlay-linked: $(VENV)/.fork-installed $(shell find vllm -type d -not -name __pycache__)
 	@$(bin)/python -m tools.fork link >/dev/null
+	@$(bin)/python -m compileall -qq -j 0 build/development/vllm || true
 	@touch $@
 
 demo: sentence := please open blue door

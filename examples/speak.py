@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vllm.entrypoints.speech.process import prepare_process
-from vllm.multistream.packaged_model import DEFAULT_MODEL
+from vllm.entrypoints.speech.process import prepare_process, printable
+from vllm.multistream.packaged_model import DEFAULT_MODEL, KV_CACHE_BYTES
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -270,6 +270,7 @@ def start_engine(model: str | Path) -> LLM:
         str(model),
         max_num_seqs=2,  # a guided request takes two rows of the batch
         enforce_eager=True,  # a single sentence does not earn the time that compiling takes
+        kv_cache_memory_bytes=KV_CACHE_BYTES,  # upstream would take nine tenths of the machine
         disable_log_stats=True,
         use_tqdm_on_load=False,
     )
@@ -321,8 +322,9 @@ def generate(llm: LLM, options: argparse.Namespace, is_demo: bool) -> Result:
 def report(result: Result, options: argparse.Namespace) -> int:
     """Write the WAV file, print text and figures; returns the exit status."""
     completion, audio = result.completion, result.completion.audio
-    if completion.finish_reason == "error":
-        print(f"error: {completion.stop_reason or 'the request failed'}", file=sys.stderr)
+    if completion.finish_reason not in ("stop", "length"):
+        told = completion.stop_reason or f"the request ended by {completion.finish_reason}"
+        print(f"error: {printable(str(told))}", file=sys.stderr)
         return 1
     if options.transcribe is None:
         if audio is None or len(audio.samples) == 0:
@@ -340,13 +342,10 @@ def report(result: Result, options: argparse.Namespace) -> int:
         rate += f", {speed:.2f} s of audio per second (real-time factor {1 / speed:.2f})"
     print(rate)
     if options.transcribe is None:
-        print(f"wrote {options.output}")
+        print(f"wrote {printable(str(options.output))}")
     if completion.text or options.transcribe is not None:
         # Models may emit any byte; a terminal must not obey it.
-        shown = "".join(
-            c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in completion.text
-        )
-        print(f"text: {shown}")
+        print(f"text: {printable(' '.join(completion.text.splitlines()))}")
     return 0
 
 
@@ -370,7 +369,7 @@ def main(arguments: Sequence[str] | None = None, llm: LLM | None = None) -> int:
             llm = start_engine(demo_model() if is_demo else options.model)
         result = generate(llm, options, is_demo)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
         return 2
     return report(result, options)
 

@@ -63,11 +63,13 @@ def export(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
         "tasks": layout.tasks(),
         "voices": {speaker: [index] for speaker, index in layout.SPEAKER_IDS.items()},
         "default_voice": layout.SPEAKERS[0],
+        "languages": ["en"],
         "generation_defaults": GENERATION_DEFAULTS,
         "guidance": {"null_prompt": layout.NULL_PROMPT, "audio_only": False},
     }
     _write(target / "config.json", config)
-    _write(target / "generation_config.json", {"do_sample": True, **SPEECH_DEFAULTS})
+    named = {"max_new_tokens" if k == "max_tokens" else k: v for k, v in SPEECH_DEFAULTS.items()}
+    _write(target / "generation_config.json", {"do_sample": True, **named})
     PreTrainedTokenizerFast(
         tokenizer_object=layout.make_tokenizer(), pad_token="<pad>", eos_token="<end>"
     ).save_pretrained(target)

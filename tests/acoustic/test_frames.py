@@ -8,12 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.multistream.random_layouts import example, layouts
-from vllm.multistream.acoustic.frames import CodeError, CodeReader, frames_of_segments
+from vllm.multistream.acoustic.frames import (
+    CodeError,
+    CodeReader,
+    frames_of_segments,
+    segments_so_far,
+)
 from vllm.multistream.acoustic.whole import WholeDecoder
 from vllm.multistream.codecs.base import Codec
 from vllm.multistream.delay import interleave
 from vllm.multistream.layout import LayoutError, StreamLayout
-from vllm.multistream.phases import Segment
+from vllm.multistream.phases import PhaseTable, Replay, Segment, StateKind
 
 LAYOUT = StreamLayout.from_dict(example())
 
@@ -72,6 +77,33 @@ def test_frames_of_segments(segments: tuple[Segment, ...], expected: list[list[i
     assert frames.shape == (len(expected), 3)
     assert frames.dtype == np.int32
     assert frames.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("num_prompt", "num_known", "last"),
+    [
+        # The segment begins at 6, and its last stream is two steps behind.
+        (6, 6, Segment(6, 0, 0)),
+        (6, 8, Segment(6, 0, 0)),
+        (6, 9, Segment(6, 1, 0)),
+        (6, 15, Segment(6, 7, 0)),
+        (4, 15, Segment(6, 7, 0)),
+        (9, 15, Segment(6, 7, 3)),
+        (14, 15, Segment(6, 7, 7)),
+    ],
+)
+def test_the_segment_that_goes_on_has_its_whole_frames(
+    num_prompt: int, num_known: int, last: Segment
+) -> None:
+    table = PhaseTable(LAYOUT)
+    in_audio, in_text = (
+        next(state for state in range(len(table.kind)) if table.kind[state] == kind)
+        for kind in (StateKind.AUDIO, StateKind.TEXT)
+    )
+    going_on = Replay(in_audio, 6, 0, (FIRST,))
+    assert segments_so_far(table, going_on, num_prompt, num_known) == (FIRST, last)
+    over = Replay(in_text, 6, 0, (FIRST, SECOND))
+    assert segments_so_far(table, over, num_prompt, num_known) == (FIRST, SECOND)
 
 
 @given(layouts(), st.data())

@@ -146,7 +146,7 @@ THREE: dict[str, Any] = {
         (
             {},
             NEGATIVE | {"negative_prompt_token_ids": [5] * 57},
-            "negative_prompt has 57 tokens; with up to 8 generated ones it must fit max_model_len",
+            "negative_prompt_token_ids has 57 tokens; with up to 8 generated ones it must fit ",
         ),
         # 4 + 8 tokens are 1 block per lane; one block is the null block.
         (

@@ -16,7 +16,7 @@ PAIR = [{"weight": 3.0}, {"weight": -2.0, "prompt_token_ids": [1]}]
     ("fields", "message"),
     [
         *(
-            ({"guidance_scale": value}, r"guidance_scale must be a finite number >= 0")
+            ({"guidance_scale": value}, r"guidance_scale must be a number in .0, 100.")
             for value in (math.nan, math.inf, -math.inf, -0.5, "3", True)
         ),
         (

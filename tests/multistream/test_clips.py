@@ -92,6 +92,7 @@ def test_integer_samples_are_pcm(dtype: type) -> None:
         (np.array([0.0, 1e300]), r"audio must have float samples .* not in \[0, 1e\+300\]"),
         (np.array([-32768, 1000], np.float32), r"not in \[-32768, 1000\]; integer samples need an"),
         ([1e30, -1e30], r"not in \[-1e\+30, 1e\+30\]"),
+        (np.array([-200.0, 0.5]), r"not in \[-200, 0.5\]"),
         (torch.tensor([0.0, 200.0]), r"not in \[0, 200\]"),
         (np.array([MAX_LEVEL * 1.001, 0.0]), r"taken up to 8\), not in \[0, 8.008\]"),
         ([0, 1000, -1000], r"int64 samples in \[-1000, 1000\] have no known full scale.* int16"),

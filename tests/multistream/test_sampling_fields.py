@@ -63,6 +63,8 @@ def test_one_value_per_stream(field: str) -> None:
     assert per_stream(request(**ordinary, **{name: values}), field, 3) == values
     with pytest.raises(ValueError, match=f"^{name} must be .* a list of 4, one per stream, not 3"):
         per_stream(request(**{name: values}), field, 4)
+    with pytest.raises(ValueError, match=f"^{name} must be .* a list of 2, one per stream, not 3"):
+        per_stream(request(**{name: values}), field, 2)
 
 
 def test_the_list_of_a_request_is_not_shared() -> None:

@@ -47,13 +47,28 @@ def test_voices_and_defaults_are_read() -> None:
             tasks={"speak": [1, "voice", "text", 5], "listen": ["audio", 1]},
             voices={"slt": [2, 3], "rms": [4]},
             default_voice="rms",
+            languages=["en", "de"],
             generation_defaults={"speak": {"temperature": 0.7, "guidance_scale": 2.0}},
         )
     )
+    assert spec.languages == ("en", "de")
     assert spec.voices == {"slt": (2, 3), "rms": (4,)} and spec.default_voice == "rms"
     assert [task.takes_voice for task in spec.tasks] == [True, False]
     assert [task.needs for task in spec.tasks] == [{"text"}, {"audio"}]
     assert spec.generation_defaults == {"speak": {"temperature": 0.7, "guidance_scale": 2.0}}
+
+
+@pytest.mark.parametrize(
+    ("guidance", "expected"),
+    [
+        ({"null_prompt": [4, 39, 0], "audio_only": True}, ((4, 39, 0), True)),
+        ({"null_prompt": "pads"}, ("pads", False)),
+        ({}, (None, False)),
+    ],
+)
+def test_guidance_is_read(guidance: dict[str, Any], expected: tuple[Any, bool]) -> None:
+    spec = SpeechSpec.from_config(config(guidance=guidance))
+    assert (spec.null_prompt, spec.guides_audio_only) == expected
 
 
 def test_defaults() -> None:
@@ -100,6 +115,12 @@ def test_defaults() -> None:
         ({"voices": {"a": [1, 40]}}, r"voices\.a\[1\] must be in \[0, 40\), not 40"),
         ({"voices": {"a": [True]}}, r"voices\.a\[0\] must be in \[0, 40\), not True"),
         (
+            {"languages": ["English"]},
+            r"languages\[0\] must be a code of ISO 639, such as 'en', not 'English'",
+        ),
+        ({"languages": "en"}, "languages must be a list"),
+        ({"languages": ["en", 5]}, r"languages\[1\] must be a code of ISO 639"),
+        (
             {"voices": {"a": [1]}, "default_voice": "b"},
             r"default_voice must be null or one of \['a'\], not 'b'",
         ),
@@ -113,8 +134,18 @@ def test_defaults() -> None:
         ),
         (
             {"tasks": {"a": [1]}, "generation_defaults": {"a": {"guidance_scale": -1}}},
-            r"generation_defaults\.a: guidance_scale must be a finite number >= 0",
+            r"generation_defaults\.a: guidance_scale must be a number in .0, 100.",
         ),
+        ({"guidance": {"null_prompt": 3}}, r"guidance\.null_prompt must be a list"),
+        (
+            {"guidance": {"null_prompt": [0, 40]}},
+            r"guidance\.null_prompt\[1\] must be in \[0, 40\), not 40",
+        ),
+        (
+            {"guidance": {"null_prompt": [-1]}},
+            r"guidance\.null_prompt\[0\] must be in \[0, 40\), not -1",
+        ),
+        ({"guidance": {"scale": 2}}, r"guidance has unknown keys \['scale'\]"),
         ({"tasks": ["text"]}, r"tasks must be an object, not \['text'\]"),
         ({"tasks": {"speak": "text"}}, r"tasks\.speak must be a list"),
         (

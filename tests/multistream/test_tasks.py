@@ -16,7 +16,7 @@ from vllm.multistream.random_checkpoint import (
 )
 from vllm.multistream.refusal import RequestRefused, refuses
 from vllm.multistream.spec import SpeechSpec, TaskPrompt
-from vllm.multistream.tasks import choose_task, emits, emits_first
+from vllm.multistream.tasks import FieldNames, choose_task, emits, emits_first
 
 
 def spec_of(text_then_audio: bool = False, **more: tuple[int | str, ...]) -> SpeechSpec:
@@ -45,27 +45,83 @@ def test_what_a_task_emits_follows_from_its_last_begin_token_and_the_phases() ->
     ],
 )
 def test_the_task_that_fits_is_chosen(given: list[str], wanted: list[str], name: str) -> None:
-    assert choose_task(spec_of(), given, wanted) == name
+    assert choose_task(spec_of(), given, wanted).name == name
 
 
 def test_a_task_that_emits_only_what_is_wanted_comes_first() -> None:
     spec = spec_of(True, answer=(BEGIN_TEXT, "text"))
-    assert choose_task(spec, ["text"], ["audio"]) == "text_to_speech"
-    assert choose_task(spec, ["text"], ["text", "audio"]) == "answer"
-    assert choose_task(spec, ["audio"], ["audio"]) == "speech_to_text"
+    assert choose_task(spec, ["text"], ["audio"]).name == "text_to_speech"
+    assert choose_task(spec, ["text"], ["text", "audio"]).name == "answer"
+    assert choose_task(spec, ["audio"], ["audio"]).name == "speech_to_text"
 
 
 def test_audio_that_is_not_wanted_is_not_made() -> None:
-    with pytest.raises(RequestRefused, match="task: the model has none from audio to text; it has"):
+    with pytest.raises(RequestRefused, match="audio: the model has no task from audio to text; it"):
         choose_task(spec_of(True), ["audio"], ["text"])
-    with pytest.raises(RequestRefused, match="none from text to text"):
+    with pytest.raises(RequestRefused, match="prompt: the model has no task from text to text"):
         choose_task(spec_of(), ["text"], ["text"])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "wanted", "message"),
+    [
+        ("text_to_speech", ["text"], ["text"], "makes audio, but the request wants text"),
+        ("text_to_speech", ["audio"], ["audio"], "needs text, but the request gives audio"),
+        ("text_to_speech", [], None, "needs text, but the request gives nothing"),
+        ("speech_to_text", ["audio"], ["audio"], "makes text, but the request wants audio"),
+        ("speech_to_text", ["audio"], ["text", "audio"], "makes text, but .* text and audio"),
+        ("voice_prompted_speech", ["text"], ["audio"], "needs text and audio, but .* gives text"),
+        ("sing", ["text"], ["audio"], "^task must be one of .*, not 'sing'"),
+    ],
+)
+def test_a_named_task_must_fit_what_is_given_and_wanted(
+    name: str, given: list[str], wanted: list[str] | None, message: str
+) -> None:
+    with pytest.raises(RequestRefused, match=message) as caught:
+        choose_task(spec_of(), given, wanted, name=name)
+    assert caught.value.parameter == "task"
+
+
+def test_a_named_task_may_write_text_on_its_way_to_audio() -> None:
+    spec = spec_of(True)
+    assert choose_task(spec, ["audio"], ["audio"], name="speech_to_text").name == "speech_to_text"
+    with pytest.raises(RequestRefused, match="makes text and audio, but the request wants text"):
+        choose_task(spec, ["audio"], ["text"], name="speech_to_text")
+
+
+def test_the_field_to_change_is_blamed_when_no_task_fits() -> None:
+    fields = FieldNames("messages[0].content", "messages[0].content[1]", "modalities")
+    for given, wanted, field in (
+        (["text"], ["text"], "modalities"),
+        (["audio"], ["audio"], "modalities"),
+        (["text", "audio"], ["text"], "modalities"),
+    ):
+        with pytest.raises(RequestRefused) as caught:
+            choose_task(spec_of(), given, wanted, fields=fields)
+        assert caught.value.parameter == field
+    one_task = SpeechSpec(spec_of().layout, tasks=spec_of().tasks[:1])
+    with pytest.raises(RequestRefused) as caught:
+        choose_task(one_task, ["text", "audio"], ["audio"], fields=fields)
+    assert caught.value.parameter == "messages[0].content[1]"
+
+
+def test_an_engine_s_error_is_told_in_the_request_s_words() -> None:
+    fields = FieldNames(text="input", voice="audio.voice")
+    for message, told, field in (
+        ("prompt has 9 tokens", "input has 9 tokens", "input"),
+        ("voice must be one", "audio.voice must be one", "audio.voice"),
+        ("prompts are", "prompts are", "prompts"),
+        ("negative_prompt must", "negative_prompt must", "negative_prompt"),
+        ("Prompt is", "Prompt is", None),
+    ):
+        renamed = fields.rename(RequestRefused(message))
+        assert (str(renamed), renamed.parameter) == (told, field)
 
 
 def test_a_voice_prefers_a_task_that_takes_one() -> None:
     spec = spec_of(voiced=(BEGIN_TEXT, SPEAKER, "voice", "text", BEGIN_AUDIO))
-    assert choose_task(spec, ["text"], ["audio"]) == "text_to_speech"
-    assert choose_task(spec, ["text"], ["audio"], voice=True) == "voiced"
+    assert choose_task(spec, ["text"], ["audio"]).name == "text_to_speech"
+    assert choose_task(spec, ["text"], ["audio"], voice=True).name == "voiced"
 
 
 def test_a_prompt_without_begin_tokens_starts_in_the_first_phase() -> None:
@@ -83,7 +139,12 @@ def test_a_refusal_is_a_value_error_that_names_its_field() -> None:
         ("top_k must be 1", "top_k"),
         ("seed: no", "seed"),
         ("Prompt must", None),
-        ("guidance_lanes[1] must", "guidance_lanes"),
+        ("guidance_lanes[1] must", "guidance_lanes[1]"),
+        (
+            "messages[0].content[12].input_audio.data must",
+            "messages[0].content[12].input_audio.data",
+        ),
+        ("include[] must", "include[]"),
     ):
         with pytest.raises(ValueError) as caught:
             refuse(message)

@@ -20,5 +20,6 @@ def served_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="package")
 def server(served_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server; every test leaves it serving."""
-    with running_server(served_model, tmp_path_factory.mktemp("server")) as running:
+    folder = tmp_path_factory.mktemp("server")
+    with running_server(served_model, folder, "--voice-alias", "alloy=rms") as running:
         yield running

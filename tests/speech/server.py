@@ -59,6 +59,7 @@ def write_model(folder: Path) -> Path:
             "tasks": tasks,
             "voices": VOICES,
             "default_voice": "slt",
+            "languages": ["en"],
             "generation_defaults": {
                 "text_to_speech": defaults,
                 "speech_to_text": {"max_tokens": DEFAULT_TOKENS},

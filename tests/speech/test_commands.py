@@ -52,6 +52,40 @@ def test_help_shows_the_options_and_no_key(command: str, option: str, tmp_path: 
     assert "OPENAI_API_KEY" in shown.stdout
 
 
+def imported(*arguments: str, cwd: Path) -> set[str]:
+    """The modules that a command imports."""
+    code = (
+        "import sys\n"
+        f"sys.argv = {['vllm', *arguments]!r}\n"
+        "from vllm.entrypoints.speech import cli\n"
+        "cli.leave = lambda status: (print(*sys.modules, file=sys.stderr), sys.exit(status))\n"
+        "from vllm.entrypoints.cli.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=cwd, env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stderr.split())
+
+
+@pytest.mark.slow
+def test_a_command_imports_what_it_needs_alone(odd: str, tmp_path: Path) -> None:
+    """Imports are most of the time that a sentence takes."""
+    server = {
+        "vllm.entrypoints.cli.serve",
+        "vllm.entrypoints.cli.benchmark.main",
+        "fastapi.applications",
+    }
+    engine = {"vllm.engine.arg_utils", "vllm.v1.engine.llm_engine", "transformers.modeling_utils"}
+    remote = imported("speak", "hi", "--url", odd, "-o", "-", cwd=tmp_path)
+    assert "vllm.entrypoints.speech.remote" in remote
+    assert not remote & (server | engine)
+    here = imported("speak", "stop", cwd=tmp_path)
+    assert here >= {"vllm.v1.engine.llm_engine"}
+    assert not here & {"vllm.entrypoints.cli.serve", "vllm.entrypoints.cli.benchmark.main"}
+
+
 @pytest.mark.slow
 def test_a_command_prints_its_result_and_nothing_else(tmp_path: Path) -> None:
     spoken = vllm("speak", "please open blue door", "-o", "door.wav", cwd=tmp_path)

@@ -203,6 +203,17 @@ def test_sound_is_not_held_back(name: str) -> None:
     )
 
 
+def test_rates_that_a_format_lacks_become_the_next_one() -> None:
+    expected = {
+        "opus": {11025: 12000, 16000: 16000, 22050: 24000, 32000: 48000, 96000: 48000},
+        "mp3": {7000: 8000, 24000: 24000, 37000: 44100, 44101: 48000, 96000: 48000},
+        "aac": {8000: 8000, 50000: 64000, 96000: 96000, 192_000: 96000},
+        "flac": {7000: 7000, 192_000: 192_000},
+    }
+    for name, rates in expected.items():
+        assert {rate: FORMATS[name].rate_for(rate) for rate in rates} == rates
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("is_whole", [False, True])
 def test_no_samples_make_an_empty_file(name: str, is_whole: bool) -> None:

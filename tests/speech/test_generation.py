@@ -18,6 +18,7 @@ from vllm.entrypoints.speech.encoding import pcm16
 from vllm.entrypoints.speech.service import Generation, Usage
 from vllm.entrypoints.speech.speech import encoded_pieces, speech_events
 from vllm.entrypoints.speech.sse import DONE, event, event_stream
+from vllm.entrypoints.speech.transcript import Transcript
 from vllm.entrypoints.speech.transcription import transcription_events
 from vllm.exceptions import GenerationError, RetryableRequestError
 from vllm.multistream.layout import StreamLayout
@@ -76,6 +77,10 @@ async def begun(engine: Engine) -> Generation:
     made = generation(engine)
     await made.begin()
     return made
+
+
+def transcript(*generations: Generation) -> Transcript:
+    return Transcript(generations, [1.5] * len(generations))
 
 
 async def collect(items: AsyncIterator[Made]) -> list[Made]:
@@ -147,7 +152,7 @@ def test_events_end_with_the_failure() -> None:
     assert (last["error"]["message"], last["error"]["code"]) == ("the codec failed", 500)
 
     async def transcribe() -> list[str]:
-        return await collect(transcription_events(await begun(Engine(FIRST, FAILED))))
+        return await collect(transcription_events(transcript(await begun(Engine(FIRST, FAILED)))))
 
     delta, last = events_of(transcribe)
     assert delta == {"type": "transcript.text.delta", "delta": "a"}
@@ -252,7 +257,9 @@ def test_only_stop_and_length_are_a_success(reason: str | None, status: int) -> 
         return await collect(speech_events(encoded_pieces(made, "pcm", RATE), made))
 
     async def transcription() -> list[str]:
-        return await collect(transcription_events(await begun(Engine(FIRST, failed(reason)))))
+        return await collect(
+            transcription_events(transcript(await begun(Engine(FIRST, failed(reason)))))
+        )
 
     async def chat() -> list[str]:
         made = await begun(Engine(FIRST, MORE, failed(reason)))

@@ -23,6 +23,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm.entrypoints.speech import media
+from vllm.entrypoints.speech.containers import MAX_STREAMS, AudioFile
 from vllm.entrypoints.speech.encoding import encode_whole, make_encoder, wav_header
 from vllm.entrypoints.speech.media import (
     AudioLimits,
@@ -191,7 +192,7 @@ def complete(kind: str) -> bytes:
     sound = tone(2.0, 16000)
     if kind in ("wav", "flac", "mp3", "opus", "aac"):
         return encode_whole(kind, sound, 16000)
-    if kind.startswith("stream "):
+    if kind.startswith("stream ") and kind != "stream webm":
         encoder = make_encoder(kind.removeprefix("stream "), 16000)
         return encoder.encode(sound) + encoder.finish()
     if kind in ("aiff", "au", "caf", "rf64"):
@@ -234,7 +235,45 @@ def test_a_file_that_lost_its_end_is_refused(kind: str, message: str) -> None:
             decode_file(data[:-2], LIMITS, "file")
 
 
-@pytest.mark.parametrize("kind", ["stream wav", "stream flac", "stream mp3", "stream opus", "aac"])
+def test_the_last_bytes_count() -> None:
+    data = complete("flac")
+    with pytest.raises(RequestRefused, match=INCOMPLETE):
+        decode_file(data[:-1], LIMITS, "file")
+    data = complete("m4a, index first")
+    container: Any = av.open(io.BytesIO(data))
+    with container:
+        ends = [entry.pos + entry.size for entry in container.streams.audio[0].index_entries]
+    assert len(ends) > 20 and max(ends) <= len(data)
+    decode_file(data[: ends[-1]], LIMITS, "file")
+    # A packet less, and a part of one less.
+    for end in (ends[-2], ends[-1] - 1, ends[10]):
+        with pytest.raises(RequestRefused, match=INCOMPLETE):
+            decode_file(data[:end], LIMITS, "file")
+
+
+def test_no_more_tracks_are_opened_than_the_limit() -> None:
+    def tracks(count: int) -> bytes:
+        buffer = io.BytesIO()
+        with av.open(buffer, "w", format="matroska") as file:
+            streams: list[Any] = [file.add_stream("pcm_s16le", rate=16000) for _ in range(count)]
+            for stream in streams:
+                stream.codec_context.layout = "mono"
+            for stream in streams:
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 160), np.int16), "s16", "mono")
+                frame.sample_rate, frame.pts = 16000, 0
+                file.mux(stream.encode(frame))
+                file.mux(stream.encode(None))
+        return buffer.getvalue()
+
+    for count in (1, MAX_STREAMS, 40):
+        with AudioFile(tracks(count)) as file:
+            assert len(file._container.streams) == min(count, MAX_STREAMS)
+            assert [block.shape for block, _ in file.blocks()] == [(1, 160)]
+
+
+@pytest.mark.parametrize(
+    "kind", ["stream wav", "stream flac", "stream mp3", "stream opus", "aac", "stream webm"]
+)
 def test_a_stream_that_announces_no_length_is_read_to_its_end(kind: str) -> None:
     data = complete(kind)
     for share in (0.5, 0.77, 0.9):
@@ -483,6 +522,18 @@ def test_base64_is_strict_and_measured_before_it_is_decoded() -> None:
             decode_base64(wrong, LIMITS, "audio")
     with pytest.raises(RequestRefused, match="audio must have at most 1048576 bytes"):
         decode_base64("A" * 2**21, LIMITS, "audio")
+
+
+def test_long_base64_is_decoded_in_pieces_that_change_nothing() -> None:
+    """The size of a piece is three quarters of 2^18."""
+    piece = 3 * 2**16
+    for size in (piece - 1, piece, piece + 1, 2 * piece, 2 * piece + 2):
+        data = np.random.default_rng(size).bytes(size)
+        assert decode_base64(base64.b64encode(data).decode(), LIMITS, "audio") == data
+    padded = base64.b64encode(bytes(piece - 1)).decode()
+    for wrong in (padded + "AAAA", padded[:-1], "A" * 2**18 + "A", "A" * 2**18 + "===="):
+        with pytest.raises(RequestRefused, match="audio must be base64"):
+            decode_base64(wrong, LIMITS, "audio")
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 57, 58, 1000])

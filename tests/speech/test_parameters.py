@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,14 @@ from vllm.entrypoints.speech.parameters import (
     SpeechInput,
     make_params,
     plan_request,
-    task_defaults,
 )
+from vllm.entrypoints.speech.voices import add_voice_arguments, voice_aliases
 from vllm.exceptions import VLLMValidationError
 from vllm.multistream.layout import StreamLayout
 from vllm.multistream.random_checkpoint import default_tasks, stream_layout
 from vllm.multistream.refusal import RequestRefused
 from vllm.multistream.spec import SpeechSpec, TaskPrompt
+from vllm.multistream.tasks import FieldNames
 from vllm.sampling_params import RequestOutputKind
 
 SPEECH, TEXT = "text_to_speech", "speech_to_text"
@@ -33,49 +35,6 @@ def spec_of(**defaults: dict[str, Any]) -> SpeechSpec:
         voices={"slt": (6,)},
         generation_defaults=defaults,
     )
-
-
-def defaults_of(
-    monkeypatch: pytest.MonkeyPatch,
-    spec: SpeechSpec,
-    of_file: dict[str, Any] | None = None,
-    of_server: dict[str, Any] | None = None,
-    source: str = "auto",
-) -> dict[str, dict[str, Any]]:
-    monkeypatch.setattr("vllm.multistream.spec.multistream_spec", lambda config: spec)
-    config: Any = SimpleNamespace(
-        generation_config=source,
-        override_generation_config=of_server or {},
-        try_get_generation_config=lambda: of_file or {},
-    )
-    return task_defaults(config)
-
-
-def test_without_files_audio_is_sampled_and_text_is_greedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = defaults_of(monkeypatch, spec_of())
-    assert defaults[SPEECH] == {"temperature": 1.0}
-    assert defaults[TEXT] == {"temperature": 0.0}
-    assert set(defaults) == set(default_tasks())
-
-
-def test_the_task_s_own_defaults_come_before_the_file_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    of_file = {"temperature": 0.9, "top_k": 20, "guidance_scale": 2.5, "max_new_tokens": 70}
-    spec = spec_of(text_to_speech={"temperature": 0.7, "max_tokens": 50})
-    defaults = defaults_of(monkeypatch, spec, of_file | {"eos_token_id": 1})
-    assert defaults[SPEECH] == {
-        "temperature": 0.7, "top_k": 20, "guidance_scale": 2.5, "max_tokens": 50,
-    }  # fmt: skip
-    # A guidance scale of the file is for audio.
-    assert defaults[TEXT] == {"temperature": 0.9, "top_k": 20, "max_tokens": 70}
-
-
-def test_the_server_s_options_come_before_both(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = spec_of(text_to_speech={"temperature": 0.7, "guidance_scale": 3.0})
-    of_server = {"temperature": 0.5, "guidance_scale": 1.5}
-    defaults = defaults_of(monkeypatch, spec, {"top_p": 0.8}, of_server)
-    assert defaults[SPEECH] == {"temperature": 0.5, "guidance_scale": 1.5, "top_p": 0.8}
-    neutral = defaults_of(monkeypatch, spec, {"top_p": 0.8}, {}, source="vllm")
-    assert neutral[SPEECH] == {"temperature": 1.0}
 
 
 def test_what_a_request_says_wins() -> None:
@@ -115,13 +74,83 @@ def test_a_plan_is_a_prompt_for_the_task_that_fits() -> None:
     prompt, _ = plan_request(spec, defaults, SpeechInput(text, clip=clip))
     assert prompt["mm_processor_kwargs"] == {"task": TEXT} and prompt["prompt"] == ""
     assert prompt["multi_modal_data"]["audio"] == (clip.samples, 16000)
-    asked = SpeechInput(audio, text="hi", voice="slt", task="voice_prompted_speech", clip=clip)
+    asked = SpeechInput(audio, text="hi", task="voice_prompted_speech", clip=clip)
     prompt, _ = plan_request(spec, defaults, asked)
-    assert prompt["mm_processor_kwargs"] == {"task": "voice_prompted_speech", "voice": "slt"}
+    assert prompt["mm_processor_kwargs"] == {"task": "voice_prompted_speech"}
+    with pytest.raises(RequestRefused, match="voice must not be given: task 'voice_prompted_spe"):
+        plan_request(spec, defaults, replace(asked, voice="slt"))
     # A model without a voice of that name has its default.
     prompt, _ = plan_request(spec, defaults, SpeechInput(audio, text="hi", voice="default"))
     assert "voice" not in prompt["mm_processor_kwargs"]
     with pytest.raises(RequestRefused, match="task must be one of"):
         plan_request(spec, defaults, SpeechInput(audio, text="hi", task="sing"))
-    with pytest.raises(RequestRefused, match="none from text to text"):
+    with pytest.raises(RequestRefused, match="no task from text to text"):
         plan_request(spec, defaults, SpeechInput(text, text="hi"))
+
+
+def voiced_spec(**more: Any) -> SpeechSpec:
+    task = TaskPrompt(SPEECH, (3, "voice", "text", 2))
+    return replace(spec_of(), tasks=(task,), voices={"slt": (6,), "rms": (7,)}, **more)
+
+
+def test_a_voice_has_the_names_that_the_server_gives_it() -> None:
+    asked = SpeechInput(frozenset({"audio"}), text="hi")
+    aliases = {"alloy": "slt"}
+
+    def voice(name: str, aliases: dict[str, str] = aliases) -> str | None:
+        given = replace(asked, voice=name)
+        options = plan_request(voiced_spec(), {SPEECH: {}}, given, aliases)[0]
+        return options["mm_processor_kwargs"].get("voice")
+
+    assert (voice("alloy"), voice("rms"), voice("default")) == ("slt", "rms", None)
+    assert voice("default", {"default": "rms"}) == "rms"
+    with pytest.raises(RequestRefused, match=r"voice must be one of \['alloy', 'default', 'rms', "):
+        voice("nova")
+    chat = replace(asked, voice="nova", fields=FieldNames(voice="audio.voice"))
+    with pytest.raises(RequestRefused) as caught:
+        plan_request(voiced_spec(), {SPEECH: {}}, chat)
+    assert caught.value.parameter == "audio.voice"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["alloy"], "--voice-alias must be NAME=VOICE, not 'alloy'"),
+        (["=slt"], "--voice-alias must be NAME=VOICE, not '=slt'"),
+        (["alloy=kal"], r"--voice-alias alloy=kal must name one of .*\['rms', 'slt'\]"),
+        (["rms=slt"], "--voice-alias rms=slt gives a name that is taken: 'rms'"),
+        (["alloy=slt", "alloy=rms"], "alloy=rms gives a name that is taken: 'alloy'"),
+    ],
+)
+def test_an_alias_must_name_a_voice(
+    monkeypatch: pytest.MonkeyPatch, given: list[str], message: str
+) -> None:
+    monkeypatch.setattr("vllm.multistream.spec.multistream_spec", lambda config: voiced_spec())
+    config: Any = object()
+    with pytest.raises(ValueError, match=message):
+        voice_aliases(parsed(*given), config)
+    assert voice_aliases(parsed("alloy=slt", "nova=slt"), config) == {"alloy": "slt", "nova": "slt"}
+    assert voice_aliases(parsed(), config) == voice_aliases(Namespace(), config) == {}
+
+
+def parsed(*aliases: str) -> Namespace:
+    parser = ArgumentParser()
+    add_voice_arguments(parser)
+    return parser.parse_args([f"--voice-alias={alias}" for alias in aliases])
+
+
+def test_languages_are_those_of_the_model() -> None:
+    asked = SpeechInput(frozenset({"audio"}), text="hi")
+    spec = voiced_spec(languages=("en", "de"))
+    for language in ("en", "EN", "de"):
+        plan_request(spec, {SPEECH: {}}, replace(asked, language=language))
+    with pytest.raises(RequestRefused, match=r"language must be one of \['en', 'de'\], not 'fr'"):
+        plan_request(spec, {SPEECH: {}}, replace(asked, language="fr"))
+    with pytest.raises(RequestRefused, match=r"language must not be given: .* names none"):
+        plan_request(voiced_spec(), {SPEECH: {}}, replace(asked, language="en"))
+
+
+def test_without_a_default_the_context_limits_the_tokens() -> None:
+    assert make_params({}, {}).max_tokens is None
+    assert make_params({"max_tokens": 9}, {}).max_tokens == 9
+    assert make_params({"max_tokens": 9}, {"max_tokens": 16}).max_tokens == 16

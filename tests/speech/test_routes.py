@@ -35,7 +35,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> TestClient:
     app = upstream_app()
     config: Any = SimpleNamespace(max_model_len=1024)
     routes.register_speech_routes(app, config)
-    app.state.speech_service = SimpleNamespace(spec=SPEC)
+    app.state.speech_service = SimpleNamespace(spec=SPEC, voice_aliases={"alloy": "slt"})
 
     @app.exception_handler(NotImplementedError)
     async def not_implemented(request: Any, error: Exception) -> Any:
@@ -65,8 +65,11 @@ def test_routes_of_upstream_are_replaced_or_refuse(client: TestClient) -> None:
 def test_the_voices_are_listed(client: TestClient) -> None:
     assert client.get("/v1/audio/voices").json() == {
         "object": "list",
-        "voices": [{"id": "slt", "name": "slt"}],
-        "data": [{"id": "slt", "object": "audio.voice", "name": "slt", "default": True}],
+        "voices": [{"id": "slt", "name": "slt"}, {"id": "alloy", "name": "alloy"}],
+        "data": [
+            {"id": "slt", "object": "audio.voice", "name": "slt", "default": True},
+            {"id": "alloy", "object": "audio.voice", "name": "slt", "default": False},
+        ],
     }
 
 
@@ -84,7 +87,7 @@ def test_the_voices_are_listed(client: TestClient) -> None:
         (b'{"input": "a", "top_k": true}', "top_k"),
         (b'{"input": "a", "seed": 1e400}', "seed"),
         (b'{"input": "a", "temperature": NaN}', "temperature"),
-        (b'{"input": "a", "voice": {"id": "b", "more": 1}}', "voice"),
+        (b'{"input": "a", "voice": {"id": "b", "more": 1}}', "voice.more"),
         (b'{"input": "a", "\xf0\x9f\x90\x98": 1}', "\U0001f418"),
         (b'{"input": "\\ud800"}', "input"),
         (b'{"input": ' + b"[" * 100_000, None),
@@ -117,8 +120,8 @@ def test_what_is_no_transcription_request_is_400(
 ) -> None:
     answer = client.post("/v1/audio/transcriptions", data=form)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    unknown = client.post("/v1/audio/transcriptions", files={"file": b"x"}, data={"sing": "en"})
-    assert unknown.json()["error"]["param"] == "sing"
+    unknown = client.post("/v1/audio/transcriptions", files={"file": b"x"}, data={"hidden": "en"})
+    assert unknown.json()["error"]["param"] == "hidden"
     for broken in (b"", b"--x\r\n", b"\r\n--x--"):
         headers = {"content-type": "multipart/form-data; boundary=x"}
         answer = client.post("/v1/audio/transcriptions", content=broken, headers=headers)
@@ -158,7 +161,7 @@ def test_a_body_at_the_limit_is_read(client: TestClient) -> None:
     body = head + b"a" * (limit - len(head + tail)) + tail
     headers = {"content-type": "application/json"}
     answer = client.post("/v1/chat/completions", content=body, headers=headers)
-    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "more")
     answer = client.post("/v1/chat/completions", content=body + b" ", headers=headers)
     assert answer.status_code == 413
 

@@ -113,8 +113,9 @@ def test_the_voices_are_listed(server: Server) -> None:
     assert status == 200
     voices = json.loads(body)["data"]
     assert {voice["id"]: voice["default"] for voice in voices} == {
-        name: name == "slt" for name in VOICES
+        name: name == "slt" for name in (*VOICES, "alloy")
     }
+    assert voices[-1]["name"] == "rms"
 
 
 def test_speech_is_what_the_engine_makes(client: openai.OpenAI, offline: Offline) -> None:
@@ -375,18 +376,38 @@ def test_errors_name_the_field_in_openai_s_shape(client: openai.OpenAI) -> None:
 
 def test_chat_refuses_what_it_would_have_to_ignore(server: Server) -> None:
     refused: list[tuple[str, dict[str, Any]]] = [
-        ("task", {}),
+        ("modalities", {}),
+        ("task", {"task": "text_to_speech"}),
+        ("task", {"task": "speech_to_text", "modalities": ["audio"]}),
+        ("task", {"task": "speech_to_text", "modalities": ["text", "audio"]}),
+        ("task", {"task": "text_to_speech", "messages": user(audio_part(wav_file()))}),
         ("messages", {"messages": []}),
         ("messages", {"messages": [*user("a"), *user("b")]}),
-        ("messages", {"messages": [{"role": "system", "content": "be kind"}]}),
-        ("messages", {"messages": user({"type": "image_url", "image_url": {"url": "data:,"}})}),
-        ("messages", {"messages": user(audio_part(b"no audio"))}),
-        ("messages", {"messages": user(*[audio_part(wav_file())] * 2)}),
+        ("messages[0].role", {"messages": [{"role": "system", "content": "be kind"}]}),
+        (
+            "messages[0].content[0].type",
+            {"messages": user({"type": "image_url", "image_url": {"url": "data:,"}})},
+        ),
+        (
+            "messages[0].content[1].input_audio.data",
+            {"messages": user("a", audio_part(b"no audio"))},
+        ),
+        ("messages[0].content", {"messages": user(*[audio_part(wav_file())] * 2)}),
+        ("messages[0].content", {"messages": user(" ", "")}),
+        ("messages[0].content[0].input_audio.data", {"messages": user(audio_part(wav_file(22.0)))}),
+        (
+            "messages[0].content[0].text",
+            {"messages": user("x" * 1020), "modalities": ["audio"]},
+        ),
+        (
+            "audio.voice",
+            {"audio": {"voice": "kal"}, "modalities": ["audio"]},
+        ),
         ("audio", {"audio": {"format": "wav"}, "modalities": ["text"]}),
-        ("modalities", {"modalities": ["image"]}),
+        ("modalities[0]", {"modalities": ["image"]}),
         ("n", {"n": 2}),
-        ("tools", {"tools": []}),
-        ("stream_options", {"stream_options": {"include_usage": True}}),
+        ("tools", {"tools": [{"type": "function", "function": {"name": "f"}}]}),
+        ("stream_options.include_usage", {"stream_options": {"include_usage": True}}),
         ("max_tokens", {"max_tokens": 1, "max_completion_tokens": 2}),
         ("logprobs", {"logprobs": True}),
     ]
@@ -438,7 +459,7 @@ def test_hostile_files_are_refused(client: openai.OpenAI, server: Server) -> Non
         "a bomb without its end": bomb[: len(bomb) // 2],
         "an Ogg of noise": b"OggS" + bytes(5000),
         "an MP3 of noise": b"\xff\xfb\x90\x64" + bytes(range(256)) * 20,
-        "too long": encode_whole("mp3", np.zeros(60 * 16000, np.float32), 16000),
+        "too long": _flac_of_silence(700),
         "too large": b"RIFF" + bytes(2 * 2**20 + 1),
         "half of what its header announces": whole[: len(whole) // 2],
         "a playlist": b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n",

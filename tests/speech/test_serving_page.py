@@ -20,6 +20,7 @@ from vllm.entrypoints.speech.encoding import encode_whole
 from vllm.entrypoints.speech.media import AudioLimits
 from vllm.entrypoints.speech.protocol import MAX_INPUT_CHARACTERS
 from vllm.entrypoints.speech.routes import WITHOUT_AUDIO
+from vllm.multistream.sampling_fields import RANGES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -94,8 +95,15 @@ def test_the_numbers_on_the_page_are_those_of_the_code(monkeypatch: pytest.Monke
         monkeypatch.delenv(f"VLLM_MAX_AUDIO_{name}", raising=False)
     limits = AudioLimits.from_environment(1e9)
     assert f"| an audio file | {limits.file_bytes // 2**20} MiB |" in PAGE
-    assert f"| its length | {limits.seconds:g} s, and what" in PAGE
+    assert f"| its length | {limits.seconds:g} s, and in chat" in PAGE
     assert f"| its samples, decoded | {limits.decoded_bytes // 2**20} MiB |" in PAGE
     assert f"{MAX_INPUT_CHARACTERS} characters" in PAGE
     for path in WITHOUT_AUDIO:
         assert f"`{path}`" in PAGE
+    for name in ("temperature", "guidance_scale"):
+        assert f"| `{name}` | {RANGES[name].low} to {RANGES[name].high}; " in PAGE
+    seed, tokens = RANGES["seed"], RANGES["max_tokens"]
+    assert (seed.low, seed.high, tokens.high) == (-(2**63), 2**63 - 2, 2**31 - 1)
+    assert RANGES["top_k"].low == -1 and RANGES["top_k"].high == tokens.high
+    assert "| `seed` | −2⁶³ to 2⁶³ − 2; " in PAGE and "| `max_tokens` | 1 to 2³¹ − 1 frames" in PAGE
+    assert "| `top_k` | −1 to 2³¹ − 1; " in PAGE

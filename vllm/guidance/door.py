@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.guidance.inputs import GuidanceInputs, LaneInputs, is_guided
 from vllm.multistream.prompts import stream_prompt_builder
-from vllm.multistream.refusal import refuses
+from vllm.multistream.refusal import RequestRefused, refuses
 from vllm.multistream.spec import SpeechSpec, multistream_spec
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ def admit_guidance(
         if params.negative_prompt_token_ids is not None:
             given = [{"prompt_token_ids": params.negative_prompt_token_ids}]
     lanes = []
-    for number, (lane, weight) in enumerate(zip(given, weights[1:], strict=True), start=1):
-        where = "negative_prompt" if params.guidance_lanes is None else f"guidance_lanes[{number}]"
+    names = _names(params, len(given))
+    for lane, weight, where in zip(given, weights[1:], names, strict=True):
         token_ids, auxiliary = _lane_prompt(
             where, lane, spec, renderer.tokenizer, build_prompt, vllm_config
         )
@@ -70,8 +70,16 @@ def admit_guidance(
         audio_only=spec is not None and spec.guides_audio_only,
         pad_token_ids=[] if spec is None else list(spec.layout.pad_token_ids),
     )
-    _check_sizes(inputs, params, len(engine_input["prompt_token_ids"]), spec, vllm_config)
+    _check_sizes(inputs, names, params, len(engine_input["prompt_token_ids"]), spec, vllm_config)
     return inputs
+
+
+def _names(params: SamplingParams, num_lanes: int) -> list[str]:
+    """What the request calls the prompt of each guidance lane."""
+    if params.guidance_lanes is not None:
+        return [f"guidance_lanes[{number}]" for number in range(1, num_lanes + 1)]
+    is_ids = params.negative_prompt_token_ids is not None
+    return ["negative_prompt_token_ids" if is_ids else "negative_prompt"]
 
 
 def _refuse_combinations(params: SamplingParams, vllm_config: VllmConfig) -> None:
@@ -97,10 +105,14 @@ def _lane_prompt(
     vllm_config: VllmConfig,
 ) -> tuple[list[int] | None, np.ndarray | None]:
     """Ids of stream 0 and of the others in a lane's prompt; None, None for pads."""
-    if lane.get("prompt") is not None:
+    if (text := lane.get("prompt")) is not None:
         if tokenizer is None:
             raise ValueError(f"{where} as text needs a tokenizer; give token ids")
-        prompt = {"prompt": lane["prompt"], "prompt_token_ids": tokenizer.encode(lane["prompt"])}
+        prompt = {"prompt": text, "prompt_token_ids": tokenizer.encode(text)}
+        if not prompt["prompt_token_ids"]:
+            raise ValueError(
+                f"{where} must hold text that the model's tokenizer knows, not {text!r}"
+            )
     elif lane.get("prompt_token_ids") is not None:
         prompt = {"prompt_token_ids": list(lane["prompt_token_ids"])}
     elif spec is None or spec.null_prompt is None:
@@ -114,7 +126,10 @@ def _lane_prompt(
     # Here, so that the error names the lane's field and not the request's own prompt.
     _check_tokens(where, prompt["prompt_token_ids"], vllm_config)
     if build_prompt is not None:
-        prompt = dict(build_prompt(prompt))
+        try:
+            prompt = dict(build_prompt(prompt))
+        except RequestRefused as error:
+            raise error.renamed({"prompt": where, "prompt_token_ids": where}) from error
     token_ids = prompt["prompt_token_ids"]
     if not token_ids:
         raise ValueError(f"{where} must have at least one token")
@@ -132,6 +147,7 @@ def _check_tokens(where: str, token_ids: list[int], vllm_config: VllmConfig) -> 
 
 def _check_sizes(
     inputs: GuidanceInputs,
+    names: list[str],
     params: SamplingParams,
     num_prompt_tokens: int,
     spec: SpeechSpec | None,
@@ -154,12 +170,12 @@ def _check_sizes(
     longest = min(num_prompt_tokens + params.max_tokens + flush, context)
     generated = longest - num_prompt_tokens
     lengths = [longest]
-    for lane in inputs.lanes:
+    for lane, where in zip(inputs.lanes, names, strict=True):
         # Pads are as many as the conditional lane's steps before guidance.
         own = longest if lane.prompt_token_ids is None else len(lane.prompt_token_ids) + generated
         if own > context:
             raise ValueError(
-                f"negative_prompt has {own - generated} tokens; with up to {generated} generated "
+                f"{where} has {own - generated} tokens; with up to {generated} generated "
                 f"ones it must fit max_model_len = {context}"
             )
         lengths.append(own)

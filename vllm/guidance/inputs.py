@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
+from vllm.multistream.sampling_fields import verify_range
+
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
@@ -73,8 +75,8 @@ def _is_finite(value: Any) -> bool:
 def verify_guidance_fields(params: SamplingParams) -> None:
     """Refuse guidance values that no model accepts. Raises ValueError naming field and range."""
     scale = params.guidance_scale
-    if scale is not None and not (_is_finite(scale) and scale >= 0):
-        raise ValueError(f"guidance_scale must be a finite number >= 0, not {scale!r}")
+    if scale is not None:
+        verify_range("guidance_scale", scale)
     if params.negative_prompt is not None and params.negative_prompt_token_ids is not None:
         raise ValueError("negative_prompt and negative_prompt_token_ids must not both be given")
     _verify_prompt("negative_prompt", params.negative_prompt, str)

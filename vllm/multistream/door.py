@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.multistream.messages import StreamInputs
 from vllm.multistream.phases import StateKind, start_of_generation
 from vllm.multistream.refusal import refuses
-from vllm.multistream.sampling_fields import STREAM_FIELDS, per_stream
+from vllm.multistream.sampling_fields import STREAM_FIELDS, per_stream, verify_range
 from vllm.multistream.spec import SpeechSpec, multistream_spec
 
 if TYPE_CHECKING:
@@ -70,6 +70,9 @@ def refuse_unsupported_sampling(params: SamplingParams, model_config: ModelConfi
         )
     for name in ("temperature", "top_k", "top_p"):
         per_stream(params, name, spec.layout.num_streams)
+    verify_range("top_k", params.top_k)
+    if params.max_tokens is not None:
+        verify_range("max_tokens", params.max_tokens)
     if params.seed is not None and not -(2**63) <= params.seed < 2**63 - params.n:
         raise ValueError(f"seed must be in [-2**63, 2**63 - n), not {params.seed}")
 

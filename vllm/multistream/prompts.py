@@ -24,6 +24,7 @@ from vllm.multistream.layout import DelayScope, StreamLayout
 from vllm.multistream.phases import NO_TOKEN
 from vllm.multistream.refusal import refuses
 from vllm.multistream.spec import SpeechSpec, TaskPrompt, multistream_spec
+from vllm.multistream.tasks import choose_task
 
 _OPTIONS = ("task", "voice", "auxiliary_token_ids")
 
@@ -97,7 +98,8 @@ class PromptBuilder:
                 streams given in steps).
 
         Returns:
-            An engine input with the extra key `auxiliary_token_ids`.
+            An engine input with the extra keys `auxiliary_token_ids` and, if the prompt is one of a
+            task, `task`.
 
         Raises:
             ValueError: naming the field and what is accepted.
@@ -118,20 +120,25 @@ class PromptBuilder:
         unknown = sorted(set(options) - set(_OPTIONS))
         if unknown:
             raise ValueError(f"mm_processor_kwargs must hold only {list(_OPTIONS)}, not {unknown}")
+        if prompt.get("prompt_embeds") is not None:
+            raise ValueError(
+                "prompt_embeds is not supported for multi-stream models; give prompt (text), "
+                "prompt_token_ids or multi_modal_data with audio"
+            )
         data = prompt.get("multi_modal_data") or {}
         unknown = sorted(set(data) - {"audio"})
         if unknown:
             raise ValueError(f"multi_modal_data must hold only 'audio', not {unknown}")
         audio = data.get("audio")
-        is_text = prompt.get("prompt") is not None
+        text = prompt.get("prompt")
+        task = None
         if "auxiliary_token_ids" in options:
             if audio is not None or len(options) > 1:
                 raise ValueError("auxiliary_token_ids must come without audio, task and voice")
             built = self._from_steps(prompt["prompt_token_ids"], options["auxiliary_token_ids"])
-        elif is_text or audio is not None or options:
-            built = self._from_task(
-                prompt["prompt_token_ids"], audio, options.get("task"), options.get("voice")
-            )
+        elif text is not None or audio is not None or options:
+            task = self._task(prompt, audio, options.get("task"), options.get("voice"))
+            built = self._from_task(task, prompt["prompt_token_ids"], audio, options.get("voice"))
         else:
             built = lay_out(self._spec.layout, self._checked_tokens(prompt["prompt_token_ids"]))
         engine_input = tokens_input(built.token_ids)
@@ -139,6 +146,8 @@ class PromptBuilder:
             if prompt.get(key):
                 engine_input[key] = prompt[key]  # type: ignore[literal-required]
         engine_input["auxiliary_token_ids"] = built.auxiliary_ids  # type: ignore[typeddict-unknown-key]
+        if task is not None:
+            engine_input["task"] = task.name  # type: ignore[typeddict-unknown-key]
         return engine_input
 
     def _from_steps(self, token_ids: list[int], auxiliary: Any) -> StreamPrompt:
@@ -166,14 +175,26 @@ class PromptBuilder:
         self._checked_tokens(token_ids)
         return StreamPrompt(list(token_ids), ids.astype(np.int32))
 
-    def _from_task(self, text_ids: list[int], audio: Any, name: Any, voice: Any) -> StreamPrompt:
-        layout = self._spec.layout
-        given = {"text"} if text_ids else set()
-        if audio is not None:
-            given.add("audio")
+    def _task(self, prompt: Mapping[str, Any], audio: Any, name: Any, voice: Any) -> TaskPrompt:
+        text, token_ids = prompt.get("prompt"), prompt["prompt_token_ids"]
+        if text and not token_ids:
+            raise ValueError(
+                f"prompt must hold text that the model's tokenizer knows, not {text!r}"
+            )
+        needs_input = all(task.needs for task in self._spec.tasks)
+        if audio is None and not token_ids and needs_input:
+            raise ValueError("prompt must hold text, or multi_modal_data must hold audio")
+        given = ({"text"} if token_ids else set()) | (set() if audio is None else {"audio"})
         if voice is not None and not (isinstance(voice, str) and voice in self._spec.voices):
             raise ValueError(f"voice must be one of {sorted(self._spec.voices)}, not {voice!r}")
-        task = self._choose_task(given, name, voice is not None)
+        if not self._spec.tasks and given == {"text"} and name is None and voice is None:
+            return TaskPrompt("", ("text",))
+        return choose_task(self._spec, given, None, name=name, voice=voice is not None)
+
+    def _from_task(
+        self, task: TaskPrompt, text_ids: list[int], audio: Any, voice: Any
+    ) -> StreamPrompt:
+        layout = self._spec.layout
         pieces: list[NDArray[np.int32]] = []
         for part in task.parts:
             if part == "text":
@@ -196,35 +217,6 @@ class PromptBuilder:
     def _pads(self) -> NDArray[np.int32]:
         layout = self._spec.layout
         return frames_of_tokens(layout, [layout.pad_token_ids[0]] * layout.max_delay)
-
-    def _choose_task(self, given: set[str], name: Any, has_voice: bool) -> TaskPrompt:
-        tasks = {task.name: task for task in self._spec.tasks}
-        if name is not None:
-            if name not in tasks:
-                raise ValueError(f"task must be one of {sorted(tasks)}, not {name!r}")
-            task = tasks[name]
-            if task.needs != given:
-                raise ValueError(
-                    f"task {name!r} needs {sorted(task.needs)}, "
-                    f"but the prompt gives {sorted(given)}"
-                )
-            if has_voice and not task.takes_voice:
-                raise ValueError(f"voice must not be given: task {name!r} has no place for one")
-            return task
-        fitting = [task for task in self._spec.tasks if task.needs == given]
-        for task in fitting:
-            if task.takes_voice or not has_voice:
-                return task
-        if fitting:
-            raise ValueError(
-                f"voice must not be given: task {fitting[0].name!r} has no place for one"
-            )
-        if not tasks and given == {"text"}:
-            return TaskPrompt("", ("text",))
-        raise ValueError(
-            f"prompt gives {sorted(given)}, but the model's tasks need "
-            f"{ {task.name: sorted(task.needs) for task in self._spec.tasks} }"
-        )
 
     def _checked_tokens(self, token_ids: list[int]) -> NDArray[np.int32]:
         layout = self._spec.layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ParamSpec, TypeVar
 
 from vllm.exceptions import VLLMError, VLLMValidationError
@@ -13,7 +13,7 @@ from vllm.exceptions import VLLMError, VLLMValidationError
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
-_FIELD = re.compile(r"[a-z][a-z_]*(?=\b[^a-z])")
+_FIELD = re.compile(r"[a-z]\w*(?:\[\d*\]|\.[a-z]\w*)*(?=[\s:']|$)")
 
 
 class RequestRefused(VLLMValidationError, ValueError):
@@ -23,7 +23,8 @@ class RequestRefused(VLLMValidationError, ValueError):
     raised while a request is admitted with 500.
 
     Attributes:
-        parameter: the field, if the message begins with one.
+        parameter: the field as the request spells it, such as `messages[0].content`, if the
+            message begins with one.
     """
 
     def __init__(self, message: str) -> None:
@@ -32,6 +33,13 @@ class RequestRefused(VLLMValidationError, ValueError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+    def renamed(self, names: Mapping[str, str]) -> RequestRefused:
+        """The same with another name of the field, where `names` has one for it."""
+        name = names.get(self.parameter or "")
+        if name is None or self.parameter is None:
+            return self
+        return RequestRefused(name + str(self)[len(self.parameter) :])
 
 
 def refuses(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

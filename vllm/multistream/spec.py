@@ -8,6 +8,7 @@ process.
 from __future__ import annotations
 
 import functools
+import re
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -97,6 +98,8 @@ class SpeechSpec:
         default_voice: the voice of a request that names none; None: no voice.
         generation_defaults: by task, the SamplingParams fields (of GENERATION_DEFAULTS) that the
             server and the command line use where a request leaves them out.
+        languages: codes of the languages that the model understands and speaks, as requests may
+            name them; empty: the model's files do not say.
     """
 
     layout: StreamLayout
@@ -111,6 +114,7 @@ class SpeechSpec:
     voices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     default_voice: str | None = None
     generation_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    languages: tuple[str, ...] = ()
 
     @cached_property
     def table(self) -> PhaseTable:
@@ -184,6 +188,7 @@ class SpeechSpec:
             generation_defaults=_generation_defaults(
                 getattr(config, "generation_defaults", None), tasks
             ),
+            languages=_languages(getattr(config, "languages", None)),
             primary_skip_ids=tuple(embedding.get("primary_skip_ids", ())),
             auxiliary_skip_ids=tuple(embedding.get("auxiliary_skip_ids", ())),
             has_head_offsets=bool(config.head_offsets),
@@ -230,6 +235,17 @@ def _voices(data: Any, layout: StreamLayout) -> dict[str, tuple[int, ...]]:
                 )
         voices[name] = tuple(ids)
     return voices
+
+
+def _languages(data: Any) -> tuple[str, ...]:
+    if data is None:
+        return ()
+    for index, code in enumerate(_list("languages", data)):
+        if not isinstance(code, str) or re.fullmatch("[a-z]{2,3}", code) is None:
+            raise LayoutError(
+                f"languages[{index}] must be a code of ISO 639, such as 'en', not {code!r}"
+            )
+    return tuple(data)
 
 
 def _generation_defaults(data: Any, tasks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

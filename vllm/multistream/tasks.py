@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from vllm.multistream.layout import END, PhaseKind, StreamLayout
 from vllm.multistream.phases import start_of_generation
@@ -23,42 +24,127 @@ def emits_first(layout: StreamLayout, task: TaskPrompt) -> str:
     return _NAMES[layout.phases[_start(layout, task)].kind]
 
 
+@dataclass(frozen=True)
+class FieldNames:
+    """What the fields of a request are called where it comes from, for errors.
+
+    Attributes:
+        text, audio: the inputs.
+        output: what says which output is wanted; empty where nothing does.
+        voice: what names a voice.
+    """
+
+    text: str = "prompt"
+    audio: str = "audio"
+    output: str = ""
+    voice: str = "voice"
+
+    def rename(self, error: RequestRefused) -> RequestRefused:
+        """An error of the engine's, whose own names are the defaults, in the request's words."""
+        return error.renamed(
+            {
+                "prompt": self.text,
+                "prompt_token_ids": self.text,
+                "audio": self.audio,
+                "voice": self.voice,
+            }
+        )
+
+
+ENGINE_NAMES = FieldNames()
+
+
 def choose_task(
-    spec: SpeechSpec, given: Collection[str], wanted: Collection[str], *, voice: bool = False
-) -> str:
-    """Name of the task for a request.
+    spec: SpeechSpec,
+    given: Collection[str],
+    wanted: Collection[str] | None,
+    *,
+    name: str | None = None,
+    voice: bool = False,
+    fields: FieldNames = ENGINE_NAMES,
+) -> TaskPrompt:
+    """The task for a request.
 
     Args:
-        spec: the model's specification.
+        spec: the model's specification, with tasks.
         given: what the request gives, any of "text" and "audio".
-        wanted: what it wants, any of "text" and "audio".
+        wanted: what it wants, any of "text" and "audio"; None: whatever is made.
+        name: the task that it names, if it names one.
         voice: whether it names a voice.
+        fields: the names of its fields.
 
     Returns:
-        Of the tasks that need exactly what is given and emit at least what is wanted, the first
-        that emits nothing else; without one, the first. A task that takes a voice comes before
-        one that does not if a voice is named. Text that a request did not ask for is not lost on
-        its way to audio, so it may come along; audio must be wanted.
+        The named task, if it fits. Else, of the tasks that need exactly what is given and emit at
+        least what is wanted, the first that emits nothing else; without one, the first. A task that
+        takes a voice comes before one that does not if a voice is named. Text that a request did
+        not ask for is not lost on its way to audio, so it may come along; audio must be wanted.
 
     Raises:
-        RequestRefused: if there is none.
+        RequestRefused: if there is none, or the named one does not fit.
     """
-    fitting = []
-    for task in spec.tasks:
-        made = emits(spec.layout, task)
-        if task.needs == set(given) and made >= set(wanted):
-            if "audio" in made and "audio" not in wanted:
-                continue
-            fitting.append((voice and not task.takes_voice, len(made), task.name))
-    if not fitting:
-        known = {
-            task.name: f"{_words(task.needs)} to {_words(emits(spec.layout, task))}"
-            for task in spec.tasks
-        }
+    if name is not None:
+        task = _named_task(spec, name, given, wanted)
+    else:
+        fitting = [
+            (voice and not task.takes_voice, _surplus(spec, task, wanted), index)
+            for index, task in enumerate(spec.tasks)
+            if task.needs == set(given) and _makes(spec, task, wanted)
+        ]
+        if not fitting:
+            raise RequestRefused(_no_task(spec, given, wanted, fields))
+        task = spec.tasks[min(fitting)[-1]]
+    if voice and not task.takes_voice:
         raise RequestRefused(
-            f"task: the model has none from {_words(given)} to {_words(wanted)}; it has {known}"
+            f"{fields.voice} must not be given: task {task.name!r} has no place for one"
         )
-    return min(fitting, key=lambda item: item[:2])[2]
+    return task
+
+
+def _named_task(
+    spec: SpeechSpec, name: str, given: Collection[str], wanted: Collection[str] | None
+) -> TaskPrompt:
+    tasks = {task.name: task for task in spec.tasks}
+    if name not in tasks:
+        raise RequestRefused(f"task must be one of {sorted(tasks)}, not {name!r}")
+    task = tasks[name]
+    if task.needs != set(given):
+        raise RequestRefused(
+            f"task {name!r} needs {_words(task.needs)}, but the request gives {_words(given)}"
+        )
+    if not _makes(spec, task, wanted):
+        assert wanted is not None
+        raise RequestRefused(
+            f"task {name!r} makes {_words(emits(spec.layout, task))}, "
+            f"but the request wants {_words(wanted)}"
+        )
+    return task
+
+
+def _makes(spec: SpeechSpec, task: TaskPrompt, wanted: Collection[str] | None) -> bool:
+    if wanted is None:
+        return True
+    made = emits(spec.layout, task)
+    return made >= set(wanted) and ("audio" in wanted or "audio" not in made)
+
+
+def _surplus(spec: SpeechSpec, task: TaskPrompt, wanted: Collection[str] | None) -> int:
+    return 0 if wanted is None else len(emits(spec.layout, task) - set(wanted))
+
+
+def _no_task(
+    spec: SpeechSpec, given: Collection[str], wanted: Collection[str] | None, fields: FieldNames
+) -> str:
+    """The error of a request for which the model has no task; it blames the field to change."""
+    others = [task for task in spec.tasks if task.needs == set(given)]
+    field = fields.output if others and fields.output else fields.text
+    if "audio" in given and field == fields.text:
+        field = fields.audio
+    what = f"from {_words(given)}" + ("" if wanted is None else f" to {_words(wanted)}")
+    known = {
+        task.name: f"{_words(task.needs)} to {_words(emits(spec.layout, task))}"
+        for task in spec.tasks
+    }
+    return f"{field}: the model has no task {what}; it has {known}"
 
 
 def _words(names: Collection[str]) -> str:

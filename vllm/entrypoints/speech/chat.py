@@ -28,6 +28,7 @@ from vllm.entrypoints.speech.service import Generation, SpeechService, Usage
 from vllm.entrypoints.speech.speech import encode, finish
 from vllm.entrypoints.speech.sse import DONE, event, event_stream
 from vllm.multistream.refusal import RequestRefused
+from vllm.multistream.tasks import FieldNames
 
 
 async def create_chat_completion(
@@ -39,7 +40,7 @@ async def create_chat_completion(
     _check_combinations(request, wanted)
     message = request.messages[0]
     if isinstance(message.content, list) and not any(map(_says_something, message.content)):
-        raise RequestRefused("messages: content must hold text or input_audio")
+        raise RequestRefused("messages[0].content must hold text or input_audio")
     asked = SpeechInput(
         # OpenAI asks for both modalities where audio is meant: its text is a transcript, if the
         # model makes one.
@@ -49,6 +50,7 @@ async def create_chat_completion(
         voice=None if request.audio is None else voice_name(request.audio.voice),
         task=request.task,
         sampling=_sampling(request),
+        fields=FieldNames(_text_field(message), _audio_field(message), "modalities", "audio.voice"),
     )
     generation = await service.start(raw_request, "chatcmpl", asked)
     answer = ChatAnswer(model, generation, "audio" in wanted)
@@ -63,11 +65,12 @@ async def create_chat_completion(
 
 def _check_combinations(request: ChatRequest, wanted: set[str]) -> None:
     if request.audio is not None and "audio" not in wanted:
-        raise RequestRefused("audio needs modalities with 'audio'")
-    if request.stream_options is not None and not request.stream:
-        raise RequestRefused("stream_options needs stream")
+        raise RequestRefused("audio must not be given: modalities does not hold 'audio'")
+    options = request.stream_options
+    if options is not None and options.include_usage and not request.stream:
+        raise RequestRefused("stream_options.include_usage must be false where stream is false")
     if request.max_tokens is not None and request.max_completion_tokens is not None:
-        raise RequestRefused("max_tokens and max_completion_tokens must not both be given")
+        raise RequestRefused("max_tokens must not be given beside max_completion_tokens")
 
 
 def _sampling(request: ChatRequest) -> dict[str, Any]:
@@ -87,14 +90,37 @@ def _format(request: ChatRequest) -> str:
 def _text(message: UserMessage) -> str | None:
     if isinstance(message.content, str):
         return message.content
-    texts = [part.text for part in message.content if isinstance(part, TextPart)]
-    # An empty part says nothing; clients put one beside audio.
-    texts = [text for text in texts if text]
+    # A blank part says nothing; clients put one beside audio.
+    texts = [
+        part.text
+        for part in message.content
+        if isinstance(part, TextPart) and _says_something(part)
+    ]
     return "\n".join(texts) if texts else None
 
 
 def _says_something(part: TextPart | InputAudioPart) -> bool:
-    return not isinstance(part, TextPart) or bool(part.text)
+    return not isinstance(part, TextPart) or bool(part.text.strip())
+
+
+def _text_field(message: UserMessage) -> str:
+    part = _part_field(message, TextPart)
+    return "messages[0].content" if part is None else f"{part}.text"
+
+
+def _audio_field(message: UserMessage) -> str:
+    part = _part_field(message, InputAudioPart)
+    return "messages[0].content" if part is None else f"{part}.input_audio.data"
+
+
+def _part_field(message: UserMessage, kind: type[TextPart | InputAudioPart]) -> str | None:
+    """Where the first part of a kind that says something stands; None if there is none."""
+    if isinstance(message.content, str):
+        return None
+    for index, part in enumerate(message.content):
+        if isinstance(part, kind) and _says_something(part):
+            return f"messages[0].content[{index}]"
+    return None
 
 
 async def _clip(service: SpeechService, message: UserMessage) -> Clip | None:
@@ -104,9 +130,17 @@ async def _clip(service: SpeechService, message: UserMessage) -> Clip | None:
     if not parts:
         return None
     if len(parts) > 1:
-        raise RequestRefused(f"messages must hold one input_audio at most, not {len(parts)}")
-    field = "messages: input_audio.data"
-    return await service.media.decode(parts[0].input_audio.data, field)
+        raise RequestRefused(
+            f"messages[0].content must hold one input_audio at most, not {len(parts)}"
+        )
+    field = _audio_field(message)
+    clip = await service.media.decode(parts[0].input_audio.data, field)
+    if clip.seconds > service.context_seconds:
+        raise RequestRefused(
+            f"{field} must be at most {service.context_seconds:g} seconds long, which the model's "
+            f"context holds, not {clip.seconds:g}"
+        )
+    return clip
 
 
 class ChatAnswer:

@@ -249,11 +249,17 @@ def _pieces(args: argparse.Namespace, text: str, streams: Console) -> Generator[
         engine = _engine(args)
         from vllm.entrypoints.speech.encoding import make_encoder
         from vllm.entrypoints.speech.parameters import SpeechInput
+        from vllm.multistream.tasks import FieldNames
 
         is_file = not args.play and is_kept(args.output)
         encoder = make_encoder(_format(args), engine.sample_rate, is_whole=is_file)
         asked = SpeechInput(
-            frozenset({"audio"}), text=text, voice=args.voice, task=args.task, sampling=sampling
+            frozenset({"audio"}),
+            text=text,
+            voice=args.voice,
+            task=args.task,
+            sampling=sampling,
+            fields=FieldNames(text="text"),
         )
         seconds = 0.0
         for completion in engine.generate(asked):
@@ -282,16 +288,20 @@ def _texts(args: argparse.Namespace, streams: Console) -> Generator[str, None, N
     with progress(f"loading {args.model or DEFAULT_MODEL}", streams.errors) as line:
         engine = _engine(args)
         from vllm.entrypoints.speech.parameters import SpeechInput
+        from vllm.multistream.tasks import FieldNames
 
         asked = SpeechInput(
-            frozenset({"text"}), clip=engine.read(args.file), task=args.task, sampling=sampling
+            frozenset({"text"}),
+            clip=engine.read(args.file),
+            task=args.task,
+            sampling=sampling,
+            fields=FieldNames(audio="file"),
         )
         line.set_description_str(f"listening to {printable(args.file.name)}")
-        texts = engine.generate(asked)
+        texts = engine.transcribe(asked)
         first = next(texts)
-    yield first.text
-    for completion in texts:
-        yield completion.text
+    yield first
+    yield from texts
 
 
 @contextlib.contextmanager

@@ -3,21 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
+from vllm.entrypoints.speech.schema_errors import describe
 from vllm.logger import init_logger
 
 logger = init_logger(__name__)
 
 MAX_MESSAGE = 1000
 """Most characters of a message: values that clients send may be of any length."""
-
-
 MAX_NAME = 64
 """Most characters of a field's name in a message: clients may make them up."""
 
@@ -45,24 +43,7 @@ def error_response(message: str, status: int, param: str | None = None) -> JSONR
 def validation_response(error: RequestValidationError) -> JSONResponse:
     """400 for a body that does not fit the schema.
 
-    Only the messages of the validation are shown: values may be of any size, and of any bytes.
+    Values are shown only if they are short: they may be of any size, and of any bytes.
     """
-    first = error.errors()[0]
-    where = _path(first.get("loc", ()))
-    words = str(first.get("msg", "invalid"))
-    message = f"{where}: {words}" if where else words
-    return error_response(message, 400, where.split(".")[0].split("[")[0] or None)
-
-
-def _path(location: Sequence[Any]) -> str:
-    """`messages[0].content` of ("body", "messages", 0, "content")."""
-    path = ""
-    for part in location[1:]:
-        name = str(part)[:MAX_NAME]
-        if isinstance(part, int):
-            path += f"[{part}]" if path else ""
-        elif name.isidentifier():
-            path += f".{name}" if path else name
-        elif not path and name.isprintable():
-            path = name
-    return path
+    message, field = describe(error.errors()[0], error.body)
+    return error_response(message, 400, field)

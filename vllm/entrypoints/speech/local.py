@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,10 @@ from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.speech.media import AudioLimits, Clip, decode_file
 from vllm.entrypoints.speech.outcome import failure, incomplete
-from vllm.entrypoints.speech.parameters import SpeechInput, plan_request, task_defaults
+from vllm.entrypoints.speech.parameters import SpeechInput, plan_request
+from vllm.entrypoints.speech.parts import join_texts, split_request
+from vllm.multistream.defaults import task_defaults
+from vllm.multistream.refusal import RequestRefused
 from vllm.multistream.spec import multistream_spec
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -73,15 +77,30 @@ class LocalEngine:
         return self.spec.load_codec("cpu").sample_rate
 
     def read(self, path: Path) -> Clip:
-        """Decode an audio file that fits the model's context.
+        """Decode an audio file.
 
         Raises:
             OSError, ValueError: if it cannot be read or is too long.
         """
-        codec = self.spec.load_codec("cpu")
-        frames = self._engine.model_config.max_model_len
-        seconds = frames * codec.samples_per_frame / codec.sample_rate
-        return decode_file(path.read_bytes(), AudioLimits.from_environment(seconds), str(path))
+        return decode_file(path.read_bytes(), AudioLimits.from_environment(math.inf), str(path))
+
+    def transcribe(self, asked: SpeechInput) -> Iterator[str]:
+        """The text of a clip of any length, as it is made.
+
+        Raises:
+            ValueError: naming the field.
+            RuntimeError: if a request fails.
+        """
+        context = self._engine.model_config.max_model_len
+        parts = split_request(self.spec, self._defaults, asked, context)
+        texts = [""] * len(parts)
+        sent = 0
+        for index, part in enumerate(parts):
+            for completion in self.generate(part):
+                texts[index] += completion.text
+                text = join_texts(texts)
+                yield text[sent:]
+                sent = len(text)
 
     def generate(self, asked: SpeechInput) -> Iterator[CompletionOutput]:
         """Run a request to its end; yields deltas of text and audio.
@@ -90,6 +109,12 @@ class LocalEngine:
             ValueError: naming the field.
             RuntimeError: if the request fails.
         """
+        try:
+            yield from self._generate(asked)
+        except RequestRefused as error:
+            raise asked.fields.rename(error) from error
+
+    def _generate(self, asked: SpeechInput) -> Iterator[CompletionOutput]:
         engine = self._engine
         prompt, params = plan_request(self.spec, self._defaults, asked)
         (engine_input,) = engine.renderer.render_cmpl(

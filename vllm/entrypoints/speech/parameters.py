@@ -5,21 +5,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm.entrypoints.speech.media import Clip
 from vllm.multistream.refusal import RequestRefused, refuses
-from vllm.multistream.spec import GENERATION_DEFAULTS, SpeechSpec, TaskPrompt
-from vllm.multistream.tasks import choose_task, emits
+from vllm.multistream.spec import SpeechSpec
+from vllm.multistream.tasks import ENGINE_NAMES, FieldNames, choose_task
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-
-if TYPE_CHECKING:
-    from vllm.config import ModelConfig
 
 DEFAULT_VOICE = "default"
 """What OpenAI's clients, which must name a voice, may say for the model's own default."""
-
-_NEUTRAL = {"text": {"temperature": 0.0}, "audio": {"temperature": 1.0}}
 
 
 @dataclass(frozen=True)
@@ -32,6 +27,8 @@ class SpeechInput:
         voice: name of a voice.
         task: name of a task; None: the one that fits.
         sampling: SamplingParams fields that are given.
+        language: code of the language that is spoken.
+        fields: what the request calls these, for errors.
     """
 
     wanted: frozenset[str]
@@ -40,10 +37,15 @@ class SpeechInput:
     voice: str | None = None
     task: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    language: str | None = None
+    fields: FieldNames = ENGINE_NAMES
 
 
 def plan_request(
-    spec: SpeechSpec, defaults: Mapping[str, Mapping[str, Any]], asked: SpeechInput
+    spec: SpeechSpec,
+    defaults: Mapping[str, Mapping[str, Any]],
+    asked: SpeechInput,
+    voice_aliases: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], SamplingParams]:
     """The prompt and the sampling parameters of a request, whose outputs are deltas.
 
@@ -51,19 +53,24 @@ def plan_request(
         spec: the model's specification.
         defaults: see `task_defaults`.
         asked: what the client asks for.
+        voice_aliases: names that stand for the model's voices.
 
     Raises:
         RequestRefused: naming the field.
     """
-    voice, task = asked.voice, asked.task
-    if voice == DEFAULT_VOICE and voice not in spec.voices:
-        voice = None
-    if task is None:
-        given = {"text": asked.text, "audio": asked.clip}
-        names = {name for name, value in given.items() if value is not None}
-        task = choose_task(spec, names, asked.wanted, voice=voice is not None)
-    elif task not in defaults:
-        raise RequestRefused(f"task must be one of {sorted(defaults)}, not {task!r}")
+    if asked.language is not None:
+        check_language(spec, asked.language)
+    voice = _voice(spec, asked, voice_aliases or {})
+    given = {"text": asked.text, "audio": asked.clip}
+    names = {name for name, value in given.items() if value is not None}
+    task = choose_task(
+        spec,
+        names,
+        asked.wanted,
+        name=asked.task,
+        voice=voice is not None,
+        fields=asked.fields,
+    ).name
     options = {"task": task} | ({} if voice is None else {"voice": voice})
     prompt: dict[str, Any] = {"prompt": asked.text or "", "mm_processor_kwargs": options}
     if asked.clip is not None:
@@ -71,45 +78,27 @@ def plan_request(
     return prompt, make_params(defaults[task], asked.sampling)
 
 
-def task_defaults(model_config: ModelConfig) -> dict[str, dict[str, Any]]:
-    """By task, the sampling parameters for what a request leaves out.
+def _voice(spec: SpeechSpec, asked: SpeechInput, aliases: Mapping[str, str]) -> str | None:
+    if asked.voice is None or asked.voice in spec.voices:
+        return asked.voice
+    if asked.voice in aliases:
+        return aliases[asked.voice]
+    if asked.voice == DEFAULT_VOICE:
+        return None
+    known = sorted({*spec.voices, *aliases, DEFAULT_VOICE})
+    raise RequestRefused(f"{asked.fields.voice} must be one of {known}, not {asked.voice!r}")
 
-    The later of these counts: temperature 1 for audio and 0 for text; generation_config.json; the
-    model's own `generation_defaults` of the task; what the server was told by
-    --override-generation-config. With --generation-config vllm, neither file counts.
-    `guidance_scale` of generation_config.json holds for tasks that make audio.
+
+def check_language(spec: SpeechSpec, language: str) -> None:
+    """Refuse a language that the model's config.json does not name, whatever the case of letters.
+
+    Raises:
+        RequestRefused: naming the field.
     """
-    from vllm.multistream.spec import multistream_spec
-
-    spec = multistream_spec(model_config)
-    assert spec is not None
-    use_files = model_config.generation_config != "vllm"
-    of_file = _known(model_config.try_get_generation_config()) if use_files else {}
-    of_server = _known(model_config.override_generation_config or {})
-    return {task.name: _of_task(spec, task, use_files, of_file, of_server) for task in spec.tasks}
-
-
-def _of_task(
-    spec: SpeechSpec,
-    task: TaskPrompt,
-    use_files: bool,
-    of_file: Mapping[str, Any],
-    of_server: Mapping[str, Any],
-) -> dict[str, Any]:
-    makes_audio = "audio" in emits(spec.layout, task)
-
-    def fitting(values: Mapping[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in values.items() if makes_audio or k != "guidance_scale"}
-
-    defaults: dict[str, Any] = dict(_NEUTRAL["audio" if makes_audio else "text"])
-    if use_files:
-        defaults |= fitting(of_file) | dict(spec.generation_defaults.get(task.name, {}))
-    return defaults | fitting(of_server)
-
-
-def _known(values: Mapping[str, Any]) -> dict[str, Any]:
-    named = {"max_tokens" if key == "max_new_tokens" else key: v for key, v in values.items()}
-    return {key: v for key, v in named.items() if key in GENERATION_DEFAULTS and v is not None}
+    if not spec.languages:
+        raise RequestRefused("language must not be given: the model's config.json names none")
+    if language.lower() not in spec.languages:
+        raise RequestRefused(f"language must be one of {list(spec.languages)}, not {language!r}")
 
 
 @refuses
@@ -123,7 +112,7 @@ def make_params(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Sampli
     Raises:
         RequestRefused: naming the field.
     """
-    values = dict(defaults) | dict(given)
+    values = {"max_tokens": None} | dict(defaults) | dict(given)
     # A temperature or the like that a request gives is meant for all streams.
     for name in ("temperature", "top_k", "top_p"):
         if name in given:

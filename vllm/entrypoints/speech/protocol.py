@@ -1,36 +1,132 @@
 # SPDX-License-Identifier: Apache-2.0
 """What clients send: OpenAI's fields, and those of guidance and sampling.
 
-Unknown fields are refused, so that none is ignored without a word.
+Fields that these models have nothing for are accepted at neutral values (see `neutral`) and refused
+at others, as unknown ones are, so that none is ignored without a word.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import UploadFile
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from vllm.entrypoints.speech import neutral
+from vllm.entrypoints.speech.errors import MAX_NAME
+from vllm.multistream.sampling_fields import RANGES
 
 MAX_INPUT_CHARACTERS = 4096
 """OpenAI's limit on the text of a speech request."""
-_INT32_MAX = 2**31 - 1
-_INT64 = 2**63
 
-Temperature = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-TopK = Annotated[int, Field(ge=-1, le=_INT32_MAX)]
-TopP = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Seed = Annotated[int, Field(ge=-_INT64, le=_INT64 - 2)]
-MaxTokens = Annotated[int, Field(ge=1, le=_INT32_MAX)]
-GuidanceScale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Text = Annotated[str, Field(min_length=1, max_length=MAX_INPUT_CHARACTERS)]
+
+def _bounds(name: str) -> Any:
+    """The range of a sampling field as the engine has it."""
+    accepted = RANGES[name]
+    low: dict[str, Any] = {"gt" if accepted.low_is_open else "ge": accepted.low}
+    finite: dict[str, Any] = {} if accepted.is_integer else {"allow_inf_nan": False}
+    return Field(**low, le=accepted.high, **finite)
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "must hold more than spaces and line ends")
+    return text
+
+
+Temperature = Annotated[float, _bounds("temperature")]
+TopK = Annotated[int, _bounds("top_k")]
+TopP = Annotated[float, _bounds("top_p")]
+Seed = Annotated[int, _bounds("seed")]
+MaxTokens = Annotated[int, _bounds("max_tokens")]
+GuidanceScale = Annotated[float, _bounds("guidance_scale")]
+Text = Annotated[
+    str, Field(min_length=1, max_length=MAX_INPUT_CHARACTERS), AfterValidator(_not_blank)
+]
 Name = Annotated[str, Field(min_length=1, max_length=256)]
+ModelName = Annotated[
+    Name | None, Field(description="The served name. Left out: the served model; never empty.")
+]
+Language = Annotated[str, Field(min_length=1, max_length=64)]
 
 SpeechFormat = Literal["wav", "pcm", "flac", "mp3", "opus", "aac"]
 ChatAudioFormat = Literal["wav", "pcm16", "flac", "mp3", "opus", "aac"]
+TranscriptionFormat = Literal["json", "text", "verbose_json", "srt", "vtt"]
+
+
+def refused_at(location: tuple[int | str, ...], kind: str, words: str) -> ValidationError:
+    """A validator's error of a field inside of what it validates."""
+    # The words are no template: what clients write may hold braces.
+    error = PydanticCustomError("refused", "{words}", {"words": words, "kind": kind})
+    details = InitErrorDetails(type=error, loc=location, input=None)
+    return ValidationError.from_exception_data("request", [details])
 
 
 class _Body(BaseModel):
+    """An object of a request: null is a field that was left out, and unknown fields are refused."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        return _known(cls.model_fields, data) if isinstance(data, Mapping) else data
+
+
+class _Request(_Body):
+    """The body of a request, which may hold neutral fields."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return _known(cls.model_fields, _without_neutral(cls.model_fields, data))
+
+
+def _known(fields: Mapping[str, FieldInfo], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that were given.
+
+    Raises:
+        ValidationError: for the first that is unknown; not for each, as there may be any number.
+    """
+    known = _by_alias(fields)
+    given = {}
+    for name, value in data.items():
+        if name not in known:
+            raise refused_at((name[:MAX_NAME],), "unknown", "is no field of this request")
+        if value is not None or known[name].is_required():
+            given[name] = value
+    return given
+
+
+def _without_neutral(fields: Collection[str], data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields but for those of the table of neutral values, where they are neutral."""
+    given = {}
+    for name, value in data.items():
+        if name in fields or not neutral.is_known(name):
+            given[name] = value
+        elif not neutral.is_neutral(name, value):
+            words = f"must be {neutral.accepted(name)}: no other value is supported here"
+            raise refused_at((name,), "neutral", words)
+    return given
+
+
+def _by_alias(fields: Mapping[str, FieldInfo]) -> dict[str, FieldInfo]:
+    return {info.alias or name: info for name, info in fields.items()}
 
 
 class VoiceId(_Body):
@@ -39,7 +135,18 @@ class VoiceId(_Body):
     id: Name
 
 
-class SamplingFields(_Body):
+# Cases of a union have names that no field has: they are part of pydantic's locations of errors.
+Voice = Annotated[
+    Annotated[Name, Tag("case:name")] | Annotated[VoiceId, Tag("case:object")],
+    Discriminator(
+        lambda value: {str: "case:name", dict: "case:object"}.get(type(value)),
+        custom_error_type="voice",
+        custom_error_message="must be a voice's name, or an object with its id",
+    ),
+]
+
+
+class SamplingFields(_Request):
     """What SamplingParams calls by the same names; None is the model's default."""
 
     temperature: Temperature | None = None
@@ -58,15 +165,31 @@ class SamplingFields(_Body):
 class SpeechRequest(SamplingFields):
     """Body of POST /v1/audio/speech."""
 
-    model: str | None = None
+    model: ModelName = None
     input: Text
-    voice: Name | VoiceId | None = None
+    voice: Voice | None = None
     response_format: SpeechFormat = "wav"
     speed: Annotated[
         float, Field(ge=1, le=1, description="Only 1.0: these models have no control of speed.")
     ] = 1.0
+    stream: Annotated[
+        bool,
+        Field(
+            description="true: audio is sent while it is made. false: the whole file at once, "
+            "whose header gives its length."
+        ),
+    ] = True
     stream_format: Literal["audio", "sse"] = "audio"
+    language: Annotated[
+        Language | None, Field(description="A language that the model's config.json names.")
+    ] = None
     task: Annotated[Name | None, Field(description="A task of the model's config.json.")] = None
+
+    @model_validator(mode="after")
+    def _events_are_streamed(self) -> SpeechRequest:
+        if self.stream_format == "sse" and not self.stream:
+            raise refused_at(("stream",), "combination", "must be true with stream_format 'sse'")
+        return self
 
 
 class TextPart(_Body):
@@ -80,7 +203,7 @@ class InputAudio(_Body):
     """An audio file, in base64. The format is read from the file itself."""
 
     data: Annotated[str, Field(min_length=1)]
-    format: Annotated[str | None, Field(max_length=16)] = None
+    format: Annotated[str | None, Field(max_length=64)] = None
 
 
 class InputAudioPart(_Body):
@@ -90,24 +213,64 @@ class InputAudioPart(_Body):
     input_audio: InputAudio
 
 
+_PART_TYPES = ("text", "input_audio")
+
+
+def _typed_part(part: Any) -> Any:
+    if not isinstance(part, dict):
+        raise refused_at((), "type", "must be an object")
+    if "type" not in part:
+        raise refused_at(("type",), "type", "is required")
+    if part["type"] not in _PART_TYPES:
+        kind = part["type"]
+        shown = f", not {kind[:MAX_NAME]!r}" if isinstance(kind, str) else ""
+        raise refused_at(("type",), "type", f"must be one of {list(_PART_TYPES)}{shown}")
+    return part
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("case:text")] | Annotated[InputAudioPart, Tag("case:input_audio")],
+    Discriminator(lambda part: f"case:{part['type']}"),
+    BeforeValidator(_typed_part),
+]
+Content = Annotated[
+    Annotated[Text, Tag("case:text")]
+    | Annotated[list[Part], Field(min_length=1, max_length=64), Tag("case:parts")],
+    Discriminator(
+        lambda content: {str: "case:text", list: "case:parts"}.get(type(content)),
+        custom_error_type="content",
+        custom_error_message="must be text, or a list of parts of type 'text' or 'input_audio'",
+    ),
+]
+
+
 class UserMessage(_Body):
     """The message that is answered."""
 
     role: Literal["user"]
-    content: (
-        Text
-        | Annotated[
-            list[Annotated[TextPart | InputAudioPart, Field(discriminator="type")]],
-            Field(min_length=1, max_length=64),
-        ]
-    )
+    content: Content
     name: Name | None = None
+
+
+def _one_user_message(messages: Any) -> Any:
+    """Refuse a conversation, by the name of what makes it one."""
+    if not isinstance(messages, list):
+        return messages
+    why = "the model has no task for a conversation"
+    for index, message in enumerate(messages[:64]):
+        role = message.get("role") if isinstance(message, dict) else None
+        if isinstance(role, str) and role != "user":
+            words = f"must be 'user', not {role[:MAX_NAME]!r}: {why}"
+            raise refused_at((index, "role"), "role", words)
+    if len(messages) > 1:
+        raise refused_at((), "turns", f"must hold one message, not {len(messages)}: {why}")
+    return messages
 
 
 class ChatAudio(_Body):
     """How audio is answered."""
 
-    voice: Name | VoiceId | None = None
+    voice: Voice | None = None
     format: ChatAudioFormat | None = None
 
 
@@ -115,12 +278,18 @@ class StreamOptions(_Body):
     """Options of a streamed answer."""
 
     include_usage: bool = False
+    include_obfuscation: Annotated[
+        bool, Field(description="Not used: nothing is added to hide the length of an answer.")
+    ] = False
+    continuous_usage_stats: Annotated[
+        Literal[False] | None, Field(description="Usage comes once, with the last chunk.")
+    ] = None
 
 
 class ChatRequest(SamplingFields):
     """Body of POST /v1/chat/completions."""
 
-    model: str | None = None
+    model: ModelName = None
     messages: Annotated[
         list[UserMessage],
         Field(
@@ -128,6 +297,7 @@ class ChatRequest(SamplingFields):
             max_length=1,
             description="One: the prompts of these models have no place for a conversation.",
         ),
+        BeforeValidator(_one_user_message),
     ]
     modalities: Annotated[
         list[Literal["text", "audio"]] | None, Field(min_length=1, max_length=2)
@@ -138,20 +308,30 @@ class ChatRequest(SamplingFields):
     stream: bool = False
     stream_options: StreamOptions | None = None
     task: Name | None = None
-    user: Annotated[str | None, Field(max_length=256, description="Not used.")] = None
 
 
 class TranscriptionForm(BaseModel):
-    """Form of POST /v1/audio/transcriptions."""
+    """Form of POST /v1/audio/transcriptions.
+
+    An empty field of a form is one that was left out.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     file: UploadFile
-    model: str | None = None
-    response_format: Literal["json", "text"] = "json"
+    model: ModelName = None
     language: Annotated[
-        Literal["en"] | None, Field(description="Not used: the model knows one language.")
+        Language | None, Field(description="A language that the model's config.json names.")
     ] = None
+    response_format: TranscriptionFormat = "json"
+    timestamp_granularities: Annotated[
+        list[Literal["segment"]],
+        Field(
+            alias="timestamp_granularities[]",
+            max_length=8,
+            description="Only segments, which verbose_json has anyway: these models give no times.",
+        ),
+    ] = []
     stream: bool = False
     stream_include_usage: Annotated[
         bool, Field(description="vLLM's: events in its own shape, ending with usage.")
@@ -163,16 +343,45 @@ class TranscriptionForm(BaseModel):
     top_k: TopK | None = None
     top_p: TopP | None = None
     seed: Seed | None = None
+    max_tokens: MaxTokens | None = None
     max_completion_tokens: MaxTokens | None = None
     task: Name | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        own = _by_alias(cls.model_fields)
+        given = {
+            name: value if name in own else neutral.of_form(name, value)
+            for name, value in data.items()
+            if not _is_empty(value)
+        }
+        return _known(cls.model_fields, _without_neutral(own, given))
+
+    @model_validator(mode="after")
+    def _combinations(self) -> TranscriptionForm:
+        if self.stream and self.response_format not in ("json", "text"):
+            words = f"must be false with response_format '{self.response_format}'"
+            raise refused_at(("stream",), "combination", words)
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            words = "must not be given beside max_completion_tokens"
+            raise refused_at(("max_tokens",), "combination", words)
+        return self
+
     def sampling(self) -> dict[str, Any]:
         """The sampling fields that were given, by their names in SamplingParams."""
-        names = {"temperature", "top_k", "top_p", "seed"}
+        names = {"temperature", "top_k", "top_p", "seed", "max_tokens"}
         given = self.model_dump(include=names, exclude_none=True)
         if self.max_completion_tokens is not None:
             given["max_tokens"] = self.max_completion_tokens
         return given
+
+
+def _is_empty(value: Any) -> bool:
+    """Whether a field of a form, or each of its values, has nothing in it."""
+    return all(_is_empty(item) for item in value) if isinstance(value, list) else value == ""
 
 
 def voice_name(voice: str | VoiceId | None) -> str | None:

@@ -31,12 +31,14 @@ from vllm.entrypoints.speech.body import (
 )
 from vllm.entrypoints.speech.encoding import FORMATS
 from vllm.entrypoints.speech.errors import error_response, validation_response
+from vllm.entrypoints.speech.exact_schema import keep_bounds_exact
 from vllm.entrypoints.speech.lifecycle import Lifecycle
 from vllm.entrypoints.speech.local_docs import serve_docs
 from vllm.entrypoints.speech.media import MiB
 from vllm.entrypoints.speech.middleware import SpeechMiddleware
 from vllm.entrypoints.speech.protocol import ChatRequest, SpeechRequest, TranscriptionForm
 from vllm.entrypoints.speech.service import SpeechService
+from vllm.entrypoints.speech.voices import voice_aliases
 from vllm.multistream.spec import multistream_spec
 from vllm.version import __version__ as VLLM_VERSION
 
@@ -229,6 +231,7 @@ def register_speech_routes(app: FastAPI, model_config: ModelConfig | None) -> No
         app.add_api_route(path, refuse, methods=["POST"], include_in_schema=False)
     app.title, app.version = "Unison", VLLM_VERSION
     serve_docs(app)
+    keep_bounds_exact(app, (SpeechRequest, TranscriptionForm, ChatRequest))
     app.state.lifecycle = Lifecycle()
     limits = {path: body_limits(path) for path in own}
     limits["/detokenize"] = BodyLimits(num_values=model_config.max_model_len + MAX_VALUES)
@@ -248,5 +251,8 @@ def init_speech_state(engine_client: EngineClient, state: State, args: Namespace
 
     logger = RequestLogger(max_log_len=args.max_log_len) if args.enable_log_requests else None
     state.speech_service = SpeechService(
-        engine_client, state.openai_serving_models, request_logger=logger
+        engine_client,
+        state.openai_serving_models,
+        request_logger=logger,
+        voice_aliases=voice_aliases(args, engine_client.model_config),
     )

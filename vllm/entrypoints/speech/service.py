@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass
+import asyncio
+import math
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 
 from fastapi import Request
 
@@ -15,8 +17,11 @@ from vllm.entrypoints.serve.utils.request_logger import RequestLogger
 from vllm.entrypoints.speech.errors import bounded
 from vllm.entrypoints.speech.media import AudioLimits, Clip, MediaDecoder
 from vllm.entrypoints.speech.outcome import failure, incomplete
-from vllm.entrypoints.speech.parameters import SpeechInput, plan_request, task_defaults
+from vllm.entrypoints.speech.parameters import SpeechInput, plan_request
+from vllm.entrypoints.speech.parts import split_request
 from vllm.exceptions import VLLMNotFoundError
+from vllm.multistream.defaults import task_defaults
+from vllm.multistream.refusal import RequestRefused
 from vllm.multistream.spec import SpeechSpec, multistream_spec
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -46,6 +51,10 @@ class Usage:
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
+    def __add__(self, other: Usage) -> Usage:
+        mine, its = astuple(self), astuple(other)
+        return Usage(*(a + b for a, b in zip(mine, its, strict=True)))
+
 
 class Generation:
     """A request that runs in the engine; iterate over its outputs, deltas of text and audio.
@@ -55,6 +64,7 @@ class Generation:
     Attributes:
         request_id: as clients see it.
         usage: grows with the outputs.
+        temperature: at which text is sampled.
     """
 
     def __init__(
@@ -63,9 +73,11 @@ class Generation:
         request_id: str,
         spec: SpeechSpec,
         usage: Usage,
+        temperature: float = 0.0,
     ) -> None:
         self.request_id = request_id
         self.usage = usage
+        self.temperature = temperature
         self._outputs = outputs
         self._spec = spec
         self._first: RequestOutput | None = None
@@ -74,6 +86,14 @@ class Generation:
         """Wait for the first output, so that what is refused is refused before an answer begins."""
         self._first = await anext(self._outputs)
         _checked(self._first.outputs[0])
+
+    def text_ids(self, completion: CompletionOutput) -> list[int]:
+        """The ids of an output that are text."""
+        return [token for token in completion.token_ids if self._spec.layout.is_text(token)]
+
+    async def aclose(self) -> None:
+        """End the request, if it runs."""
+        await self._outputs.aclose()
 
     async def __aiter__(self) -> AsyncIterator[CompletionOutput]:
         assert self._first is not None, "begin() comes first"
@@ -110,8 +130,9 @@ class SpeechService(GenerateBaseServing):
 
     Attributes:
         spec: the model's specification.
-        media: decodes audio files.
+        media: decodes audio files, of any length that the server takes.
         sample_rate: Hz of the model's audio; 0 for a model without a codec.
+        voice_aliases: names that stand for the model's voices.
     """
 
     def __init__(
@@ -120,19 +141,26 @@ class SpeechService(GenerateBaseServing):
         models: OpenAIServingModels,
         *,
         request_logger: RequestLogger | None = None,
+        voice_aliases: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(engine_client, models, request_logger=request_logger)
         spec = multistream_spec(self.model_config)
         assert spec is not None
         self.spec = spec
-        self.sample_rate, context_seconds = 0, 0.0
+        self.voice_aliases = dict(voice_aliases or {})
+        self._frame_seconds = 0.0
+        self.sample_rate = 0
         if spec.has_codec:
             codec = spec.load_codec("cpu")
             self.sample_rate = codec.sample_rate
-            frames = self.model_config.max_model_len
-            context_seconds = frames * codec.samples_per_frame / codec.sample_rate
-        self.media = MediaDecoder(AudioLimits.from_environment(context_seconds))
+            self._frame_seconds = codec.samples_per_frame / codec.sample_rate
+        self.media = MediaDecoder(AudioLimits.from_environment(math.inf))
         self._defaults = task_defaults(self.model_config)
+
+    @property
+    def context_seconds(self) -> float:
+        """Length of the audio that the model's context has room for, with nothing beside it."""
+        return self.model_config.max_model_len * self._frame_seconds
 
     def check(self, model: str | None) -> str:
         """The name of the model that serves a request.
@@ -158,7 +186,43 @@ class SpeechService(GenerateBaseServing):
         Raises:
             RequestRefused: naming the field.
         """
-        prompt, params = plan_request(self.spec, self._defaults, asked)
+        try:
+            return await self._start(raw_request, prefix, asked)
+        except RequestRefused as error:
+            raise asked.fields.rename(error) from error
+
+    async def start_all(
+        self, raw_request: Request, prefix: str, asked: Sequence[SpeechInput]
+    ) -> list[Generation]:
+        """Start requests that run at once; all of them, or none.
+
+        Raises:
+            RequestRefused: naming the field.
+        """
+        prefixes = [f"{prefix}-{index}" for index in range(len(asked))]
+        if len(asked) == 1:
+            prefixes = [prefix]
+        starts = [
+            asyncio.ensure_future(self.start(raw_request, *item))
+            for item in zip(prefixes, asked, strict=True)
+        ]
+        try:
+            return list(await asyncio.gather(*starts))
+        except BaseException:
+            for start in starts:
+                start.cancel()
+            for made in await asyncio.gather(*starts, return_exceptions=True):
+                if isinstance(made, Generation):
+                    await made.aclose()
+            raise
+
+    def parts(self, asked: SpeechInput) -> list[SpeechInput]:
+        """See `split_request`."""
+        context = self.model_config.max_model_len
+        return split_request(self.spec, self._defaults, asked, context)
+
+    async def _start(self, raw_request: Request, prefix: str, asked: SpeechInput) -> Generation:
+        prompt, params = plan_request(self.spec, self._defaults, asked, self.voice_aliases)
         (engine_input,) = await self.renderer.render_cmpl_async(
             [parse_model_prompt(self.model_config, prompt)]
         )
@@ -175,6 +239,7 @@ class SpeechService(GenerateBaseServing):
             request_id,
             self.spec,
             self._prompt_usage(engine_input["prompt_token_ids"], asked.clip),
+            params.temperature,
         )
         await generation.begin()
         return generation

@@ -8,22 +8,26 @@ import base64
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from vllm.entrypoints.speech.encoding import FORMATS, Encoder, make_encoder
+from vllm.entrypoints.speech.encoding import FORMATS, Encoder, encode_whole, make_encoder
 from vllm.entrypoints.speech.errors import error_body
 from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.protocol import SpeechRequest, voice_name
 from vllm.entrypoints.speech.service import Generation, SpeechService, Usage
 from vllm.entrypoints.speech.sse import event, event_stream
 from vllm.multistream.messages import AudioOutput
+from vllm.multistream.tasks import FieldNames
+
+_FIELDS = FieldNames(text="input", audio="input")
 
 
 async def create_speech(
     service: SpeechService, request: SpeechRequest, raw_request: Request
 ) -> Response:
-    """Answer with audio as it is made, as a file of unknown length or as server-sent events."""
+    """Answer with audio as it is made, as a file or as events, or with a whole file."""
     service.check(request.model)
     asked = SpeechInput(
         wanted=frozenset({"audio"}),
@@ -31,14 +35,19 @@ async def create_speech(
         voice=voice_name(request.voice),
         task=request.task,
         sampling=request.sampling(),
+        language=request.language,
+        fields=_FIELDS,
     )
     generation = await service.start(raw_request, "speech", asked)
-    pieces = encoded_pieces(generation, request.response_format, service.sample_rate)
-    if request.stream_format == "sse":
-        return event_stream(speech_events(pieces, generation))
     media_type = FORMATS[request.response_format].media_type
     if request.response_format == "pcm":
         media_type += f"; rate={service.sample_rate}; channels=1"
+    if not request.stream:
+        file = await whole_file(generation, request.response_format, service.sample_rate)
+        return Response(file, media_type=media_type)
+    pieces = encoded_pieces(generation, request.response_format, service.sample_rate)
+    if request.stream_format == "sse":
+        return event_stream(speech_events(pieces, generation))
     return StreamingResponse(pieces, media_type=media_type)
 
 
@@ -52,6 +61,16 @@ async def encoded_pieces(
             yield piece
     if piece := await finish(encoder):
         yield piece
+
+
+async def whole_file(generation: Generation, audio_format: str, sample_rate: int) -> bytes:
+    """A complete file, whose header gives its length if the format has a place for it."""
+    samples = [np.empty(0, np.float32)]
+    async for completion in generation:
+        if completion.audio is not None:
+            samples.append(completion.audio.samples)
+    joined = np.concatenate(samples)
+    return await asyncio.to_thread(encode_whole, audio_format, joined, sample_rate)
 
 
 async def encode(encoder: Encoder, audio: AudioOutput | None) -> bytes:
@@ -102,17 +121,18 @@ def token_usage(usage: Usage) -> dict[str, Any]:
 
 
 def list_voices(service: SpeechService) -> dict[str, Any]:
-    """The model's voices, as OpenAI shapes lists, and as other servers of speech do."""
+    """The names of voices, as OpenAI shapes lists, and as other servers of speech do."""
+    names = [*service.spec.voices, *service.voice_aliases]
     return {
         "object": "list",
-        "voices": [{"id": name, "name": name} for name in service.spec.voices],
+        "voices": [{"id": name, "name": name} for name in names],
         "data": [
             {
                 "id": name,
                 "object": "audio.voice",
-                "name": name,
+                "name": service.voice_aliases.get(name, name),
                 "default": name == service.spec.default_voice,
             }
-            for name in service.spec.voices
+            for name in names
         ],
     }

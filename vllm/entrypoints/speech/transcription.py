@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,17 +13,25 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from vllm.entrypoints.speech.errors import error_body
 from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.protocol import TranscriptionForm
-from vllm.entrypoints.speech.service import Generation, SpeechService
+from vllm.entrypoints.speech.service import SpeechService
 from vllm.entrypoints.speech.speech import token_usage
 from vllm.entrypoints.speech.sse import event, event_stream
+from vllm.entrypoints.speech.transcript import Transcript
 from vllm.entrypoints.speech.transcription_chunks import transcription_chunks
 from vllm.multistream.refusal import RequestRefused
+from vllm.multistream.tasks import FieldNames
+
+_FIELDS = FieldNames(text="file", audio="file")
 
 
 async def create_transcription(
     service: SpeechService, form: TranscriptionForm, raw_request: Request
 ) -> Response:
-    """Answer with the text of an audio file, whole or as OpenAI's events."""
+    """Answer with the text of an audio file, whole or as OpenAI's events.
+
+    Audio that is longer than the model takes at once is cut in its silences; the requests for the
+    parts run at once.
+    """
     model = service.check(form.model)
     limit = service.media.limits.file_bytes
     data = await form.file.read(limit + 1)
@@ -30,33 +39,46 @@ async def create_transcription(
         raise RequestRefused(f"file must have at most {limit} bytes")
     clip = await service.media.decode(data, "file")
     asked = SpeechInput(
-        wanted=frozenset({"text"}), clip=clip, task=form.task, sampling=form.sampling()
+        wanted=frozenset({"text"}),
+        clip=clip,
+        task=form.task,
+        sampling=form.sampling(),
+        language=form.language,
+        fields=_FIELDS,
     )
-    generation = await service.start(raw_request, "transcription", asked)
+    parts = await asyncio.to_thread(service.parts, asked)
+    generations = await service.start_all(raw_request, "transcription", parts)
+    seconds = [part.clip.seconds for part in parts if part.clip is not None]
+    transcript = Transcript(generations, seconds)
     if form.stream and (form.stream_include_usage or form.stream_continuous_usage_stats):
-        chunks = transcription_chunks(generation, model, form.stream_continuous_usage_stats)
+        chunks = transcription_chunks(transcript, model, form.stream_continuous_usage_stats)
         return event_stream(chunks)
     if form.stream:
-        return event_stream(transcription_events(generation))
-    text = "".join([completion.text async for completion in generation])
-    if form.response_format == "text":
-        return PlainTextResponse(text)
-    return JSONResponse({"text": text, "usage": _usage(generation)})
+        return event_stream(transcription_events(transcript))
+    async for _ in transcript.deltas():
+        pass
+    if form.response_format == "verbose_json":
+        languages = service.spec.languages
+        only = languages[0] if len(languages) == 1 else None
+        return JSONResponse(transcript.verbose(form.language or only))
+    if form.response_format == "json":
+        return JSONResponse({"text": transcript.text, "usage": _usage(transcript)})
+    texts = {"text": lambda: transcript.text, "srt": transcript.srt, "vtt": transcript.vtt}
+    return PlainTextResponse(texts[form.response_format]())
 
 
-async def transcription_events(generation: Generation) -> AsyncIterator[str]:
+async def transcription_events(transcript: Transcript) -> AsyncIterator[str]:
     """OpenAI's events of a streamed transcription."""
-    text = ""
     try:
-        async for completion in generation:
-            if completion.text:
-                text += completion.text
-                yield event({"type": "transcript.text.delta", "delta": completion.text})
+        async for delta in transcript.deltas():
+            yield event({"type": "transcript.text.delta", "delta": delta})
     except Exception as error:
         yield event(error_body(error))
         return
-    yield event({"type": "transcript.text.done", "text": text, "usage": _usage(generation)})
+    yield event(
+        {"type": "transcript.text.done", "text": transcript.text, "usage": _usage(transcript)}
+    )
 
 
-def _usage(generation: Generation) -> dict[str, Any]:
-    return {"type": "tokens", **token_usage(generation.usage)}
+def _usage(transcript: Transcript) -> dict[str, Any]:
+    return {"type": "tokens", **token_usage(transcript.usage)}

@@ -5,48 +5,47 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 from vllm.entrypoints.speech.errors import error_body
-from vllm.entrypoints.speech.service import Generation
 from vllm.entrypoints.speech.sse import DONE, event
+from vllm.entrypoints.speech.transcript import Transcript
 
 
 async def transcription_chunks(
-    generation: Generation, model: str, continuous_usage: bool
+    transcript: Transcript, model: str, continuous_usage: bool
 ) -> AsyncIterator[str]:
     """Events of vLLM's own form: `transcription.chunk` objects, usage, and `[DONE]`.
 
     Args:
-        generation: the running request.
+        transcript: of the running requests.
         model: its name.
         continuous_usage: whether each chunk has the usage so far.
     """
     head = {
-        "id": generation.request_id,
+        "id": transcript.request_id,
         "object": "transcription.chunk",
         "created": int(time.time()),
         "model": model,
     }
     try:
-        async for completion in generation:
-            if not completion.text and completion.finish_reason is None:
-                continue
-            choice = {
-                "index": 0,
-                "delta": {"content": completion.text},
-                "finish_reason": completion.finish_reason,
-            }
-            usage = {"usage": _usage(generation)} if continuous_usage else {}
-            yield event(head | {"choices": [choice]} | usage)
+        async for delta in transcript.deltas():
+            usage = {"usage": _usage(transcript)} if continuous_usage else {}
+            yield event(head | {"choices": [_choice(delta)]} | usage)
     except Exception as error:
         yield event(error_body(error))
         return
-    yield event(head | {"choices": [], "usage": _usage(generation)})
+    yield event(head | {"choices": [_choice("", transcript.finish_reason)]})
+    yield event(head | {"choices": [], "usage": _usage(transcript)})
     yield DONE
 
 
-def _usage(generation: Generation) -> dict[str, int]:
-    usage = generation.usage
+def _choice(text: str, finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": 0, "delta": {"content": text}, "finish_reason": finish_reason}
+
+
+def _usage(transcript: Transcript) -> dict[str, int]:
+    usage = transcript.usage
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,

@@ -35,6 +35,7 @@ class SpeechLMConfig(PreTrainedConfig):
         voices: token ids by the voice's name, or None.
         default_voice: the voice of a request that names none, or None.
         generation_defaults: by task, sampling parameters for what a request leaves out, or None.
+        languages: codes of the languages that the model understands and speaks, or None.
     """
 
     model_type = "speech_lm"
@@ -51,6 +52,7 @@ class SpeechLMConfig(PreTrainedConfig):
         voices: dict[str, list[int]] | None = None,
         default_voice: str | None = None,
         generation_defaults: dict[str, dict[str, Any]] | None = None,
+        languages: list[str] | None = None,
         **kwargs: Any,
     ) -> None:
         own = inspect.signature(SpeechLMConfig.__init__).parameters.keys() - {"self", "kwargs"}
@@ -76,6 +78,7 @@ class SpeechLMConfig(PreTrainedConfig):
         self.voices = voices
         self.default_voice = default_voice
         self.generation_defaults = generation_defaults
+        self.languages = languages
         super().__init__(**kwargs)
 
     def get_text_config(self, decoder: Any = None, encoder: Any = None) -> PreTrainedConfig:

@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Upstream's `LLM` with a multi-stream model: its defaults, and methods that cannot serve it."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vllm.multistream.defaults import DefaultSamplingParams
+from vllm.multistream.refusal import RequestRefused
+from vllm.multistream.spec import multistream_spec
+from vllm.platforms import current_platform
+
+if TYPE_CHECKING:
+    from vllm import LLM
+
+_GENERATE = "use LLM.generate, with {'prompt': text, 'multi_modal_data': {'audio': clip}}"
+_REFUSED = {
+    "chat": f"the model has no chat template; {_GENERATE}",
+    "enqueue_chat": f"the model has no chat template; {_GENERATE}",
+    "beam_search": "beams are ranked by logprobs, which multi-stream models do not give; "
+    "use LLM.generate with n > 1",
+    **dict.fromkeys(
+        ("encode", "embed", "classify", "score", "reward"),
+        f"multi-stream models generate and do not pool; {_GENERATE}",
+    ),
+}
+"""Methods, and why they are refused."""
+
+
+def adapt_llm(llm: LLM) -> None:
+    """Fit an `LLM` to its multi-stream model; another model's stays as it is.
+
+    Its default parameters are those of each request's task. Methods that cannot serve the model say
+    so: upstream's own errors blame something else, or a field that the caller did not give.
+    """
+    if multistream_spec(llm.model_config) is None:
+        return
+    llm.get_default_sampling_params = DefaultSamplingParams  # type: ignore[method-assign]
+    for name, why in _REFUSED.items():
+        if hasattr(llm, name):
+            setattr(llm, name, functools.partial(_refuse, name, why))
+    if current_platform.is_cpu():
+        llm.sleep = functools.partial(_pause, llm.sleep)  # type: ignore[method-assign]
+
+
+def _refuse(name: str, why: str, *args: Any, **kwargs: Any) -> NoReturn:
+    raise RequestRefused(f"LLM.{name} is not supported for multi-stream models: {why}")
+
+
+def _pause(sleep: Any, level: int = 1, **options: Any) -> Any:
+    """`LLM.sleep` where there is no memory to give back, which upstream only warns of."""
+    if level != 0:
+        raise RequestRefused(
+            f"level must be 0 (pause) on the CPU, where sleep mode frees no memory, not {level!r}"
+        )
+    return sleep(level=level, **options)
