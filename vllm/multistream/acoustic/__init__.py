@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""From codec frames to samples: whole, or in chunks while the frames are being made."""
