@@ -91,8 +91,8 @@ def measure(kind: str, turns: int) -> list[dict[str, Any]]:
     """One result per number of requests."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
-    from vllm.multistream.random_checkpoint import stream_layout, write_random_speech_lm
     from vllm.sampling_params import RequestOutputKind
+    from vllm.unison.testing.random_checkpoint import stream_layout, write_random_speech_lm
 
     with tempfile.TemporaryDirectory() as folder:
         layout = stream_layout(8, codebook_size=CODECS[kind])

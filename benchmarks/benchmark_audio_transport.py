@@ -81,7 +81,7 @@ def _receive(address: str) -> None:
 
 
 def _messages(chunk: int) -> dict[str, Any]:
-    from vllm.multistream.messages import AudioOutput
+    from vllm.unison.messages.streams import AudioOutput
     from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 
     random = np.random.default_rng(0)

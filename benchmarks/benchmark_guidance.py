@@ -78,7 +78,7 @@ def write_model(
     """A multi-stream model with random weights and a null prompt, without a codec."""
     import torch
 
-    from vllm.multistream.random_checkpoint import (
+    from vllm.unison.testing.random_checkpoint import (
         BEGIN_AUDIO,
         stream_layout,
         write_random_speech_lm,
@@ -170,7 +170,7 @@ class Side:
 
     def null_prompt(self, is_cached: int, num_tokens: int) -> float:
         """Milliseconds to the first tokens with a negative prompt that is or is not cached."""
-        from vllm.multistream.random_checkpoint import FIRST_TEXT
+        from vllm.unison.testing.random_checkpoint import FIRST_TEXT
 
         self._made += 1
         salt = 0 if is_cached else self._made
@@ -194,8 +194,8 @@ class Side:
     ) -> list[str]:
         """Add requests whose clients want each step's output, or the last only; returns ids."""
         from vllm import SamplingParams
-        from vllm.multistream.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
         from vllm.sampling_params import RequestOutputKind as OutputKind
+        from vllm.unison.testing.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
 
         output_kind = OutputKind.CUMULATIVE if is_streamed else OutputKind.FINAL_ONLY
         ids = []

@@ -42,7 +42,7 @@ def write_models(folder: Path, hidden_size: int, num_layers: int) -> None:
     """A multi-stream model and a plain text model with the same backbone and vocabulary."""
     from transformers import AutoModelForCausalLM
 
-    from vllm.multistream.random_checkpoint import (
+    from vllm.unison.testing.random_checkpoint import (
         byte_tokenizer,
         stream_layout,
         write_random_speech_lm,

@@ -161,7 +161,7 @@ class ScalingSide(Side):
 
     def _start(self, requests: int, lanes: int, prompt_tokens: int) -> list[str]:
         from vllm import SamplingParams
-        from vllm.multistream.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
+        from vllm.unison.testing.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
 
         def prompt(number: int, length: int) -> list[int]:
             text = [FIRST_TEXT + (7 * number + 3 * i) % 250 for i in range(length - 2)]

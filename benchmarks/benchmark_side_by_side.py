@@ -77,7 +77,7 @@ def write_speech_model(folder: Path, hidden_size: int, num_layers: int) -> Path:
     """A multi-stream model with random weights and a null prompt of pads, without a codec."""
     import torch
 
-    from vllm.multistream.random_checkpoint import stream_layout, write_random_speech_lm
+    from vllm.unison.testing.random_checkpoint import stream_layout, write_random_speech_lm
 
     return write_random_speech_lm(
         folder,
@@ -99,7 +99,7 @@ def write_text_model(folder: Path, hidden_size: int, num_layers: int) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
-    from vllm.multistream.random_checkpoint import byte_tokenizer
+    from vllm.unison.testing.random_checkpoint import byte_tokenizer
 
     disable_progress_bar()
     config = LlamaConfig(
@@ -124,7 +124,7 @@ def write_text_model(folder: Path, hidden_size: int, num_layers: int) -> Path:
 
 def speech_prompts(count: int) -> list[list[int]]:
     """[count][PROMPT_TOKENS] ids of stream 0: text, and what begins audio."""
-    from vllm.multistream.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
+    from vllm.unison.testing.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
 
     return [
         [

@@ -57,7 +57,7 @@ def write_model(folder: Path, hidden_size: int, num_layers: int) -> Path:
     """A guided model of 8 streams with random weights and a DAC, which speaks until its limit."""
     import torch
 
-    from vllm.multistream.random_checkpoint import stream_layout, write_random_speech_lm
+    from vllm.unison.testing.random_checkpoint import stream_layout, write_random_speech_lm
 
     layout = stream_layout(8, codebook_size=1024)
     for phase in layout["phases"]:

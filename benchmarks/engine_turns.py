@@ -131,7 +131,7 @@ class TurnEngine:
         Raises:
             RuntimeError: if a request did not make what it should, or was not guided as it should.
         """
-        from vllm.guidance.inputs import is_guided
+        from vllm.unison.messages.guidance_inputs import is_guided
 
         prompts: list[Any] = [request.prompt for request in requests]
         params = [self._make_params(r.output_len, i, guided) for i, r in enumerate(requests)]

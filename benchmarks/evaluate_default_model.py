@@ -109,7 +109,7 @@ def evaluate_codec(codec: Any, judge: Judge, spoken: list[Original]) -> dict[str
 
 def speech_defaults(llm: LLM) -> dict[str, Any]:
     """The model's own sampling parameters of speech."""
-    from vllm.multistream.spec import multistream_spec
+    from vllm.unison.model.spec import multistream_spec
 
     spec = multistream_spec(llm.model_config)
     assert spec is not None
@@ -243,7 +243,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import LLM
-    from vllm.multistream.spec import multistream_spec
+    from vllm.unison.model.spec import multistream_spec
 
     llm = LLM(options.model, enforce_eager=True, max_model_len=1024, max_num_seqs=64)
     spec = multistream_spec(llm.llm_engine.model_config)

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from vllm.multistream.spoken_text import spoken_text
+from vllm.unison.frontend.spoken_text import spoken_text
 
 SAMPLE_RATE = 16000
 _FFT, _HOP, _MELS, _PARTIAL = 400, 160, 40, 160

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.config import ModelConfig
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.multistream.spec import SpeechSpec
+    from vllm.unison.model.spec import SpeechSpec
 
 DATASETS = ("random", "sharegpt", "custom")
 STREAMS = 8
@@ -166,7 +166,7 @@ def parse_command_line(
         upstream's default ("engine_arguments").
     """
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.multistream.layout import MAX_STREAMS
+    from vllm.unison.model.layout import MAX_STREAMS
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     class Parser(FlexibleArgumentParser):
@@ -226,7 +226,7 @@ def meant_flags(message: str, flags: Iterable[str]) -> str:
 
 
 def _check_guidance(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    from vllm.guidance.inputs import is_guided
+    from vllm.unison.messages.guidance_inputs import is_guided
 
     try:
         params = make_params(options, 1, 0, is_multistream=False, guided=True)
@@ -269,8 +269,8 @@ def make_params(
 def open_model(parser: argparse.ArgumentParser, options: argparse.Namespace, folder: Path) -> Model:
     """The model of --model, or a random one that is written to `folder`."""
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.guidance.inputs import is_guided
-    from vllm.multistream.spec import multistream_spec
+    from vllm.unison.messages.guidance_inputs import is_guided
+    from vllm.unison.model.spec import multistream_spec
 
     arguments = dict(vars(options))
     if options.model is None:
@@ -292,7 +292,7 @@ def write_random_model(folder: Path, options: argparse.Namespace) -> Path:
     """A speech model with random weights, a null prompt and a DAC."""
     import torch
 
-    from vllm.multistream.random_checkpoint import stream_layout, write_random_speech_lm
+    from vllm.unison.testing.random_checkpoint import stream_layout, write_random_speech_lm
 
     return write_random_speech_lm(
         folder,

@@ -7,7 +7,7 @@ python examples/speak.py --transcribe window.wav
 python examples/speak.py "any text" --audio voice.wav --model FOLDER_OR_HUB_ID
 
 Without --model it is the small model that is installed with the package; its model card
-(vllm/multistream/default_model/README.md) lists the words that it knows.
+(vllm/unison/default_model/README.md) lists the words that it knows.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from vllm.entrypoints.speech.process import prepare_process, printable
-from vllm.multistream.packaged_model import DEFAULT_MODEL, KV_CACHE_BYTES
+from vllm.entrypoints.speech.cli.process import prepare_process, printable
+from vllm.unison.packaged_model import DEFAULT_MODEL, KV_CACHE_BYTES
 
 if TYPE_CHECKING:
     from vllm import LLM
@@ -228,8 +228,7 @@ def demo_model() -> Path:
     """
     import torch
 
-    from vllm.multistream import random_checkpoint
-    from vllm.multistream.codecs import random_checkpoint as random_codec
+    from vllm.unison.testing import random_checkpoint, random_codec
 
     digest = hashlib.sha256(Path(__file__).read_bytes())
     for module in (random_checkpoint, random_codec):
@@ -279,7 +278,7 @@ def start_engine(model: str | Path) -> LLM:
 def generate(llm: LLM, options: argparse.Namespace, is_demo: bool) -> Result:
     """Run one request to its end, with a progress bar that counts the engine's steps."""
     from vllm import SamplingParams
-    from vllm.multistream.spec import multistream_spec
+    from vllm.unison.model.spec import multistream_spec
 
     speaks = options.transcribe is None
     prompt: dict[str, Any] = {"prompt": options.text or ""}

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from tests.multistream.random_layouts import example
-from vllm.multistream.support import (
+from tests.support.random_layouts import example
+from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+from vllm.unison.compatibility import (
     ASYNC_ON_CPU,
     async_scheduling_on_cpu,
     check_multistream_support,
     multistream_unsupported_by_v2,
 )
-from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
 
 
 def engine(speech: bool = True) -> Any:

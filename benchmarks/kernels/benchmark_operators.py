@@ -31,15 +31,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from floors import Machine, measure_machine
 from hardware import describe_machine
 
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.phases import PhaseTable, StateKind
-from vllm.multistream.random_checkpoint import stream_layout
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.phases import PhaseTable, StateKind
 from vllm.unison.ops.cfg_merge import cfg_merge
 from vllm.unison.ops.embed import embed_streams
 from vllm.unison.ops.extension import load_extension
 from vllm.unison.ops.phase_step import gather_ids, gather_ids_reference
 from vllm.unison.sampler.phase_machine import PhaseMachine
 from vllm.unison.sampler.slot_table import SlotTable
+from vllm.unison.testing.random_checkpoint import stream_layout
 
 STREAMS = 8
 CODEBOOK = 1024

@@ -3,7 +3,7 @@
 // gather_streams reads the step's inputs, constrain_streams says what each stream may emit, and
 // commit_streams writes what was sampled and moves each request through its phases. For whole batches
 // they are defined in vllm/unison/ops/phase_step.py, vllm/multistream/worker/stream_step.py and
-// vllm/multistream/phases.py.
+// vllm/unison/model/phases.py.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace unison {
 
-// vllm.multistream.phases.StateKind.
+// vllm.unison.model.phases.StateKind.
 enum StateKind : int64_t { kText = 0, kAudio = 1, kForced = 2, kFlush = 3, kDone = 4 };
 
 // The history of all slots: [slots, positions, streams].

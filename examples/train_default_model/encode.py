@@ -24,7 +24,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from train_codec import CONFIG, disturbed
 
-from vllm.multistream.codecs.spectral_codec import SpectralCodec
+from vllm.unison.codecs.spectral_codec import SpectralCodec
 
 UNKNOWN = 255
 """Place of a frame in which no letter is said."""

@@ -18,7 +18,7 @@ from model import CONFIG
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
-from vllm.multistream.codecs.spectral_codec import SpectralCodecModel
+from vllm.unison.codecs.spectral_codec import SpectralCodecModel
 
 SPEECH_DEFAULTS = {"temperature": 0.0, "top_k": 20, "max_tokens": 500}
 GUIDANCE_SCALE = 1.5

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
-from vllm.multistream.spoken_text import spoken_text
+from vllm.unison.frontend.spoken_text import spoken_text
 
 
 def _words(text: str) -> list[str]:

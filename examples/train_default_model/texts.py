@@ -20,7 +20,7 @@ from pathlib import Path
 from templates import everyday_sentences
 from tqdm import tqdm
 
-from vllm.multistream.spoken_text import spoken_text
+from vllm.unison.frontend.spoken_text import spoken_text
 
 WORDNET = Path("/usr/share/wordnet")
 MIN_WORDS, MAX_WORDS, MAX_LETTERS = 3, 15, 90

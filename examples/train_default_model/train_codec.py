@@ -24,7 +24,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from vllm.multistream.codecs.spectral_codec import (
+from vllm.unison.codecs.spectral_codec import (
     ResidualQuantizer,
     SpectralCodecConfig,
     SpectralCodecModel,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
+from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
 
 policies = st.builds(
     lambda first, more, growth: ChunkPolicy(first, first + more, growth),

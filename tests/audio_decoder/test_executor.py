@@ -17,16 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.acoustic.codecs import WindowSumCodec
-from tests.acoustic.generation import Request, make_request
-from tests.multistream.random_layouts import example, layouts
-from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
-from vllm.multistream.acoustic.executor import AcousticExecutor, Admission
-from vllm.multistream.acoustic.frames import CodeReader, frames_of_segments
-from vllm.multistream.acoustic.launch import HostLauncher, Transfer
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.messages import AudioOutput
-from vllm.multistream.phases import Finish, PhaseKind, PhaseTable, replay
+from tests.support.codecs import WindowSumCodec
+from tests.support.generation import Request, make_request
+from tests.support.random_layouts import example, layouts
+from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
+from vllm.unison.audio_decoder.codec_stream import HostLauncher, Transfer
+from vllm.unison.audio_decoder.executor import AcousticExecutor, Admission
+from vllm.unison.audio_decoder.frames import CodeReader, frames_of_segments
+from vllm.unison.messages.streams import AudioOutput
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.phases import Finish, PhaseKind, PhaseTable, replay
 
 
 class SlowTransfer:

@@ -9,12 +9,12 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.acoustic.generation import Request, make_request
-from tests.multistream.random_layouts import layouts
-from vllm.multistream.acoustic.frames import CodeReader, frames_of_segments, segments_so_far
-from vllm.multistream.acoustic.tracker import FrameTracker
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.phases import PhaseTable, replay
+from tests.support.generation import Request, make_request
+from tests.support.random_layouts import layouts
+from vllm.unison.audio_decoder.frame_collector import FrameTracker
+from vllm.unison.audio_decoder.frames import CodeReader, frames_of_segments, segments_so_far
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.phases import PhaseTable, replay
 
 CAPACITY = 7
 

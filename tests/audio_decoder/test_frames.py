@@ -7,18 +7,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.multistream.random_layouts import example, layouts
-from vllm.multistream.acoustic.frames import (
+from tests.support.random_layouts import example, layouts
+from vllm.unison.audio_decoder.frames import (
     CodeError,
     CodeReader,
     frames_of_segments,
     segments_so_far,
 )
-from vllm.multistream.acoustic.whole import WholeDecoder
-from vllm.multistream.codecs.base import Codec
-from vllm.multistream.delay import interleave
-from vllm.multistream.layout import LayoutError, StreamLayout
-from vllm.multistream.phases import PhaseTable, Replay, Segment, StateKind
+from vllm.unison.audio_decoder.whole_request import WholeDecoder
+from vllm.unison.codecs.base import Codec
+from vllm.unison.model.delay_pattern import interleave
+from vllm.unison.model.layout import LayoutError, StreamLayout
+from vllm.unison.model.phases import PhaseTable, Replay, Segment, StateKind
 
 LAYOUT = StreamLayout.from_dict(example())
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tests.acoustic.codecs import FourierCodec, WindowSumCodec
-from vllm.multistream.acoustic.launch import HostLauncher
-from vllm.multistream.acoustic.pipeline import TOLERANCE, StagePipeline, check_stages
-from vllm.multistream.acoustic.receptive_field import Context
-from vllm.multistream.acoustic.stream import AudioStream
-from vllm.multistream.acoustic.windows import frames_needed
-from vllm.multistream.codecs import Codec, load_codec
-from vllm.multistream.codecs.random_checkpoint import write_random_codec
-from vllm.multistream.packaged_model import packaged_model
+from tests.support.codecs import FourierCodec, WindowSumCodec
+from vllm.unison.audio_decoder.codec_stream import HostLauncher
+from vllm.unison.audio_decoder.decode_state import AudioStream
+from vllm.unison.audio_decoder.pipeline import TOLERANCE, StagePipeline, check_stages
+from vllm.unison.audio_decoder.windows import frames_needed
+from vllm.unison.codecs import Codec, load_codec
+from vllm.unison.codecs.receptive_field import Context
+from vllm.unison.packaged_model import packaged_model
+from vllm.unison.testing.random_codec import write_random_codec
 
 Load = Callable[..., Codec]
 Codes = NDArray[np.int32]

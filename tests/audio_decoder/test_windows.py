@@ -6,13 +6,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm.multistream.acoustic.receptive_field import Context
-from vllm.multistream.acoustic.windows import (
+from vllm.unison.audio_decoder.windows import (
     first_input_kept,
     frames_needed,
     plan_window,
     stage_targets,
 )
+from vllm.unison.codecs.receptive_field import Context
 
 contexts = st.builds(Context, st.integers(0, 6), st.integers(0, 6), st.integers(0, 9))
 chains = st.lists(contexts, min_size=1, max_size=4)

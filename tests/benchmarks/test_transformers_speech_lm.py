@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from benchmarks.transformers_speech_lm import TransformersSpeechLM
-from tests.multistream.engine.reference import Guidance, Reference, Settings
-from vllm.multistream.random_checkpoint import (
+from tests.engine.streams.reference import Guidance, Reference, Settings
+from vllm.unison.testing.random_checkpoint import (
     BEGIN_AUDIO,
     BEGIN_TEXT,
     FIRST_TEXT,

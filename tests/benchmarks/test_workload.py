@@ -21,8 +21,8 @@ from engine_turns import Turn, TurnEngine, middle
 from workload import Model, make_requests, open_model, parse_command_line, whole_number
 
 from vllm import SamplingParams
-from vllm.multistream.packaged_model import DEFAULT_MODEL
-from vllm.multistream.prompts import PromptBuilder
+from vllm.unison.frontend.prompts import PromptBuilder
+from vllm.unison.packaged_model import DEFAULT_MODEL
 
 TINY = ["--streams", "3", "--hidden-size", "64", "--num-layers", "1", "--dtype", "float32"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from vllm.multistream.codecs import Codec, load_codec
-from vllm.multistream.codecs.random_checkpoint import write_random_codec
+from vllm.unison.codecs import Codec, load_codec
+from vllm.unison.testing.random_codec import write_random_codec
 
 KINDS = ("dac", "encodec", "mimi", "xcodec")
 

@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.acoustic.codecs import FourierCodec
-from vllm.multistream.acoustic.receptive_field import (
+from tests.support.codecs import FourierCodec
+from vllm.unison.codecs import Codec
+from vllm.unison.codecs.receptive_field import (
     Context,
     Convolution,
     Layer,
     TransposedConvolution,
     receptive_field,
 )
-from vllm.multistream.codecs import Codec
 
 
 def run(layers: list[Layer], signal: torch.Tensor) -> torch.Tensor:

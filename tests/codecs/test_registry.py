@@ -17,14 +17,14 @@ import safetensors.torch
 import torch
 import transformers
 
-from vllm.multistream.codecs import (
+from vllm.unison.codecs import (
     Codec,
     load_codec,
     register_codec,
     registered_model_types,
     registry,
 )
-from vllm.multistream.codecs.random_checkpoint import write_random_codec
+from vllm.unison.testing.random_codec import write_random_codec
 
 Checkpoint = Callable[[str], Path]
 
@@ -202,7 +202,7 @@ def test_hub_id_from_the_cache(checkpoint: Checkpoint, tmp_path: Path) -> None:
     # The library reads these variables when it is imported.
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     script = """
-from vllm.multistream.codecs import load_codec
+from vllm.unison.codecs import load_codec
 print(load_codec("someone/some-dac").num_codebooks)
 try:
     load_codec("someone/other")

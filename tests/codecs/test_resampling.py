@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm.multistream.codecs.resample import StreamResampler, resample
+from vllm.unison.codecs.resampling import StreamResampler, resample
 
 RATES = [(8000, 16000), (44100, 16000), (48000, 24000), (16000, 44100), (22050, 24000)]
 

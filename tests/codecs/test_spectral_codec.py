@@ -9,8 +9,8 @@ import pytest
 import scipy.signal
 import torch
 
-from vllm.multistream.codecs import load_codec
-from vllm.multistream.codecs.spectral_codec import (
+from vllm.unison.codecs import load_codec
+from vllm.unison.codecs.spectral_codec import (
     SpectralCodec,
     SpectralCodecConfig,
     SpectralCodecModel,

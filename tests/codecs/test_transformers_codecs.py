@@ -14,9 +14,9 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm.multistream.codecs import Codec
-from vllm.multistream.codecs.random_checkpoint import write_random_codec
-from vllm.multistream.codecs.transformers_codecs import EncodecCodec, MimiCodec
+from vllm.unison.codecs import Codec
+from vllm.unison.codecs.transformers_codecs import EncodecCodec, MimiCodec
+from vllm.unison.testing.random_codec import write_random_codec
 
 Load = Callable[..., Codec]
 Checkpoint = Callable[[str], Path]

@@ -12,9 +12,9 @@ import torch
 from transformers import LlamaForCausalLM
 
 from tests.default_model.training_modules import training_modules
-from vllm.multistream.prompts import PromptBuilder
-from vllm.multistream.spec import SpeechSpec
 from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+from vllm.unison.frontend.prompts import PromptBuilder
+from vllm.unison.model.spec import SpeechSpec
 
 encode, layout, letters, model, phones, templates, texts, training = training_modules(
     "encode",

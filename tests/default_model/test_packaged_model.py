@@ -10,14 +10,14 @@ import pytest
 
 from vllm.config import ModelConfig
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
-from vllm.multistream.packaged_model import (
+from vllm.tokenizers import get_tokenizer
+from vllm.transformers_utils.config import get_config
+from vllm.unison.packaged_model import (
     DEFAULT_MODEL,
     KV_CACHE_BYTES,
     folder_of,
     packaged_model,
 )
-from vllm.tokenizers import get_tokenizer
-from vllm.transformers_utils.config import get_config
 
 
 def test_the_name_stands_for_the_folder() -> None:

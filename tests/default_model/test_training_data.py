@@ -13,10 +13,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from vllm.multistream.packaged_model import packaged_model
-from vllm.multistream.prompts import PromptBuilder
-from vllm.multistream.spec import SpeechSpec
 from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+from vllm.unison.frontend.prompts import PromptBuilder
+from vllm.unison.model.spec import SpeechSpec
+from vllm.unison.packaged_model import packaged_model
 
 sys.path.append(str(Path(__file__).parents[2] / "examples" / "train_default_model" / "version_1"))
 import layout

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.speech.server import Server, running_server, write_model
+from tests.entrypoints.server import Server, running_server, write_model
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm.multistream.random_checkpoint import (
+from vllm.unison.testing.random_checkpoint import (
     BEGIN_AUDIO,
     BEGIN_TEXT,
     default_tasks,

@@ -14,10 +14,10 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.speech.server import MAX_MODEL_LEN
-from tests.speech.test_body import HOSTILE
-from vllm.entrypoints.speech.body import MAX_VALUES, TEXT_BYTES
-from vllm.entrypoints.speech.errors import MAX_MESSAGE
+from tests.entrypoints.server import MAX_MODEL_LEN
+from tests.entrypoints.test_body import HOSTILE
+from vllm.entrypoints.speech.server.body import MAX_VALUES, TEXT_BYTES
+from vllm.entrypoints.speech.server.errors import MAX_MESSAGE
 
 KEY = "a-secret"
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"

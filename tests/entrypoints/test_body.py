@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from vllm.entrypoints.speech.body import (
+from vllm.entrypoints.speech.server.body import (
     LONG_STRING,
     MAX_DEPTH,
     MAX_LONG_STRINGS,

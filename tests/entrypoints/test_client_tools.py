@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.speech.server import Server, free_port, wait_until_up
+from tests.entrypoints.server import Server, free_port, wait_until_up
 from vllm.entrypoints.speech.encoding import encode_whole
-from vllm.multistream.packaged_model import DEFAULT_MODEL
+from vllm.unison.packaged_model import DEFAULT_MODEL
 
 pytestmark = pytest.mark.slow
 

@@ -79,7 +79,7 @@ def test_a_command_imports_what_it_needs_alone(odd: str, tmp_path: Path) -> None
     }
     engine = {"vllm.engine.arg_utils", "vllm.v1.engine.llm_engine", "transformers.modeling_utils"}
     remote = imported("speak", "hi", "--url", odd, "-o", "-", cwd=tmp_path)
-    assert "vllm.entrypoints.speech.remote" in remote
+    assert "vllm.entrypoints.speech.cli.remote" in remote
     assert not remote & (server | engine)
     here = imported("speak", "stop", cwd=tmp_path)
     assert here >= {"vllm.v1.engine.llm_engine"}

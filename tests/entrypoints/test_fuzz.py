@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 
-from tests.speech.server import API_KEY, PATIENCE, Server
+from tests.entrypoints.server import API_KEY, PATIENCE, Server
 
 pytestmark = pytest.mark.slow
 

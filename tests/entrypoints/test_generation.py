@@ -13,18 +13,18 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 
-from vllm.entrypoints.speech.chat import ChatAnswer
 from vllm.entrypoints.speech.encoding import pcm16
-from vllm.entrypoints.speech.service import Generation, Usage
-from vllm.entrypoints.speech.speech import encoded_pieces, speech_events
-from vllm.entrypoints.speech.sse import DONE, event, event_stream
-from vllm.entrypoints.speech.transcript import Transcript
-from vllm.entrypoints.speech.transcription import transcription_events
+from vllm.entrypoints.speech.server.endpoints.chat import ChatAnswer
+from vllm.entrypoints.speech.server.endpoints.speech import encoded_pieces, speech_events
+from vllm.entrypoints.speech.server.endpoints.transcript import Transcript
+from vllm.entrypoints.speech.server.endpoints.transcriptions import transcription_events
+from vllm.entrypoints.speech.server.service import Generation, Usage
+from vllm.entrypoints.speech.server.sse import DONE, event, event_stream
 from vllm.exceptions import GenerationError, RetryableRequestError
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.messages import AudioOutput
-from vllm.multistream.random_checkpoint import FIRST_TEXT, stream_layout
-from vllm.multistream.spec import SpeechSpec
+from vllm.unison.messages.streams import AudioOutput
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.spec import SpeechSpec
+from vllm.unison.testing.random_checkpoint import FIRST_TEXT, stream_layout
 
 SPEC = SpeechSpec(StreamLayout.from_dict(stream_layout(3)))
 RATE = 16000
@@ -317,7 +317,7 @@ class LocalLLM:
 
 
 def spoken(monkeypatch: pytest.MonkeyPatch, *outputs: Any) -> tuple[LocalLLM, list[Any]]:
-    from vllm.entrypoints.speech import local
+    from vllm.entrypoints.speech.cli.commands import local
     from vllm.entrypoints.speech.parameters import SpeechInput
 
     monkeypatch.setattr(local, "plan_request", lambda *given: ({"prompt": ""}, None))

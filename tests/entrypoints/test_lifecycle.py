@@ -15,9 +15,14 @@ from fastapi import FastAPI
 from fastapi.responses import StreamingResponse
 from httpx import ASGITransport, AsyncClient
 
-from vllm.entrypoints.speech import lifecycle as module
-from vllm.entrypoints.speech.lifecycle import Lifecycle, after_serving, drain, shutdown_timeout
-from vllm.entrypoints.speech.middleware import AnswerBrokenOffError, SpeechMiddleware
+from vllm.entrypoints.speech.server import lifecycle as module
+from vllm.entrypoints.speech.server.lifecycle import (
+    Lifecycle,
+    after_serving,
+    drain,
+    shutdown_timeout,
+)
+from vllm.entrypoints.speech.server.middleware import AnswerBrokenOffError, SpeechMiddleware
 from vllm.exceptions import GenerationError, RetryableRequestError
 from vllm.usage.usage_lib import UsageContext
 
@@ -212,12 +217,12 @@ def test_the_default_time_is_that_of_servers_of_multi_stream_models(
 ) -> None:
     config: Any = object()
     serving = UsageContext.OPENAI_API_SERVER
-    monkeypatch.setattr("vllm.multistream.spec.multistream_spec", lambda config: object())
+    monkeypatch.setattr("vllm.unison.model.spec.multistream_spec", lambda config: object())
     assert shutdown_timeout(None, config, serving) == module.DEFAULT_SHUTDOWN_TIMEOUT
     assert shutdown_timeout(0, config, serving) == 0
     assert shutdown_timeout(45, config, serving) == 45
     assert shutdown_timeout(None, config, UsageContext.LLM_CLASS) == 0
-    monkeypatch.setattr("vllm.multistream.spec.multistream_spec", lambda config: None)
+    monkeypatch.setattr("vllm.unison.model.spec.multistream_spec", lambda config: None)
     assert shutdown_timeout(None, config, serving) == 0
 
 

@@ -31,7 +31,7 @@ from vllm.entrypoints.speech.media import (
     decode_base64,
     decode_file,
 )
-from vllm.multistream.refusal import RequestRefused
+from vllm.unison.frontend.errors import RequestRefused
 
 LIMITS = AudioLimits(file_bytes=2**20, seconds=10.0, decoded_bytes=2**22)
 
@@ -469,7 +469,7 @@ def mp4_that_announces(num_samples: int, num_tracks: int) -> bytes:
 READ = """
 import resource, sys
 from vllm.entrypoints.speech.media import AudioLimits, decode_file
-from vllm.multistream.refusal import RequestRefused
+from vllm.unison.frontend.errors import RequestRefused
 
 def read(data):
     try:

@@ -16,14 +16,14 @@ from vllm.entrypoints.speech.parameters import (
     make_params,
     plan_request,
 )
-from vllm.entrypoints.speech.voices import add_voice_arguments, voice_aliases
+from vllm.entrypoints.speech.server.voices import add_voice_arguments, voice_aliases
 from vllm.exceptions import VLLMValidationError
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.random_checkpoint import default_tasks, stream_layout
-from vllm.multistream.refusal import RequestRefused
-from vllm.multistream.spec import SpeechSpec, TaskPrompt
-from vllm.multistream.tasks import FieldNames
 from vllm.sampling_params import RequestOutputKind
+from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.tasks import FieldNames
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.spec import SpeechSpec, TaskPrompt
+from vllm.unison.testing.random_checkpoint import default_tasks, stream_layout
 
 SPEECH, TEXT = "text_to_speech", "speech_to_text"
 
@@ -125,7 +125,7 @@ def test_a_voice_has_the_names_that_the_server_gives_it() -> None:
 def test_an_alias_must_name_a_voice(
     monkeypatch: pytest.MonkeyPatch, given: list[str], message: str
 ) -> None:
-    monkeypatch.setattr("vllm.multistream.spec.multistream_spec", lambda config: voiced_spec())
+    monkeypatch.setattr("vllm.unison.model.spec.multistream_spec", lambda config: voiced_spec())
     config: Any = object()
     with pytest.raises(ValueError, match=message):
         voice_aliases(parsed(*given), config)

@@ -13,17 +13,19 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.multistream.random_layouts import example
-from vllm.entrypoints.speech import chat, neutral, routes, speech, transcription
-from vllm.entrypoints.speech.neutral import LABELS, NEUTRAL
+from tests.support.random_layouts import example
+from vllm.entrypoints.speech.server import neutral, routes
+from vllm.entrypoints.speech.server.endpoints import chat, speech
+from vllm.entrypoints.speech.server.endpoints import transcriptions as transcription
+from vllm.entrypoints.speech.server.neutral import LABELS, NEUTRAL
 from vllm.exceptions import VLLMError
-from vllm.multistream.door import refuse_unsupported_sampling
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.random_checkpoint import stream_layout
-from vllm.multistream.sampling_fields import RANGES
-from vllm.multistream.spec import SpeechSpec
 from vllm.sampling_params import SamplingParams
 from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+from vllm.unison.frontend.admission.streams import refuse_unsupported_sampling
+from vllm.unison.messages.sampling_fields import RANGES
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.spec import SpeechSpec
+from vllm.unison.testing.random_checkpoint import stream_layout
 
 SPEC = SpeechSpec(StreamLayout.from_dict(stream_layout(3)), voices={"slt": (6,)})
 SPEECH, TRANSCRIPTIONS = "/v1/audio/speech", "/v1/audio/transcriptions"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from vllm.entrypoints.speech.remote import RemoteError, RemoteServer
+from vllm.entrypoints.speech.cli.remote import RemoteError, RemoteServer
 
 Answer = Callable[[BaseHTTPRequestHandler, bytes], None]
 

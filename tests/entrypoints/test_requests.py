@@ -20,7 +20,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
-from tests.speech.server import (
+from tests.entrypoints.server import (
     API_KEY,
     DEFAULT_TOKENS,
     ENGINE_OPTIONS,

@@ -10,11 +10,11 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from vllm.entrypoints.speech import routes
-from vllm.entrypoints.speech.body import TEXT_BYTES
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.random_checkpoint import stream_layout
-from vllm.multistream.spec import SpeechSpec
+from vllm.entrypoints.speech.server import routes
+from vllm.entrypoints.speech.server.body import TEXT_BYTES
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.spec import SpeechSpec
+from vllm.unison.testing.random_checkpoint import stream_layout
 
 SPEC = SpeechSpec(
     StreamLayout.from_dict(stream_layout(3)), voices={"slt": (6,)}, default_voice="slt"

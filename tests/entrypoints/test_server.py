@@ -27,7 +27,7 @@ import soundfile
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.speech.server import (
+from tests.entrypoints.server import (
     API_KEY,
     DEFAULT_TOKENS,
     ENGINE_OPTIONS,

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.speech.server import API_KEY, Server
+from tests.entrypoints.server import API_KEY, Server
 from vllm.entrypoints.speech.encoding import encode_whole
 from vllm.entrypoints.speech.media import AudioLimits
-from vllm.entrypoints.speech.protocol import MAX_INPUT_CHARACTERS
-from vllm.entrypoints.speech.routes import WITHOUT_AUDIO
-from vllm.multistream.sampling_fields import RANGES
+from vllm.entrypoints.speech.server.routes import WITHOUT_AUDIO
+from vllm.entrypoints.speech.server.schemas import MAX_INPUT_CHARACTERS
+from vllm.unison.messages.sampling_fields import RANGES
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

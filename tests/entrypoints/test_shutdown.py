@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.speech.server import API_KEY, PATIENCE, Server, running_server
+from tests.entrypoints.server import API_KEY, PATIENCE, Server, running_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * PATIENCE)]
 

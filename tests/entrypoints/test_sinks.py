@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from vllm.entrypoints.speech import sinks
-from vllm.entrypoints.speech.process import printable
-from vllm.entrypoints.speech.remote import file_name
+from vllm.entrypoints.speech.cli.commands import sinks
+from vllm.entrypoints.speech.cli.process import printable
+from vllm.entrypoints.speech.cli.remote import file_name
 
 PYTHON = sys.executable
 

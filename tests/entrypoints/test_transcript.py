@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from vllm.entrypoints.speech.service import Generation, Usage
-from vllm.entrypoints.speech.transcript import Segment, Transcript
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.random_checkpoint import FIRST_TEXT, stream_layout
-from vllm.multistream.spec import SpeechSpec
+from vllm.entrypoints.speech.server.endpoints.transcript import Segment, Transcript
+from vllm.entrypoints.speech.server.service import Generation, Usage
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.spec import SpeechSpec
+from vllm.unison.testing.random_checkpoint import FIRST_TEXT, stream_layout
 
 SPEC = SpeechSpec(StreamLayout.from_dict(stream_layout(3)))
 ENDED: list[int] = []

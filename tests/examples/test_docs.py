@@ -17,24 +17,24 @@ from typing import Any
 import pytest
 import soundfile
 
-from tests.multistream import published_layouts
-from tests.speech.server import Server, free_port, wait_until_up
-from vllm.multistream import random_checkpoint
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.spec import SpeechSpec
+from tests.entrypoints.server import Server, free_port, wait_until_up
+from tests.support import published_layouts
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.spec import SpeechSpec
+from vllm.unison.testing import random_checkpoint
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
     [
         ROOT / "README.md",
         *(ROOT / "docs").glob("*.md"),
-        ROOT / "vllm/multistream/default_model/README.md",
+        ROOT / "vllm/unison/default_model/README.md",
     ]
 )
 
 NOT_RUN = {
     ("README.md", "make demo"): "builds in the checkout; test_make_demo_says_what_the_readme_says",
-    ("docs/acoustic_decoding.md", "vllm serve MODEL"): "tests/acoustic/engine has such engines",
+    ("docs/acoustic_decoding.md", "vllm serve MODEL"): "tests/engine/audio has such engines",
     ("docs/default_model.md", "python benchmarks/evaluate_default_model.py"): "takes an hour",
     ("docs/default_model.md", "python examples/train_default_model/version_1/"): "takes hours",
 }
@@ -277,9 +277,7 @@ def test_the_readme_s_server_and_client(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "page", ["docs/default_model.md", "vllm/multistream/default_model/README.md"]
-)
+@pytest.mark.parametrize("page", ["docs/default_model.md", "vllm/unison/default_model/README.md"])
 def test_the_default_model_says_what_its_pages_show(page, tmp_path):
     (text,) = [s.text for s in snippets(ROOT / page) if s.test == "model"]
     (tmp_path / "examples").symlink_to(ROOT / "examples")

@@ -9,9 +9,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING
 
-from vllm.multistream.checkpoint import ExpectedTensors, expected_tensors, listed
-from vllm.multistream.random_checkpoint import BACKBONES, write_random_speech_lm
 from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+from vllm.unison.formats.expected_tensors import ExpectedTensors, expected_tensors, listed
+from vllm.unison.testing.random_checkpoint import BACKBONES, write_random_speech_lm
 
 EXPECTED = ExpectedTensors({"a": (2, 3), "b": (4,), "tied": (2, 3)}, frozenset({"tied"}))
 

@@ -9,9 +9,9 @@ import pytest
 
 from vllm import ModelRegistry
 from vllm.engine.arg_utils import EngineArgs
-from vllm.multistream.codecs import registered_model_types
-from vllm.multistream.known_models import CODECS, NOT_YET, NOT_YET_BY_KEYS
 from vllm.transformers_utils.config import get_config
+from vllm.unison.codecs import registered_model_types
+from vllm.unison.formats.known_models import CODECS, NOT_YET, NOT_YET_BY_KEYS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
 

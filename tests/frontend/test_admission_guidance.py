@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.multistream.random_layouts import example
-from vllm.guidance.door import admit_guidance
-from vllm.guidance.inputs import GuidanceInputs
+from tests.support.random_layouts import example
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+from vllm.unison.frontend.admission.guidance import admit_guidance
+from vllm.unison.messages.guidance_inputs import GuidanceInputs
 
 
 def speech_config(**guidance: Any) -> SpeechLMConfig:

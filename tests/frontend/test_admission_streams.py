@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.multistream.random_layouts import example
-from vllm.multistream.door import admit_streams, refuse_unsupported_sampling
+from tests.support.random_layouts import example
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+from vllm.unison.frontend.admission.streams import admit_streams, refuse_unsupported_sampling
 
 LAYOUT = example()
 SPEECH_ONLY = example(

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from vllm.multistream.acoustic.assembly import AudioAssembly, join_audio
-from vllm.multistream.acoustic.metrics import AudioProm
-from vllm.multistream.acoustic.timing import AudioStats, AudioTimes
-from vllm.multistream.messages import AudioOutput
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
+from vllm.unison.frontend.audio_output import AudioAssembly, join_audio
+from vllm.unison.messages.streams import AudioOutput
+from vllm.unison.metrics.audio import AudioProm
+from vllm.unison.metrics.audio_timing import AudioStats, AudioTimes
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.engine.output_processor import RequestOutputCollector
 from vllm.v1.metrics.stats import IterationStats

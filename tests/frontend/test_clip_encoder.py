@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from vllm.multistream.clip_encoder import CACHED_CLIPS, MAX_AHEAD, ClipEncoder
-from vllm.multistream.codecs import load_codec
-from vllm.multistream.codecs.base import Codec
-from vllm.multistream.codecs.random_checkpoint import write_random_codec
-from vllm.multistream.codecs.registry import registered_model_types
-from vllm.multistream.packaged_model import packaged_model
+from vllm.unison.codecs import load_codec
+from vllm.unison.codecs.base import Codec
+from vllm.unison.codecs.registry import registered_model_types
+from vllm.unison.frontend.clip_encoder import CACHED_CLIPS, MAX_AHEAD, ClipEncoder
+from vllm.unison.packaged_model import packaged_model
+from vllm.unison.testing.random_codec import write_random_codec
 
 RATE = 8000
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from vllm.multistream.clips import MAX_LEVEL, read_clip
-from vllm.multistream.messages import AudioOutput
-from vllm.multistream.refusal import RequestRefused
+from vllm.unison.frontend.clips import MAX_LEVEL, read_clip
+from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.messages.streams import AudioOutput
 
 RATE = 16000
 MONO = (0.5 * np.sin(np.arange(40) / 3)).astype(np.float32)

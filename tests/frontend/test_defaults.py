@@ -11,18 +11,18 @@ from typing import Any
 import msgspec
 import pytest
 
-from vllm.multistream import defaults as module
-from vllm.multistream.defaults import (
+from vllm.sampling_params import SamplingParams
+from vllm.unison.frontend import defaults as module
+from vllm.unison.frontend.defaults import (
     DefaultSamplingParams,
     complete_sampling_params,
     read_task_defaults,
 )
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.random_checkpoint import default_tasks, stream_layout
-from vllm.multistream.refusal import RequestRefused
-from vllm.multistream.sampling_fields import UNSET_MAX_TOKENS
-from vllm.multistream.spec import SpeechSpec, TaskPrompt
-from vllm.sampling_params import SamplingParams
+from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.messages.sampling_fields import UNSET_MAX_TOKENS
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.spec import SpeechSpec, TaskPrompt
+from vllm.unison.testing.random_checkpoint import default_tasks, stream_layout
 
 SPEECH, TEXT = "text_to_speech", "speech_to_text"
 
@@ -43,7 +43,7 @@ def defaults_of(
     of_server: dict[str, Any] | None = None,
     source: str = "auto",
 ) -> dict[str, dict[str, Any]]:
-    monkeypatch.setattr("vllm.multistream.defaults.multistream_spec", lambda config: spec)
+    monkeypatch.setattr("vllm.unison.frontend.defaults.multistream_spec", lambda config: spec)
     config: Any = SimpleNamespace(
         generation_config=source,
         override_generation_config=of_server or {},

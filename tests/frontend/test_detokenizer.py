@@ -3,8 +3,8 @@
 
 import numpy as np
 
-from vllm.multistream.detokenizer import text_only
-from vllm.multistream.messages import StreamInputs
+from vllm.unison.frontend.detokenizer import text_only
+from vllm.unison.messages.streams import StreamInputs
 
 
 class Letters:

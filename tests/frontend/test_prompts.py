@@ -13,12 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.multistream.random_layouts import example, layouts
-from vllm.multistream import clip_encoder, prompts
-from vllm.multistream.clip_encoder import MAX_AHEAD
-from vllm.multistream.codecs.base import Codec
-from vllm.multistream.layout import DelayScope, StreamLayout
-from vllm.multistream.prompts import (
+from tests.support.random_layouts import example, layouts
+from vllm.unison.codecs.base import Codec
+from vllm.unison.frontend import clip_encoder, prompts
+from vllm.unison.frontend.clip_encoder import MAX_AHEAD
+from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.prompts import (
     PromptBuilder,
     encode_ahead,
     frames_of_codes,
@@ -26,8 +26,8 @@ from vllm.multistream.prompts import (
     lay_out,
     stream_prompt_builder,
 )
-from vllm.multistream.refusal import RequestRefused
-from vllm.multistream.spec import CodecSource, SpeechSpec, TaskPrompt
+from vllm.unison.model.layout import DelayScope, StreamLayout
+from vllm.unison.model.spec import CodecSource, SpeechSpec, TaskPrompt
 
 RATE, SAMPLES_PER_FRAME, BOOKS, BOOK_SIZE = 8000, 4, 3, 4
 

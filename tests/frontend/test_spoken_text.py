@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from vllm.multistream.spoken_text import spoken_text
+from vllm.unison.frontend.spoken_text import spoken_text
 
 READ = {
     "Please open the door.": "Please open the door.",

@@ -5,18 +5,18 @@ from __future__ import annotations
 
 import pytest
 
-from tests.multistream.random_layouts import example
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.random_checkpoint import (
+from tests.support.random_layouts import example
+from vllm.unison.frontend.errors import RequestRefused, refuses
+from vllm.unison.frontend.tasks import FieldNames, choose_task, emits, emits_first
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.spec import SpeechSpec, TaskPrompt
+from vllm.unison.testing.random_checkpoint import (
     BEGIN_AUDIO,
     BEGIN_TEXT,
     SPEAKER,
     default_tasks,
     stream_layout,
 )
-from vllm.multistream.refusal import RequestRefused, refuses
-from vllm.multistream.spec import SpeechSpec, TaskPrompt
-from vllm.multistream.tasks import FieldNames, choose_task, emits, emits_first
 
 
 def spec_of(text_then_audio: bool = False, **more: tuple[int | str, ...]) -> SpeechSpec:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from vllm.guidance.inputs import GUIDANCE_FIELDS, is_guided
 from vllm.sampling_params import SamplingParams
+from vllm.unison.messages.guidance_inputs import GUIDANCE_FIELDS, is_guided
 
 PAIR = [{"weight": 3.0}, {"weight": -2.0, "prompt_token_ids": [1]}]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from vllm.multistream.sampling_fields import STREAM_FIELDS, per_stream, verify_stream_fields
 from vllm.sampling_params import SamplingParams
+from vllm.unison.messages.sampling_fields import STREAM_FIELDS, per_stream, verify_stream_fields
 
 BAD: dict[str, list[Any]] = {
     "stream_temperature": [-0.1, math.nan, math.inf, -math.inf, "1", True],

@@ -9,8 +9,8 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from vllm.guidance.metrics import GuidanceProm
-from vllm.guidance.rows import GuidanceStats
+from vllm.unison.messages.guidance import GuidanceStats
+from vllm.unison.metrics.guidance import GuidanceProm
 
 
 def test_gauges_hold_the_newest_step_and_counters_add_up() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vllm.multistream.delay import deinterleave, interleave, num_steps
+from vllm.unison.model.delay_pattern import deinterleave, interleave, num_steps
 
 
 @st.composite

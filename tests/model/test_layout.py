@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from tests.multistream import published_layouts
-from tests.multistream.random_layouts import example, layouts
-from vllm.multistream.layout import (
+from tests.support import published_layouts
+from tests.support.random_layouts import example, layouts
+from vllm.unison.model.layout import (
     DelayScope,
     LayoutError,
     Phase,

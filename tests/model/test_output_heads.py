@@ -4,11 +4,11 @@
 import numpy as np
 from hypothesis import given
 
-from tests.multistream import published_layouts
-from tests.multistream.random_layouts import allowed_ids, layouts
-from vllm.multistream.heads import PADDING_CANDIDATE, Heads
-from vllm.multistream.layout import PhaseKind, StreamLayout
-from vllm.multistream.phases import PhaseTable, StateKind
+from tests.support import published_layouts
+from tests.support.random_layouts import allowed_ids, layouts
+from vllm.unison.model.layout import PhaseKind, StreamLayout
+from vllm.unison.model.output_heads import PADDING_CANDIDATE, Heads
+from vllm.unison.model.phases import PhaseTable, StateKind
 
 
 def heads_of(layout: StreamLayout) -> tuple[Heads, PhaseTable]:

@@ -10,16 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.multistream.phase_reference import ReferenceRequest
-from tests.multistream.random_layouts import example, layouts, likely_token
-from vllm.multistream.layout import (
+from tests.support.phase_reference import ReferenceRequest
+from tests.support.random_layouts import example, layouts, likely_token
+from vllm.unison.model.layout import (
     END,
     Phase,
     PhaseKind,
     StreamLayout,
     Transition,
 )
-from vllm.multistream.phases import (
+from vllm.unison.model.phases import (
     NO_TOKEN,
     Finish,
     PhaseTable,

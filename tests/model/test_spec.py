@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from tests.multistream.random_layouts import example
-from vllm.multistream import spec as spec_module
-from vllm.multistream.layout import LayoutError
-from vllm.multistream.phases import PhaseTable
-from vllm.multistream.spec import CodecSource, SpeechSpec, TaskPrompt, multistream_spec
+from tests.support.random_layouts import example
 from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+from vllm.unison.model import spec as spec_module
+from vllm.unison.model.layout import LayoutError
+from vllm.unison.model.phases import PhaseTable
+from vllm.unison.model.spec import CodecSource, SpeechSpec, TaskPrompt, multistream_spec
 
 
 def config(**changes: Any) -> SpeechLMConfig:

@@ -117,7 +117,7 @@ class TestEmulatedKernel:
 
     def test_phases(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The rule's own tests, with the emulated operators in the place of the compiled ones."""
-        from tests.multistream import test_stream_step as tests
+        from tests.sampler import test_phase_machine as tests
 
         torch.ops.unison_emulation.set_launch(32, False)
         for name in ("gather_streams", "constrain_streams", "commit_streams"):

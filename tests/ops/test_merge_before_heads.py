@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vllm.guidance.rows import GuidedGroup
+from vllm.unison.messages.guidance import GuidedGroup
 from vllm.unison.sampler.batch_groups import GuidedBatch
 
 

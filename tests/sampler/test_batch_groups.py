@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm.guidance.rows import GuidedGroup
+from vllm.unison.messages.guidance import GuidedGroup
 from vllm.unison.ops.cfg_merge import cfg_merge
 from vllm.unison.sampler.batch_groups import GuidedBatch
 

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.multistream.random_layouts import example, layouts
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.phases import PhaseTable
+from tests.support.random_layouts import example, layouts
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.phases import PhaseTable
 from vllm.unison.ops.phase_step import gather_ids, gather_ids_reference
 from vllm.unison.ops.sample import KEEP_OUTPUT
 from vllm.unison.sampler.phase_machine import PhaseMachine

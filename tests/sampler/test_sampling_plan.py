@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.multistream.random_layouts import layouts
-from tests.multistream.test_step_sampler import FakeModel
-from tests.multistream.test_stream_step import MAX_MODEL_LEN, everything, random_state
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.random_checkpoint import stream_layout
+from tests.sampler.test_phase_machine import MAX_MODEL_LEN, everything, random_state
+from tests.sampler.test_stream_sampler import FakeModel
+from tests.support.random_layouts import layouts
+from vllm.unison.model.layout import StreamLayout
 from vllm.unison.ops.extension import load_extension
 from vllm.unison.sampler.batch_groups import BatchGroups
 from vllm.unison.sampler.stream_sampler import StreamSampler
+from vllm.unison.testing.random_checkpoint import stream_layout
 
 STEPS = 8
 

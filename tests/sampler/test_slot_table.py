@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.multistream.random_layouts import example
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.phases import PhaseTable, replay
+from tests.support.random_layouts import example
 from vllm.sampling_params import SamplingParams
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.phases import PhaseTable, replay
 from vllm.unison.sampler.slot_table import NEVER, SlotTable, stream_limit
 
 LAYOUT = StreamLayout.from_dict(example())

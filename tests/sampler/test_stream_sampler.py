@@ -11,13 +11,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.multistream.phase_reference import ReferenceRequest
-from tests.multistream.random_layouts import allowed_ids, example, layouts
-from vllm.multistream.heads import Heads
-from vllm.multistream.layout import PhaseKind, StreamLayout
-from vllm.multistream.phases import NO_TOKEN, Finish, PhaseTable, StateKind
-from vllm.multistream.prompts import lay_out
+from tests.support.phase_reference import ReferenceRequest
+from tests.support.random_layouts import allowed_ids, example, layouts
 from vllm.sampling_params import SamplingParams
+from vllm.unison.frontend.prompts import lay_out
+from vllm.unison.model.layout import PhaseKind, StreamLayout
+from vllm.unison.model.output_heads import Heads
+from vllm.unison.model.phases import NO_TOKEN, Finish, PhaseTable, StateKind
 from vllm.unison.ops.extension import load_extension
 from vllm.unison.ops.sample import SampleArguments
 from vllm.unison.ops.sample_reference import sample_streams_reference

@@ -1,21 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the tests of guidance that need no engine."""
-
-from collections.abc import Iterator
+"""A small text model, whose scheduler these tests drive."""
 
 import pytest
-import torch
 
-from tests.guidance.driver import write_config
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    """The tensors of these tests are too small to gain from threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+from tests.scheduler.driver import write_config
+from tests.support.threads import one_thread  # noqa: F401
 
 
 @pytest.fixture(scope="session")

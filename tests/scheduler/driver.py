@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from tests.guidance.fake_worker import VOCABULARY_SIZE, FakeWorker, digest_of, sampled_token
+from tests.scheduler.fake_worker import VOCABULARY_SIZE, FakeWorker, digest_of, sampled_token
 from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
-from vllm.guidance.group import SequenceGroup
-from vllm.guidance.inputs import GuidanceInputs, LaneInputs
 from vllm.sampling_params import SamplingParams
+from vllm.unison.messages.guidance_inputs import GuidanceInputs, LaneInputs
+from vllm.unison.scheduler.sequence_group import SequenceGroup
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler

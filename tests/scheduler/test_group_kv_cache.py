@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.guidance.driver import (
+from tests.scheduler.driver import (
     BLOCK_SIZE,
     MAX_MODEL_LEN,
     Arrival,
@@ -14,8 +14,8 @@ from tests.guidance.driver import (
     make_request,
     make_scheduler,
 )
-from tests.guidance.fake_worker import FakeWorker
-from vllm.guidance.rows import GuidanceStats
+from tests.scheduler.fake_worker import FakeWorker
+from vllm.unison.messages.guidance import GuidanceStats
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.multistream.random_layouts import layouts
-from vllm.guidance.inputs import GuidanceInputs
-from vllm.guidance.timing import NOT_GUIDED, GuidanceWindow, Guided
-from vllm.multistream.layout import Phase, PhaseKind, StreamLayout, Transition
-from vllm.multistream.phases import NO_TOKEN, PhaseTable, StateKind, replay
+from tests.support.random_layouts import layouts
+from vllm.unison.messages.guidance_inputs import GuidanceInputs
+from vllm.unison.model.layout import Phase, PhaseKind, StreamLayout, Transition
+from vllm.unison.model.phases import NO_TOKEN, PhaseTable, StateKind, replay
+from vllm.unison.scheduler.guidance_window import NOT_GUIDED, GuidanceWindow, Guided
 
 AUDIO_KINDS = (StateKind.AUDIO, StateKind.FLUSH)
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm.guidance.group import plan_step
+from vllm.unison.scheduler.sequence_group import plan_step
 
 
 def by_the_contract(

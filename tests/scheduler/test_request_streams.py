@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vllm.multistream.messages import AudioOutput, StreamInputs, StreamOutput, StreamUpdate
-from vllm.multistream.phases import Finish
-from vllm.multistream.request import (
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.unison.messages.streams import AudioOutput, StreamInputs, StreamOutput, StreamUpdate
+from vllm.unison.model.phases import Finish
+from vllm.unison.scheduler.request_streams import (
     RequestStreams,
     block_keys,
     enter_worker,
@@ -18,7 +19,6 @@ from vllm.multistream.request import (
     make_stream_update,
     stop_of_streams,
 )
-from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.request import RequestStatus
 
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import vllm.guidance.scheduling as scheduling
-from tests.guidance.driver import (
+import vllm.unison.scheduler.group_scheduler as scheduling
+from tests.scheduler.driver import (
     BLOCK_SIZE,
     MAX_MODEL_LEN,
     Arrival,
@@ -24,8 +24,8 @@ from tests.guidance.driver import (
     make_request,
     random_scenario,
 )
-from vllm.guidance.group import LaneState
-from vllm.guidance.kv_cache import GroupKVCacheManager
+from vllm.unison.scheduler.group_kv_cache import GroupKVCacheManager
+from vllm.unison.scheduler.sequence_group import LaneState
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
 

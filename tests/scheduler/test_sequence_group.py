@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vllm.guidance.group import EntryKind, LaneState, SequenceGroup
-from vllm.guidance.inputs import GuidanceInputs, LaneInputs
-from vllm.multistream.messages import StreamInputs
 from vllm.sampling_params import SamplingParams
+from vllm.unison.messages.guidance_inputs import GuidanceInputs, LaneInputs
+from vllm.unison.messages.streams import StreamInputs
+from vllm.unison.scheduler.sequence_group import EntryKind, LaneState, SequenceGroup
 from vllm.v1.request import Request, RequestStatus
 
 PADS = [7, 8, 9]
@@ -127,7 +127,7 @@ def test_a_prompt_of_one_stream_has_pads_in_the_others() -> None:
 
 def test_lanes_are_hashed_by_all_their_streams() -> None:
     """Lanes with the same stream 0 and other auxiliary ids do not share blocks."""
-    from tests.guidance.driver import BLOCK_SIZE, _block_hasher
+    from tests.scheduler.driver import BLOCK_SIZE, _block_hasher
 
     hashes = []
     for second in (5, 6):

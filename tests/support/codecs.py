@@ -6,14 +6,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from vllm.multistream.acoustic.receptive_field import (
+from vllm.unison.codecs.base import Codec
+from vllm.unison.codecs.receptive_field import (
     Context,
     Convolution,
     Layer,
     TransposedConvolution,
     receptive_field,
 )
-from vllm.multistream.codecs.base import Codec
 
 
 class WindowSumCodec(Codec):

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tests.multistream.random_layouts import likely_token
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.phases import (
+from tests.support.random_layouts import likely_token
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.phases import (
     Finish,
     PhaseTable,
     Progress,

@@ -6,8 +6,8 @@ Independent of the phase table: no states, no arrays. Written from the layout's 
 
 from dataclasses import dataclass, field
 
-from vllm.multistream.layout import END, Phase, PhaseKind, StreamLayout, Transition
-from vllm.multistream.phases import NO_TOKEN, Finish, Segment, StateKind
+from vllm.unison.model.layout import END, Phase, PhaseKind, StreamLayout, Transition
+from vllm.unison.model.phases import NO_TOKEN, Finish, Segment, StateKind
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from vllm.multistream.layout import (
+from vllm.unison.model.layout import (
     END,
     DelayScope,
     Phase,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of the tests of multi-stream generation."""
+"""A fixture for tests whose tensors are small."""
 
 from collections.abc import Iterator
 

@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.random_checkpoint import (
+from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.spec import SpeechSpec
+from vllm.unison.testing.random_checkpoint import (
     BACKBONES,
     FIRST_CODE,
     FIRST_TEXT,
@@ -19,8 +21,6 @@ from vllm.multistream.random_checkpoint import (
     stream_layout,
     write_random_speech_lm,
 )
-from vllm.multistream.spec import SpeechSpec
-from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_layers": 1}
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
-from vllm.multistream.spec import multistream_spec
+from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
+from vllm.unison.model.spec import multistream_spec
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from train_language_model import CONFIG, StreamLanguageModel
 from transformers import PreTrainedTokenizerFast
 
-from vllm.multistream.codecs.spectral_codec import SpectralCodecModel
+from vllm.unison.codecs.spectral_codec import SpectralCodecModel
 
 SPEECH_DEFAULTS = {"temperature": 0.0, "top_k": 20, "max_tokens": 500}
 GUIDANCE_SCALE = 1.5

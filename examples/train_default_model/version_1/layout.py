@@ -12,7 +12,7 @@ from synthesize import SPEAKERS
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from train_codec import CONFIG as CODEC
 
-from vllm.multistream.delay import interleave
+from vllm.unison.model.delay_pattern import interleave
 
 PAD, END, BEGIN_AUDIO, BEGIN_TEXT, SPEAK, TRANSCRIBE, CONTINUE = range(7)
 FIRST_SPEAKER = 8

@@ -24,7 +24,7 @@ from train_codec import train_codec
 from train_language_model import encode_corpus, train_language_model
 from vocabulary import sentences
 
-from vllm.multistream.codecs.spectral_codec import SpectralCodec
+from vllm.unison.codecs.spectral_codec import SpectralCodec
 
 
 class Stopwatch:

@@ -21,7 +21,7 @@ from torch.nn import functional
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vllm.multistream.codecs.spectral_codec import SpectralCodec
+from vllm.unison.codecs.spectral_codec import SpectralCodec
 
 CONFIG = LlamaConfig(
     vocab_size=layout.VOCABULARY_SIZE,

@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.naive_guidance import PairedGuidance, pair_params, tokens_apart
 from benchmarks.transformers_speech_lm import TransformersSpeechLM
-from tests.multistream.engine.conftest import open_engine
-from tests.multistream.engine.text_model import write_text_model
+from tests.engine.streams.conftest import open_engine
+from tests.engine.streams.text_model import write_text_model
 from vllm import SamplingParams
-from vllm.multistream.random_checkpoint import (
+from vllm.unison.testing.random_checkpoint import (
     BEGIN_AUDIO,
     BEGIN_TEXT,
     FIRST_TEXT,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks import benchmark_latency, benchmark_throughput
-from tests.multistream.engine.text_model import write_text_model
+from tests.engine.streams.text_model import write_text_model
 
 ENGINE = ["--enforce-eager", "--dtype", "float32", "--block-size", "32", "--max-model-len", "128"]
 TINY = ["--streams", "3", "--hidden-size", "64", "--num-layers", "1"]

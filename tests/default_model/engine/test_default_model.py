@@ -21,12 +21,12 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.speech_judge import Judge, word_error_rate
-from tests.multistream.engine.conftest import open_engine
-from tests.multistream.engine.reference import Guidance, Reference, Settings
+from tests.engine.streams.conftest import open_engine
+from tests.engine.streams.reference import Guidance, Reference, Settings
 from vllm import LLM, SamplingParams
-from vllm.multistream.packaged_model import DEFAULT_MODEL, packaged_model
-from vllm.multistream.prompts import stream_prompt_builder
-from vllm.multistream.spec import multistream_spec
+from vllm.unison.frontend.prompts import stream_prompt_builder
+from vllm.unison.model.spec import multistream_spec
+from vllm.unison.packaged_model import DEFAULT_MODEL, packaged_model
 from vllm.unison.sampler.batch_groups import GuidedBatch
 
 sys.path.append(str(Path(__file__).parents[3] / "examples" / "train_default_model" / "version_1"))

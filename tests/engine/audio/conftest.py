@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.multistream.engine.conftest import checkpoint  # noqa: F401
-from vllm.multistream.random_checkpoint import stream_layout, write_random_speech_lm
+from tests.engine.streams.conftest import checkpoint  # noqa: F401
+from vllm.unison.testing.random_checkpoint import stream_layout, write_random_speech_lm
 from vllm.v1.core.sched.scheduler import Scheduler
 
 CODEBOOK_SIZES = {"encodec": 1024, "mimi": 2048, "xcodec": 1024}

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from tests.multistream.engine.cases import Case
+from tests.engine.streams.cases import Case
 from vllm import LLM, CompletionOutput, RequestOutput
-from vllm.multistream.acoustic.pipeline import TOLERANCE
 from vllm.sampling_params import RequestOutputKind
+from vllm.unison.audio_decoder.pipeline import TOLERANCE
 
 SMALL_CHUNKS = {"acoustic_decoding": {"first_chunk_frames": 2, "chunk_frames": 7}}
 """Engine option `additional_config` with which short requests have many chunks."""

@@ -11,11 +11,11 @@ import numpy as np
 import prometheus_client
 import pytest
 
-from tests.acoustic.engine.streams import SMALL_CHUNKS, assert_stream_is, num_pieces
-from tests.multistream.engine.cases import BLOCK_SIZE, MAX_MODEL_LEN
+from tests.engine.audio.streams import SMALL_CHUNKS, assert_stream_is, num_pieces
+from tests.engine.streams.cases import BLOCK_SIZE, MAX_MODEL_LEN
 from vllm import AsyncEngineArgs, CompletionOutput, SamplingParams
-from vllm.multistream.random_checkpoint import write_random_speech_lm
 from vllm.sampling_params import RequestOutputKind
+from vllm.unison.testing.random_checkpoint import write_random_speech_lm
 from vllm.v1.engine.async_llm import AsyncLLM
 
 FINAL_ONLY, DELTA = RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.acoustic.engine.streams import (
+from tests.engine.audio.streams import (
     SMALL_CHUNKS,
     assert_stream_is,
     assert_streams_are,
@@ -20,17 +20,17 @@ from tests.acoustic.engine.streams import (
     num_pieces,
     stream,
 )
-from tests.multistream.engine.cases import Case, comparable, noise_clip
-from tests.multistream.engine.conftest import open_engine
+from tests.engine.streams.cases import Case, comparable, noise_clip
+from tests.engine.streams.conftest import open_engine
 from vllm import LLM, RequestOutput
-from vllm.multistream.random_checkpoint import (
+from vllm.sampling_params import RequestOutputKind
+from vllm.unison.testing.random_checkpoint import (
     BEGIN_AUDIO,
     BEGIN_TEXT,
     FIRST_TEXT,
     stream_layout,
     write_random_speech_lm,
 )
-from vllm.sampling_params import RequestOutputKind
 
 DELTA, CUMULATIVE = RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE
 CHUNKED = {"max_num_batched_tokens": 16}

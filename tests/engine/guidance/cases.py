@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.multistream.engine.cases import Case
-from tests.multistream.engine.reference import Generated, Guidance, Reference
-from vllm.multistream.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
+from tests.engine.streams.cases import Case
+from tests.engine.streams.reference import Generated, Guidance, Reference
+from vllm.unison.testing.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
 
 Steps = list[list[int]]
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.guidance.engine.cases import Model
-from tests.guidance.engine.checkpoints import CHECKPOINTS
-from tests.multistream.engine.conftest import emitted_steps  # noqa: F401
+from tests.engine.guidance.cases import Model
+from tests.engine.guidance.checkpoints import CHECKPOINTS
+from tests.engine.streams.conftest import emitted_steps  # noqa: F401
 from vllm import LLM, RequestOutput, SamplingParams
 from vllm.unison.worker.stream_worker import StreamWorker
 from vllm.unison.worker.text_guidance import V1TextAdapter

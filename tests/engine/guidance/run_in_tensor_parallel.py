@@ -7,8 +7,8 @@ import json
 import sys
 from pathlib import Path
 
-from tests.guidance.engine.cases import MIXED
-from tests.multistream.engine.conftest import open_engine
+from tests.engine.guidance.cases import MIXED
+from tests.engine.streams.conftest import open_engine
 
 
 def main(folder: str, output: str) -> None:

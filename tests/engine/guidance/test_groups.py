@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.guidance.engine.cases import PLAIN, SAMPLED, THREE_LANES, Model, speech_prompt
-from tests.guidance.engine.conftest import (
+from tests.engine.guidance.cases import PLAIN, SAMPLED, THREE_LANES, Model, speech_prompt
+from tests.engine.guidance.conftest import (
     LANE,
     Watch,
     assert_nothing_left,
@@ -22,11 +22,11 @@ from tests.guidance.engine.conftest import (
     runner_of,
     scheduler_of,
 )
-from tests.multistream.engine.cases import BLOCK_SIZE, Case, assert_equals, comparable
-from tests.multistream.engine.conftest import open_engine
+from tests.engine.streams.cases import BLOCK_SIZE, Case, assert_equals, comparable
+from tests.engine.streams.conftest import open_engine
 from vllm import LLM, RequestOutput
-from vllm.guidance.kv_cache import GroupKVCacheManager
 from vllm.sampling_params import RequestOutputKind
+from vllm.unison.scheduler.group_kv_cache import GroupKVCacheManager
 
 NAME = "constant"
 GUIDED = PLAIN | {"guidance_scale": 3.0}

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.guidance.engine.cases import MIXED, Model
-from tests.guidance.engine.conftest import Watch, assert_nothing_left
-from tests.multistream.engine.cases import Case, assert_equals, comparable
-from tests.multistream.engine.conftest import open_engine
+from tests.engine.guidance.cases import MIXED, Model
+from tests.engine.guidance.conftest import Watch, assert_nothing_left
+from tests.engine.streams.cases import Case, assert_equals, comparable
+from tests.engine.streams.conftest import open_engine
 from vllm import LLM, RequestOutput
 
 CHUNKED = {"max_num_batched_tokens": 16}
@@ -148,7 +148,7 @@ def test_outputs_with_lanes_that_join_late_are_the_same(
 def test_two_tensor_parallel_ranks_give_the_same(
     model: Callable[[str], Model], baselines: Callable[[str], list[Any]], tmp_path: Path
 ) -> None:
-    script = "tests.guidance.engine.run_in_tensor_parallel"
+    script = "tests.engine.guidance.run_in_tensor_parallel"
     result = tmp_path / "result.json"
     done = subprocess.run(
         [sys.executable, "-m", script, str(model("constant").folder), str(result)],

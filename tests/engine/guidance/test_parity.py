@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.guidance.engine.cases import (
+from tests.engine.guidance.cases import (
     GUIDANCE,
     PLAIN,
     SAMPLED,
@@ -17,11 +17,11 @@ from tests.guidance.engine.cases import (
     speech_prompt,
     text_ids,
 )
-from tests.guidance.engine.checkpoints import CHECKPOINTS
-from tests.guidance.engine.conftest import assert_nothing_left
-from tests.multistream.engine.cases import Case, assert_equals, noise_clip
-from tests.multistream.engine.conftest import Steps, open_engine
-from vllm.multistream.random_checkpoint import BEGIN_TEXT
+from tests.engine.guidance.checkpoints import CHECKPOINTS
+from tests.engine.guidance.conftest import assert_nothing_left
+from tests.engine.streams.cases import Case, assert_equals, noise_clip
+from tests.engine.streams.conftest import Steps, open_engine
+from vllm.unison.testing.random_checkpoint import BEGIN_TEXT
 
 
 def _cases(model: Model) -> list[Case]:

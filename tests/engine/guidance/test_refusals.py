@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from tests.guidance.engine.cases import PLAIN, Model, speech_prompt
-from tests.guidance.engine.checkpoints import CHECKPOINTS
-from tests.guidance.engine.conftest import assert_nothing_left
-from tests.multistream.engine.cases import MAX_MODEL_LEN, Case, assert_equals
-from tests.multistream.engine.conftest import open_engine
+from tests.engine.guidance.cases import PLAIN, Model, speech_prompt
+from tests.engine.guidance.checkpoints import CHECKPOINTS
+from tests.engine.guidance.conftest import assert_nothing_left
+from tests.engine.streams.cases import MAX_MODEL_LEN, Case, assert_equals
+from tests.engine.streams.conftest import open_engine
 from vllm import LLM, SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from tests.guidance.engine.conftest import LANE, Watch, assert_nothing_left
-from tests.multistream.engine.conftest import open_engine
-from tests.multistream.engine.text_model import END, write_text_model
+from tests.engine.guidance.conftest import LANE, Watch, assert_nothing_left
+from tests.engine.streams.conftest import open_engine
+from tests.engine.streams.text_model import END, write_text_model
 from vllm import LLM, RequestOutput, SamplingParams
-from vllm.multistream.random_checkpoint import FIRST_TEXT
+from vllm.unison.testing.random_checkpoint import FIRST_TEXT
 
 Lanes = Sequence[tuple[float, Sequence[int]]]
 

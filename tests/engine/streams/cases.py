@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tests.multistream.engine.reference import Generated, Prompt, Reference, Settings
+from tests.engine.streams.reference import Generated, Prompt, Reference, Settings
 from vllm import RequestOutput, SamplingParams
-from vllm.multistream.random_checkpoint import BEGIN_TEXT, FIRST_TEXT
+from vllm.unison.testing.random_checkpoint import BEGIN_TEXT, FIRST_TEXT
 
 SAMPLE_RATE = 16000
 SAMPLES_PER_FRAME = 320

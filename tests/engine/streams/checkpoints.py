@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from vllm.multistream.random_checkpoint import (
+from vllm.unison.testing.random_checkpoint import (
     BEGIN_AUDIO,
     BEGIN_TEXT,
     END_TEXT,

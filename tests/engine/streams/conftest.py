@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.multistream.engine.cases import BLOCK_SIZE, MAX_MODEL_LEN
-from tests.multistream.engine.checkpoints import CHECKPOINTS
-from tests.multistream.engine.reference import Reference
+from tests.engine.streams.cases import BLOCK_SIZE, MAX_MODEL_LEN
+from tests.engine.streams.checkpoints import CHECKPOINTS
+from tests.engine.streams.reference import Reference
 from vllm import LLM
 from vllm.distributed import cleanup_dist_env_and_memory
-from vllm.multistream.request import RequestStreams
+from vllm.unison.scheduler.request_streams import RequestStreams
 
 Steps = dict[str, list[list[int]]]
 OpenEngine = Callable[..., contextlib.AbstractContextManager[LLM]]

@@ -10,9 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from tests.acoustic.engine.streams import assert_streams_are, num_pieces, stream
-from tests.multistream.engine.cases import CASES
-from tests.multistream.engine.conftest import open_engine
+from tests.engine.audio.streams import assert_streams_are, num_pieces, stream
+from tests.engine.streams.cases import CASES
+from tests.engine.streams.conftest import open_engine
 from vllm.sampling_params import RequestOutputKind
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tests.multistream.engine.cases import BLOCK_SIZE, Case, assert_equals
-from tests.multistream.engine.conftest import Steps, open_engine
-from tests.multistream.engine.reference import Reference
+from tests.engine.streams.cases import BLOCK_SIZE, Case, assert_equals
+from tests.engine.streams.conftest import Steps, open_engine
+from tests.engine.streams.reference import Reference
 from vllm import LLM
-from vllm.multistream.random_checkpoint import BEGIN_AUDIO
+from vllm.unison.testing.random_checkpoint import BEGIN_AUDIO
 
 NAME = "llama"
 LENGTH = 4 * BLOCK_SIZE + 7

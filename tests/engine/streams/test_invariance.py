@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.multistream.engine.cases import CASES, SAMPLES_PER_FRAME, Case, assert_equals, comparable
-from tests.multistream.engine.conftest import open_engine
-from tests.multistream.engine.reference import Reference
+from tests.engine.streams.cases import CASES, SAMPLES_PER_FRAME, Case, assert_equals, comparable
+from tests.engine.streams.conftest import open_engine
+from tests.engine.streams.reference import Reference
 from vllm import LLM, RequestOutput
-from vllm.multistream.random_checkpoint import BEGIN_TEXT, FIRST_TEXT
+from vllm.unison.testing.random_checkpoint import BEGIN_TEXT, FIRST_TEXT
 from vllm.v1.core.sched.scheduler import Scheduler
 
 NAME = "llama_nine"
@@ -137,7 +137,7 @@ def test_requests_that_switch_phases_survive_preemption(
 def test_two_tensor_parallel_ranks_give_the_same(
     checkpoint: Callable[[str], Path], baseline: list[Any], tmp_path: Path
 ) -> None:
-    script = "tests.multistream.engine.run_in_tensor_parallel"
+    script = "tests.engine.streams.run_in_tensor_parallel"
     result = tmp_path / "result.json"
     done = subprocess.run(
         [sys.executable, "-m", script, str(checkpoint(NAME)), str(result)],

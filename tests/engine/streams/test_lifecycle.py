@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.multistream.engine.cases import (
+from tests.engine.streams.cases import (
     MAX_MODEL_LEN,
     SAMPLES_PER_FRAME,
     Case,
@@ -19,10 +19,10 @@ from tests.multistream.engine.cases import (
     comparable,
     noise_clip,
 )
-from tests.multistream.engine.conftest import open_engine
-from tests.multistream.engine.reference import Reference
+from tests.engine.streams.conftest import open_engine
+from tests.engine.streams.reference import Reference
 from vllm import LLM, RequestOutput
-from vllm.multistream.random_checkpoint import BEGIN_AUDIO, END_TOKEN, FIRST_TEXT
+from vllm.unison.testing.random_checkpoint import BEGIN_AUDIO, END_TOKEN, FIRST_TEXT
 
 NAME = "llama"
 CROWD = [

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.multistream.engine.conftest import open_engine
-from tests.multistream.engine.text_model import write_text_model
-from tests.speech.server import DEFAULT_TOKENS, GUIDANCE_SCALE, SAMPLE_RATE, write_model
+from tests.engine.streams.conftest import open_engine
+from tests.engine.streams.text_model import write_text_model
+from tests.entrypoints.server import DEFAULT_TOKENS, GUIDANCE_SCALE, SAMPLE_RATE, write_model
 from vllm import LLM, AsyncEngineArgs, SamplingParams
-from vllm.multistream.refusal import RequestRefused
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind
+from vllm.unison.frontend.errors import RequestRefused
 from vllm.v1.engine.async_llm import AsyncLLM
 
 FLUSH = 3

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.multistream.engine.conftest import open_engine
-from vllm.multistream.random_checkpoint import write_random_speech_lm
+from tests.engine.streams.conftest import open_engine
+from vllm.unison.testing.random_checkpoint import write_random_speech_lm
 
 ATTENTION = "backbone.model.layers.0.self_attn"
 Weights = dict[str, torch.Tensor]

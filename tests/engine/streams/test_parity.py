@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.multistream.engine.cases import Case, assert_equals, noise_clip
-from tests.multistream.engine.checkpoints import CHECKPOINTS
-from tests.multistream.engine.conftest import Steps, open_engine
-from tests.multistream.engine.reference import Reference
-from vllm.multistream.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
+from tests.engine.streams.cases import Case, assert_equals, noise_clip
+from tests.engine.streams.checkpoints import CHECKPOINTS
+from tests.engine.streams.conftest import Steps, open_engine
+from tests.engine.streams.reference import Reference
+from vllm.unison.testing.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
 
 
 def _text(letters: str) -> list[int]:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.multistream.engine.cases import MAX_MODEL_LEN, Case, assert_equals, noise_clip
-from tests.multistream.engine.conftest import open_engine
-from tests.multistream.engine.reference import Reference
+from tests.engine.streams.cases import MAX_MODEL_LEN, Case, assert_equals, noise_clip
+from tests.engine.streams.conftest import open_engine
+from tests.engine.streams.reference import Reference
 from vllm import LLM, SamplingParams
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
-from vllm.multistream.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
 from vllm.sampling_params import RepetitionDetectionParams, StructuredOutputsParams
+from vllm.unison.testing.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT
 
 NAME = "llama"
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.multistream.engine.cases import Case, assert_equals, comparable
-from tests.multistream.engine.conftest import open_engine
-from tests.multistream.engine.reference import Reference
+from tests.engine.streams.cases import Case, assert_equals, comparable
+from tests.engine.streams.conftest import open_engine
+from tests.engine.streams.reference import Reference
 from vllm import LLM
-from vllm.multistream.random_checkpoint import BEGIN_TEXT, FIRST_TEXT
+from vllm.unison.testing.random_checkpoint import BEGIN_TEXT, FIRST_TEXT
 
 NAME = "switching"
 _TEXT = (BEGIN_TEXT, *range(FIRST_TEXT + 60, FIRST_TEXT + 70))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from tests.multistream.engine.conftest import open_engine
-from tests.multistream.engine.text_model import write_text_model
+from tests.engine.streams.conftest import open_engine
+from tests.engine.streams.text_model import write_text_model
 from vllm import LLM, SamplingParams
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from vllm.multistream.random_checkpoint import byte_tokenizer
+from vllm.unison.testing.random_checkpoint import byte_tokenizer
 
 END = 1
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm.multistream.codecs.resample import StreamResampler
+from vllm.unison.codecs.resampling import StreamResampler
 
 UNKNOWN_LENGTH = 0xFFFFFFFF
 """Sizes in the header of a WAV stream that is not finished; readers then read to the end."""

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 import vllm.envs as envs
 from vllm.entrypoints.speech.containers import AudioFile, UnreadableFile
-from vllm.multistream.clips import check_samples
-from vllm.multistream.codecs.resample import MAX_CHANNELS, MAX_RATE, MIN_RATE
-from vllm.multistream.refusal import RequestRefused
+from vllm.unison.codecs.resampling import MAX_CHANNELS, MAX_RATE, MIN_RATE
+from vllm.unison.frontend.clips import check_samples
+from vllm.unison.frontend.errors import RequestRefused
 
 MiB = 2**20
 _BASE64_PIECE = 2**18  # a multiple of four letters, which are three bytes

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.entrypoints.speech.media import Clip
-from vllm.multistream.refusal import RequestRefused, refuses
-from vllm.multistream.spec import SpeechSpec
-from vllm.multistream.tasks import ENGINE_NAMES, FieldNames, choose_task
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.unison.frontend.errors import RequestRefused, refuses
+from vllm.unison.frontend.tasks import ENGINE_NAMES, FieldNames, choose_task
+from vllm.unison.model.spec import SpeechSpec
 
 DEFAULT_VOICE = "default"
 """What OpenAI's clients, which must name a voice, may say for the model's own default."""

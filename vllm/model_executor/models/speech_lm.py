@@ -24,11 +24,11 @@ from vllm.model_executor.models.utils import (
     init_vllm_registered_model,
     maybe_prefix,
 )
-from vllm.multistream.checkpoint import expected_tensors
-from vllm.multistream.heads import Heads
-from vllm.multistream.spec import SpeechSpec, multistream_spec
 from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
+from vllm.unison.formats.expected_tensors import expected_tensors
+from vllm.unison.model.output_heads import Heads
+from vllm.unison.model.spec import SpeechSpec, multistream_spec
 from vllm.unison.ops.embed import embed_streams
 from vllm.unison.ops.extension import load_extension
 

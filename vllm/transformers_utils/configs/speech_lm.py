@@ -24,7 +24,7 @@ class SpeechLMConfig(PreTrainedConfig):
     Args:
         backbone_config: configuration of the decoder backbone, as transformers has it; its
             `architectures` names the vLLM model class.
-        stream_layout: see vllm.multistream.layout.StreamLayout.from_dict.
+        stream_layout: see vllm.unison.model.layout.StreamLayout.from_dict.
         embedding: `primary_skip_ids` and `auxiliary_skip_ids`, ids that add nothing to the input
             embedding on stream 0 and on the other streams.
         head_offsets: whether the checkpoint holds `head_offsets` [num_streams, hidden_size].

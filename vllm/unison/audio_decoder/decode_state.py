@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.multistream.acoustic.receptive_field import Context
-from vllm.multistream.acoustic.windows import Window, first_input_kept, plan_window
+from vllm.unison.audio_decoder.windows import Window, first_input_kept, plan_window
+from vllm.unison.codecs.receptive_field import Context
 
 
 @dataclass

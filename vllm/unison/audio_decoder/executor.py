@@ -18,22 +18,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
-from vllm.multistream.acoustic.frames import (
+from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
+from vllm.unison.audio_decoder.codec_stream import Launcher, Transfer, launcher_for
+from vllm.unison.audio_decoder.decode_state import AudioStream
+from vllm.unison.audio_decoder.frame_collector import FrameTracker
+from vllm.unison.audio_decoder.frames import (
     CodeError,
     CodeReader,
     frames_of_segments,
     segments_so_far,
 )
-from vllm.multistream.acoustic.launch import Launcher, Transfer, launcher_for
-from vllm.multistream.acoustic.pipeline import StagePipeline
-from vllm.multistream.acoustic.stream import AudioStream
-from vllm.multistream.acoustic.tracker import FrameTracker
-from vllm.multistream.acoustic.windows import frames_needed
-from vllm.multistream.codecs.base import Codec
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.messages import AudioOutput
-from vllm.multistream.phases import Finish, PhaseTable, Replay
+from vllm.unison.audio_decoder.pipeline import StagePipeline
+from vllm.unison.audio_decoder.windows import frames_needed
+from vllm.unison.codecs.base import Codec
+from vllm.unison.messages.streams import AudioOutput
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.phases import Finish, PhaseTable, Replay
 
 
 @dataclass

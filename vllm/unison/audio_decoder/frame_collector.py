@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm.multistream.acoustic.frames import CodeReader
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.phases import PhaseTable, StateKind
+from vllm.unison.audio_decoder.frames import CodeReader
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.phases import PhaseTable, StateKind
 
 
 @dataclass(frozen=True)

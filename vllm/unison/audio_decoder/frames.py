@@ -4,9 +4,9 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm.multistream.delay import deinterleave
-from vllm.multistream.layout import DROP_FRAME, FAIL_REQUEST, StreamLayout
-from vllm.multistream.phases import PhaseTable, Replay, Segment, StateKind
+from vllm.unison.model.delay_pattern import deinterleave
+from vllm.unison.model.layout import DROP_FRAME, FAIL_REQUEST, StreamLayout
+from vllm.unison.model.phases import PhaseTable, Replay, Segment, StateKind
 
 
 class CodeError(ValueError):

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 
 from vllm.logger import init_logger
-from vllm.multistream.acoustic.launch import Launcher, launcher_for
-from vllm.multistream.acoustic.receptive_field import Context
-from vllm.multistream.acoustic.stages import DecoderStage, StateStage
-from vllm.multistream.acoustic.stream import AudioStream, StageProgress
-from vllm.multistream.acoustic.windows import frames_needed, stage_targets
-from vllm.multistream.codecs.base import Codec
+from vllm.unison.audio_decoder.codec_stream import Launcher, launcher_for
+from vllm.unison.audio_decoder.decode_state import AudioStream, StageProgress
+from vllm.unison.audio_decoder.windows import frames_needed, stage_targets
+from vllm.unison.codecs.base import Codec
+from vllm.unison.codecs.receptive_field import Context
+from vllm.unison.codecs.stages import DecoderStage, StateStage
 
 logger = init_logger(__name__)
 

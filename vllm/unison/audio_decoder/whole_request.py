@@ -5,11 +5,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.multistream.acoustic.frames import CodeReader, frames_of_segments
-from vllm.multistream.codecs.base import Codec
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.messages import AudioOutput
-from vllm.multistream.phases import Segment
+from vllm.unison.audio_decoder.frames import CodeReader, frames_of_segments
+from vllm.unison.codecs.base import Codec
+from vllm.unison.messages.streams import AudioOutput
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.phases import Segment
 
 
 class WholeDecoder:

@@ -7,7 +7,7 @@ All counts are of frames from the start of a request's audio. `contexts` has one
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vllm.multistream.acoustic.receptive_field import Context
+from vllm.unison.codecs.receptive_field import Context
 
 
 @dataclass(frozen=True)

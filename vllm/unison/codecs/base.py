@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from vllm.multistream.acoustic.receptive_field import Context
-from vllm.multistream.acoustic.stages import DecoderStage, WindowStage
+from vllm.unison.codecs.receptive_field import Context
+from vllm.unison.codecs.stages import DecoderStage, WindowStage
 
 
 class Codec(ABC):

@@ -6,10 +6,10 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedConfig
 
-from vllm.multistream.codecs.base import Codec
-from vllm.multistream.codecs.spectral_codec import MODEL_TYPE as SPECTRAL_CODEC
-from vllm.multistream.codecs.spectral_codec import SpectralCodec
-from vllm.multistream.codecs.transformers_codecs import (
+from vllm.unison.codecs.base import Codec
+from vllm.unison.codecs.spectral_codec import MODEL_TYPE as SPECTRAL_CODEC
+from vllm.unison.codecs.spectral_codec import SpectralCodec
+from vllm.unison.codecs.transformers_codecs import (
     DacCodec,
     EncodecCodec,
     MimiCodec,

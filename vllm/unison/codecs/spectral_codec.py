@@ -21,13 +21,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
-from vllm.multistream.acoustic.receptive_field import (
+from vllm.unison.codecs.base import Codec
+from vllm.unison.codecs.receptive_field import (
     Context,
     Convolution,
     TransposedConvolution,
     receptive_field,
 )
-from vllm.multistream.codecs.base import Codec
 
 MODEL_TYPE = "spectral_codec"
 _LOWEST_POWER = 1e-5

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from vllm.multistream.acoustic.receptive_field import Context
+from vllm.unison.codecs.receptive_field import Context
 
 
 @dataclass(frozen=True)

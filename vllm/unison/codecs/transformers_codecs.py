@@ -11,11 +11,10 @@ from typing import Any
 import torch
 import transformers
 
-from vllm.multistream.acoustic.receptive_field import Context, receptive_field
-from vllm.multistream.acoustic.stages import DecoderStage, WindowStage
-from vllm.multistream.checkpoint import listed
-from vllm.multistream.codecs.base import Codec
-from vllm.multistream.codecs.transformers_stages import (
+from vllm.unison.codecs.base import Codec
+from vllm.unison.codecs.receptive_field import Context, receptive_field
+from vllm.unison.codecs.stages import DecoderStage, WindowStage
+from vllm.unison.codecs.transformers_stages import (
     LstmStage,
     SlidingAttentionStage,
     dac_decoder_layers,
@@ -24,6 +23,7 @@ from vllm.multistream.codecs.transformers_stages import (
     seanet_upsampling,
     seanet_upsampling_layers,
 )
+from vllm.unison.formats.expected_tensors import listed
 
 # The convolutions of EnCodec and Mimi compute their padding in float32, which holds integers
 # exactly only up to here; beyond it the library's frame count goes wrong.

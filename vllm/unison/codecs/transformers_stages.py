@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from vllm.multistream.acoustic.receptive_field import (
+from vllm.unison.codecs.receptive_field import (
     Convolution,
     Layer,
     TransposedConvolution,
 )
-from vllm.multistream.acoustic.stages import StateStage
+from vllm.unison.codecs.stages import StateStage
 
 
 def dac_decoder_layers(upsampling_ratios: Sequence[int]) -> list[Layer]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vllm.multistream.acoustic.timing import AudioTimes
-from vllm.multistream.messages import AudioOutput
 from vllm.sampling_params import RequestOutputKind
+from vllm.unison.messages.streams import AudioOutput
+from vllm.unison.metrics.audio_timing import AudioTimes
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreOutput

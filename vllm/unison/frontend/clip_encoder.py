@@ -24,9 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 import vllm.envs as envs
-from vllm.multistream.clips import read_clip
-from vllm.multistream.codecs.base import Codec
-from vllm.multistream.codecs.resample import resample
+from vllm.unison.codecs.base import Codec
+from vllm.unison.codecs.resampling import resample
+from vllm.unison.frontend.clips import read_clip
 
 CACHED_CLIPS = 64
 MAX_AHEAD = 32

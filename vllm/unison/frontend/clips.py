@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.multistream.refusal import RequestRefused
+from vllm.unison.frontend.errors import RequestRefused
 
 MAX_LEVEL = 8.0
 """Magnitude beyond which float samples are not taken for sound whose full scale is 1. Mixing and

@@ -11,12 +11,12 @@ import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm.multistream.door import refuse_unsupported_sampling
-from vllm.multistream.refusal import refuses
-from vllm.multistream.sampling_fields import UNSET_MAX_TOKENS
-from vllm.multistream.spec import GENERATION_DEFAULTS, SpeechSpec, TaskPrompt, multistream_spec
-from vllm.multistream.tasks import emits
 from vllm.sampling_params import SamplingParams
+from vllm.unison.frontend.admission.streams import refuse_unsupported_sampling
+from vllm.unison.frontend.errors import refuses
+from vllm.unison.frontend.tasks import emits
+from vllm.unison.messages.sampling_fields import UNSET_MAX_TOKENS
+from vllm.unison.model.spec import GENERATION_DEFAULTS, SpeechSpec, TaskPrompt, multistream_spec
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vllm.multistream.messages import StreamInputs
+    from vllm.unison.messages.streams import StreamInputs
 
 
 def text_only(detokenizer: Any, inputs: StreamInputs | None) -> Any:

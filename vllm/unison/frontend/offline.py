@@ -6,10 +6,10 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vllm.multistream.defaults import DefaultSamplingParams
-from vllm.multistream.refusal import RequestRefused
-from vllm.multistream.spec import multistream_spec
 from vllm.platforms import current_platform
+from vllm.unison.frontend.defaults import DefaultSamplingParams
+from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.model.spec import multistream_spec
 
 if TYPE_CHECKING:
     from vllm import LLM

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm.inputs.engine import TokensInput, tokens_input
-from vllm.multistream.clip_encoder import ClipEncoder, PromptsAhead
-from vllm.multistream.delay import interleave
-from vllm.multistream.layout import DelayScope, StreamLayout
-from vllm.multistream.phases import NO_TOKEN
-from vllm.multistream.refusal import refuses
-from vllm.multistream.spec import SpeechSpec, TaskPrompt, multistream_spec
-from vllm.multistream.tasks import choose_task
+from vllm.unison.frontend.clip_encoder import ClipEncoder, PromptsAhead
+from vllm.unison.frontend.errors import refuses
+from vllm.unison.frontend.tasks import choose_task
+from vllm.unison.model.delay_pattern import interleave
+from vllm.unison.model.layout import DelayScope, StreamLayout
+from vllm.unison.model.phases import NO_TOKEN
+from vllm.unison.model.spec import SpeechSpec, TaskPrompt, multistream_spec
 
 _OPTIONS = ("task", "voice", "auxiliary_token_ids")
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from vllm.multistream.layout import END, PhaseKind, StreamLayout
-from vllm.multistream.phases import start_of_generation
-from vllm.multistream.refusal import RequestRefused
-from vllm.multistream.spec import SpeechSpec, TaskPrompt
+from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.model.layout import END, PhaseKind, StreamLayout
+from vllm.unison.model.phases import start_of_generation
+from vllm.unison.model.spec import SpeechSpec, TaskPrompt
 
 _NAMES = {PhaseKind.TEXT: "text", PhaseKind.AUDIO: "audio"}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from vllm.multistream.sampling_fields import verify_range
+from vllm.unison.messages.sampling_fields import verify_range
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams

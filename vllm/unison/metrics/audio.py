@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm.guidance.metrics import make_counters
-from vllm.multistream.acoustic.timing import AudioStats
+from vllm.unison.metrics.audio_timing import AudioStats
+from vllm.unison.metrics.guidance import make_counters
 from vllm.v1.metrics.utils import create_metric_per_engine
 
 if TYPE_CHECKING:

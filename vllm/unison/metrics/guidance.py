@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm.guidance.rows import GuidanceStats
+from vllm.unison.messages.guidance import GuidanceStats
 from vllm.v1.metrics.utils import create_metric_per_engine
 
 if TYPE_CHECKING:

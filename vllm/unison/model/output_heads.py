@@ -12,8 +12,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm.multistream.layout import PhaseKind, StreamLayout
-from vllm.multistream.phases import PhaseTable, StateKind
+from vllm.unison.model.layout import PhaseKind, StreamLayout
+from vllm.unison.model.phases import PhaseTable, StateKind
 
 PADDING_CANDIDATE = -1
 """Id of a candidate that only pads a stream to its group's width and is never chosen."""

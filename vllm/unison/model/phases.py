@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.multistream.layout import END, PhaseKind, StreamLayout
+from vllm.unison.model.layout import END, PhaseKind, StreamLayout
 
 NO_TOKEN = -1
 """Marks "no forced token" in tables and "free" cells in stream histories."""

@@ -16,14 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vllm.multistream.layout import LayoutError, StreamLayout, _list, _refuse_unknown
-from vllm.multistream.phases import PhaseTable
+from vllm.unison.model.layout import LayoutError, StreamLayout, _list, _refuse_unknown
+from vllm.unison.model.phases import PhaseTable
 
 if TYPE_CHECKING:
     import torch
 
     from vllm.config import ModelConfig
-    from vllm.multistream.codecs.base import Codec
+    from vllm.unison.codecs.base import Codec
 
 PROMPT_PARTS = ("text", "audio", "voice", "flush")
 """What a task prompt may hold besides token ids; "flush" is max(delays) pads."""
@@ -283,7 +283,7 @@ def _guidance(data: Any, layout: StreamLayout) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=8)
 def _load_codec(place: str, revision: str | None, num_codebooks: int, device: str) -> Codec:
-    from vllm.multistream.codecs.registry import load_codec
+    from vllm.unison.codecs.registry import load_codec
 
     return load_codec(place, num_codebooks=num_codebooks, device=device, revision=revision)
 

@@ -10,7 +10,7 @@ Three operators read and write the tensors that hold every request's streams, by
 - ``commit_streams``, after sampling: writes the tokens into the history of every lane and moves
   each request through its phases.
 
-The last two act on the worker's state with the rule of ``vllm/multistream/phases.py``, so
+The last two act on the worker's state with the rule of ``vllm/unison/model/phases.py``, so
 ``vllm/multistream/worker/stream_step.py`` calls them and defines them in PyTorch.
 """
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vllm.unison.ops.cfg_merge import cfg_merge
 
 if TYPE_CHECKING:
-    from vllm.guidance.rows import GuidedGroup
+    from vllm.unison.messages.guidance import GuidedGroup
 
 NO_LAST_FRAME = 2**62
 """Stands for the end of a guidance interval that has none."""

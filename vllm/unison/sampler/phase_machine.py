@@ -4,7 +4,7 @@
 Before: which token each stream must emit, and what it may choose among. After: the tokens are
 written into the history of every lane, and each row moves through its phases. Each is one compiled
 operator; the methods named ``_reference`` define them in PyTorch, with the phase rule of
-:func:`vllm.multistream.phases.advance`.
+:func:`vllm.unison.model.phases.advance`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vllm.multistream.phases import NO_TOKEN, Finish, Progress, StateKind, advance
+from vllm.unison.model.phases import NO_TOKEN, Finish, Progress, StateKind, advance
 from vllm.unison.ops.sample import KEEP_OUTPUT
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from vllm.multistream.layout import StreamLayout
-    from vllm.multistream.phases import PhaseTable
+    from vllm.unison.model.layout import StreamLayout
+    from vllm.unison.model.phases import PhaseTable
     from vllm.unison.sampler.slot_table import SlotTable
 
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.phases import PhaseTable, Progress, Replay, replay
-from vllm.multistream.sampling_fields import per_stream
 from vllm.sampling_params import SamplingParams
+from vllm.unison.messages.sampling_fields import per_stream
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.phases import PhaseTable, Progress, Replay, replay
 from vllm.unison.ops.extension import load_extension
 from vllm.unison.ops.phase_step import gather_ids
 

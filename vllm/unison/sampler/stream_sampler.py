@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.multistream.heads import Heads
-from vllm.multistream.layout import StreamLayout
-from vllm.multistream.phases import PhaseTable, StateKind
+from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.output_heads import Heads
+from vllm.unison.model.phases import PhaseTable, StateKind
 from vllm.unison.ops.cfg_merge import cfg_merge
 from vllm.unison.ops.sample import SampleArguments, sample_streams
 from vllm.unison.sampler.batch_groups import BatchGroups

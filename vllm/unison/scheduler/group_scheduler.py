@@ -11,12 +11,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vllm.guidance.group import EntryKind, LaneState, SequenceGroup, StepPlan, plan_step
-from vllm.guidance.rows import GuidanceStats, GuidedGroup
-from vllm.guidance.timing import GuidanceWindow
-from vllm.multistream.messages import StreamUpdate
-from vllm.multistream.request import enter_worker
-from vllm.multistream.spec import multistream_spec
+from vllm.unison.messages.guidance import GuidanceStats, GuidedGroup
+from vllm.unison.messages.streams import StreamUpdate
+from vllm.unison.model.spec import multistream_spec
+from vllm.unison.scheduler.guidance_window import GuidanceWindow
+from vllm.unison.scheduler.request_streams import enter_worker
+from vllm.unison.scheduler.sequence_group import (
+    EntryKind,
+    LaneState,
+    SequenceGroup,
+    StepPlan,
+    plan_step,
+)
 from vllm.v1.core.sched.output import NewRequestData
 
 if TYPE_CHECKING:

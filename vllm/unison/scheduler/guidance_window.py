@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vllm.multistream.phases import PhaseTable, StateKind
+from vllm.unison.model.phases import PhaseTable, StateKind
 
 if TYPE_CHECKING:
-    from vllm.guidance.group import SequenceGroup
+    from vllm.unison.scheduler.sequence_group import SequenceGroup
 
 _AUDIO = frozenset({StateKind.AUDIO, StateKind.FLUSH})
 

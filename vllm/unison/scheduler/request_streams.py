@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm.multistream.messages import AudioOutput, StreamInputs, StreamOutput, StreamUpdate
-from vllm.multistream.phases import Finish
 from vllm.sampling_params import RequestOutputKind
+from vllm.unison.messages.streams import AudioOutput, StreamInputs, StreamOutput, StreamUpdate
+from vllm.unison.model.phases import Finish
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput

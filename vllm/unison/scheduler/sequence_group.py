@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vllm.guidance.inputs import GuidanceInputs, LaneInputs
-from vllm.multistream.messages import StreamInputs
+from vllm.unison.messages.guidance_inputs import GuidanceInputs, LaneInputs
+from vllm.unison.messages.streams import StreamInputs
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request

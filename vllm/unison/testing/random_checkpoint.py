@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from vllm.multistream.codecs.random_checkpoint import write_random_codec
+from vllm.unison.testing.random_codec import write_random_codec
 
 PAD, END_TOKEN, BEGIN_AUDIO, BEGIN_TEXT, END_TEXT, SPEAKER = range(6)
 FIRST_TEXT = 16

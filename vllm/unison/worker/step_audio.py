@@ -12,13 +12,13 @@ import torch
 from numpy.typing import NDArray
 
 from vllm.logger import init_logger
-from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
-from vllm.multistream.acoustic.executor import AcousticExecutor, Admission
-from vllm.multistream.acoustic.pipeline import check_stages
-from vllm.multistream.acoustic.whole import WholeDecoder
-from vllm.multistream.messages import StreamOutput
-from vllm.multistream.phases import Finish, Replay, replay
-from vllm.multistream.spec import SpeechSpec
+from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
+from vllm.unison.audio_decoder.executor import AcousticExecutor, Admission
+from vllm.unison.audio_decoder.pipeline import check_stages
+from vllm.unison.audio_decoder.whole_request import WholeDecoder
+from vllm.unison.messages.streams import StreamOutput
+from vllm.unison.model.phases import Finish, Replay, replay
+from vllm.unison.model.spec import SpeechSpec
 from vllm.unison.sampler.slot_table import SlotTable, steps_of
 from vllm.unison.worker.pending_step import PendingStep
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.multistream.messages import StreamOutput, StreamUpdate
-from vllm.multistream.phases import Finish
-from vllm.multistream.spec import SpeechSpec
+from vllm.unison.messages.streams import StreamOutput, StreamUpdate
+from vllm.unison.model.phases import Finish
+from vllm.unison.model.spec import SpeechSpec
 from vllm.unison.sampler.batch_groups import GuidedBatch, GuidedBatchCache
 from vllm.unison.sampler.phase_machine import StepTokens
 from vllm.unison.sampler.slot_table import SlotTable
@@ -27,8 +27,8 @@ from vllm.unison.worker.pending_step import PendingStep
 from vllm.unison.worker.step_audio import StepAudio
 
 if TYPE_CHECKING:
-    from vllm.guidance.rows import GuidedGroup
     from vllm.sampling_params import SamplingParams
+    from vllm.unison.messages.guidance import GuidedGroup
 
 
 class StreamModel(HeadModel, Protocol):

@@ -10,7 +10,7 @@ import torch
 from vllm.unison.sampler.batch_groups import GuidedBatchCache
 
 if TYPE_CHECKING:
-    from vllm.guidance.rows import GuidedGroup
+    from vllm.unison.messages.guidance import GuidedGroup
     from vllm.unison.worker.v1_runner import V1Runner
 
 

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 
 from vllm.distributed import get_tensor_model_parallel_rank
-from vllm.multistream.acoustic.chunk_policy import ChunkPolicy
-from vllm.multistream.spec import SpeechSpec, multistream_spec
+from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
+from vllm.unison.model.spec import SpeechSpec, multistream_spec
 from vllm.unison.sampler.slot_table import num_slots
 from vllm.unison.worker.pending_step import PendingStep
 from vllm.unison.worker.step_audio import StepAudio

@@ -26,7 +26,7 @@ from vllm.entrypoints.launchers.run_batch import (
 from vllm.entrypoints.serve.engine.protocol import OpenAIBaseModel
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.entrypoints.speech.encoding import wav_sizes
-from vllm.entrypoints.speech.routes import register_speech_routes
+from vllm.entrypoints.speech.server.routes import register_speech_routes
 from vllm.utils import random_uuid
 
 SPEECH, TRANSCRIPTIONS = "/v1/audio/speech", "/v1/audio/transcriptions"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from vllm.entrypoints.cli.types import CLISubcommand
-from vllm.entrypoints.speech.process import (
+from vllm.entrypoints.speech.cli.process import (
     Console,
     console,
     end_on_signals,
@@ -22,13 +22,13 @@ from vllm.entrypoints.speech.process import (
     printable,
     without_collections,
 )
-from vllm.entrypoints.speech.progress import progress
-from vllm.entrypoints.speech.sinks import descriptor_of, is_kept, playing, replaced_file
-from vllm.multistream.packaged_model import DEFAULT_MODEL
+from vllm.entrypoints.speech.cli.progress import progress
+from vllm.entrypoints.speech.cli.sinks import descriptor_of, is_kept, playing, replaced_file
+from vllm.unison.packaged_model import DEFAULT_MODEL
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 if TYPE_CHECKING:
-    from vllm.entrypoints.speech.local import LocalEngine
+    from vllm.entrypoints.speech.cli.local import LocalEngine
 
 # What engine and server need takes seconds to import, so it is imported where it is used.
 
@@ -228,7 +228,7 @@ def _api_key(args: argparse.Namespace) -> str | None:
 def _engine(args: argparse.Namespace) -> LocalEngine:
     prepare_process(args.verbose)
     with without_collections():
-        from vllm.entrypoints.speech import local
+        from vllm.entrypoints.speech.cli.commands import local
 
         gc.freeze()
         return local.LocalEngine(args.model or DEFAULT_MODEL, args.dtype)
@@ -238,7 +238,7 @@ def _pieces(args: argparse.Namespace, text: str, streams: Console) -> Generator[
     """The bytes of the audio file, as they are made."""
     sampling = _sampling(args, "guidance_scale", "negative_prompt")
     if args.url is not None:
-        from vllm.entrypoints.speech.remote import RemoteServer
+        from vllm.entrypoints.speech.cli.remote import RemoteServer
 
         named = {"model": args.model, "voice": args.voice, "task": args.task}
         given = {name: value for name, value in named.items() if value is not None}
@@ -249,7 +249,7 @@ def _pieces(args: argparse.Namespace, text: str, streams: Console) -> Generator[
         engine = _engine(args)
         from vllm.entrypoints.speech.encoding import make_encoder
         from vllm.entrypoints.speech.parameters import SpeechInput
-        from vllm.multistream.tasks import FieldNames
+        from vllm.unison.frontend.tasks import FieldNames
 
         is_file = not args.play and is_kept(args.output)
         encoder = make_encoder(_format(args), engine.sample_rate, is_whole=is_file)
@@ -274,7 +274,7 @@ def _texts(args: argparse.Namespace, streams: Console) -> Generator[str, None, N
     """The text, as it is made; on a terminal all at once, as a line of progress is there before."""
     sampling = _sampling(args)
     if args.url is not None:
-        from vllm.entrypoints.speech.remote import RemoteServer
+        from vllm.entrypoints.speech.cli.remote import RemoteServer
 
         if "max_tokens" in sampling:
             sampling["max_completion_tokens"] = sampling.pop("max_tokens")
@@ -288,7 +288,7 @@ def _texts(args: argparse.Namespace, streams: Console) -> Generator[str, None, N
     with progress(f"loading {args.model or DEFAULT_MODEL}", streams.errors) as line:
         engine = _engine(args)
         from vllm.entrypoints.speech.parameters import SpeechInput
-        from vllm.multistream.tasks import FieldNames
+        from vllm.unison.frontend.tasks import FieldNames
 
         asked = SpeechInput(
             frozenset({"text"}),

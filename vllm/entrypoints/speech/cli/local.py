@@ -14,12 +14,12 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.speech.media import AudioLimits, Clip, decode_file
 from vllm.entrypoints.speech.outcome import failure, incomplete
 from vllm.entrypoints.speech.parameters import SpeechInput, plan_request
-from vllm.entrypoints.speech.parts import join_texts, split_request
-from vllm.multistream.defaults import task_defaults
-from vllm.multistream.refusal import RequestRefused
-from vllm.multistream.spec import multistream_spec
+from vllm.entrypoints.speech.server.parts import join_texts, split_request
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.unison.frontend.defaults import task_defaults
+from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.model.spec import multistream_spec
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.mem_constants import GiB_bytes
 from vllm.v1.engine.llm_engine import LLMEngine

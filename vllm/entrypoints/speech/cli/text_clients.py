@@ -10,7 +10,7 @@ from collections.abc import Callable
 import httpx2
 import openai
 
-from vllm.entrypoints.speech.process import printable
+from vllm.entrypoints.speech.cli.process import printable
 
 
 def tells_the_way_out(command: Callable[[argparse.Namespace], None]) -> Callable[..., None]:

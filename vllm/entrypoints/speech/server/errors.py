@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
-from vllm.entrypoints.speech.schema_errors import describe
+from vllm.entrypoints.speech.server.schema_errors import describe
 from vllm.logger import init_logger
 
 logger = init_logger(__name__)

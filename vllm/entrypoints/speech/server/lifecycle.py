@@ -197,7 +197,7 @@ def shutdown_timeout(
     given: int | None, model_config: ModelConfig, usage_context: UsageContext | None
 ) -> int:
     """Seconds for requests in flight: those given, or the default of the model's kind."""
-    from vllm.multistream.spec import multistream_spec
+    from vllm.unison.model.spec import multistream_spec
 
     if given is not None:
         return given
@@ -212,7 +212,7 @@ def longest_timeout(given: int | None) -> float:
 
 def supervised_timeout(vllm_config: VllmConfig) -> float:
     """Seconds after which a supervisor kills API servers that it has asked to leave."""
-    from vllm.multistream.spec import multistream_spec
+    from vllm.unison.model.spec import multistream_spec
 
     timeout = vllm_config.shutdown_timeout
     if multistream_spec(vllm_config.model_config) is None:

@@ -9,9 +9,9 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vllm.entrypoints.speech.body import BodyError, BodyLimits, JsonReader, is_json
-from vllm.entrypoints.speech.errors import error_response
-from vllm.entrypoints.speech.lifecycle import Lifecycle
+from vllm.entrypoints.speech.server.body import BodyError, BodyLimits, JsonReader, is_json
+from vllm.entrypoints.speech.server.errors import error_response
+from vllm.entrypoints.speech.server.lifecycle import Lifecycle
 from vllm.exceptions import VLLMError
 
 MONITORING = "/metrics"

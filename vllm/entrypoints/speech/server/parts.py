@@ -11,7 +11,7 @@ from typing import Any
 from vllm.entrypoints.speech.media import Clip
 from vllm.entrypoints.speech.parameters import SpeechInput, plan_request
 from vllm.entrypoints.speech.splitting import cut_points
-from vllm.multistream.spec import SpeechSpec
+from vllm.unison.model.spec import SpeechSpec
 
 
 def split_request(

@@ -18,8 +18,9 @@ from starlette.requests import ClientDisconnect
 import vllm.envs as envs
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import load_aware_call, with_cancellation
-from vllm.entrypoints.speech import chat, speech, transcription
-from vllm.entrypoints.speech.body import (
+from vllm.entrypoints.speech.encoding import FORMATS
+from vllm.entrypoints.speech.media import MiB
+from vllm.entrypoints.speech.server.body import (
     MAX_VALUES,
     TEXT_BYTES,
     BodyError,
@@ -29,17 +30,17 @@ from vllm.entrypoints.speech.body import (
     is_json,
     repeated,
 )
-from vllm.entrypoints.speech.encoding import FORMATS
-from vllm.entrypoints.speech.errors import error_response, validation_response
-from vllm.entrypoints.speech.exact_schema import keep_bounds_exact
-from vllm.entrypoints.speech.lifecycle import Lifecycle
-from vllm.entrypoints.speech.local_docs import serve_docs
-from vllm.entrypoints.speech.media import MiB
-from vllm.entrypoints.speech.middleware import SpeechMiddleware
-from vllm.entrypoints.speech.protocol import ChatRequest, SpeechRequest, TranscriptionForm
-from vllm.entrypoints.speech.service import SpeechService
-from vllm.entrypoints.speech.voices import voice_aliases
-from vllm.multistream.spec import multistream_spec
+from vllm.entrypoints.speech.server.endpoints import chat, speech
+from vllm.entrypoints.speech.server.endpoints import transcriptions as transcription
+from vllm.entrypoints.speech.server.errors import error_response, validation_response
+from vllm.entrypoints.speech.server.exact_schema import keep_bounds_exact
+from vllm.entrypoints.speech.server.lifecycle import Lifecycle
+from vllm.entrypoints.speech.server.local_docs import serve_docs
+from vllm.entrypoints.speech.server.middleware import SpeechMiddleware
+from vllm.entrypoints.speech.server.schemas import ChatRequest, SpeechRequest, TranscriptionForm
+from vllm.entrypoints.speech.server.service import SpeechService
+from vllm.entrypoints.speech.server.voices import voice_aliases
+from vllm.unison.model.spec import multistream_spec
 from vllm.version import __version__ as VLLM_VERSION
 
 if TYPE_CHECKING:

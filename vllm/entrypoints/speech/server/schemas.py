@@ -25,9 +25,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from vllm.entrypoints.speech import neutral
-from vllm.entrypoints.speech.errors import MAX_NAME
-from vllm.multistream.sampling_fields import RANGES
+from vllm.entrypoints.speech.server import neutral
+from vllm.entrypoints.speech.server.errors import MAX_NAME
+from vllm.unison.messages.sampling_fields import RANGES
 
 MAX_INPUT_CHARACTERS = 4096
 """OpenAI's limit on the text of a speech request."""

@@ -14,17 +14,17 @@ from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.utils.request_logger import RequestLogger
-from vllm.entrypoints.speech.errors import bounded
 from vllm.entrypoints.speech.media import AudioLimits, Clip, MediaDecoder
 from vllm.entrypoints.speech.outcome import failure, incomplete
 from vllm.entrypoints.speech.parameters import SpeechInput, plan_request
-from vllm.entrypoints.speech.parts import split_request
+from vllm.entrypoints.speech.server.errors import bounded
+from vllm.entrypoints.speech.server.parts import split_request
 from vllm.exceptions import VLLMNotFoundError
-from vllm.multistream.defaults import task_defaults
-from vllm.multistream.refusal import RequestRefused
-from vllm.multistream.spec import SpeechSpec, multistream_spec
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.unison.frontend.defaults import task_defaults
+from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.model.spec import SpeechSpec, multistream_spec
 
 
 @dataclass

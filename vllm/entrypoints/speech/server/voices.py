@@ -31,7 +31,7 @@ def voice_aliases(args: Namespace, model_config: ModelConfig) -> dict[str, str]:
     Raises:
         ValueError: naming the flag and what is accepted.
     """
-    from vllm.multistream.spec import multistream_spec
+    from vllm.unison.model.spec import multistream_spec
 
     spec = multistream_spec(model_config)
     assert spec is not None

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm.guidance.inputs import GuidanceInputs, LaneInputs, is_guided
-from vllm.multistream.prompts import stream_prompt_builder
-from vllm.multistream.refusal import RequestRefused, refuses
-from vllm.multistream.spec import SpeechSpec, multistream_spec
+from vllm.unison.frontend.errors import RequestRefused, refuses
+from vllm.unison.frontend.prompts import stream_prompt_builder
+from vllm.unison.messages.guidance_inputs import GuidanceInputs, LaneInputs, is_guided
+from vllm.unison.model.spec import SpeechSpec, multistream_spec
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,11 +10,11 @@ import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm.multistream.messages import StreamInputs
-from vllm.multistream.phases import StateKind, start_of_generation
-from vllm.multistream.refusal import refuses
-from vllm.multistream.sampling_fields import STREAM_FIELDS, per_stream, verify_range
-from vllm.multistream.spec import SpeechSpec, multistream_spec
+from vllm.unison.frontend.errors import refuses
+from vllm.unison.messages.sampling_fields import STREAM_FIELDS, per_stream, verify_range
+from vllm.unison.messages.streams import StreamInputs
+from vllm.unison.model.phases import StateKind, start_of_generation
+from vllm.unison.model.spec import SpeechSpec, multistream_spec
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig

@@ -14,21 +14,21 @@ from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
 from vllm.entrypoints.speech.encoding import encode_whole, make_encoder
-from vllm.entrypoints.speech.errors import error_body
 from vllm.entrypoints.speech.media import Clip
 from vllm.entrypoints.speech.parameters import SpeechInput
-from vllm.entrypoints.speech.protocol import (
+from vllm.entrypoints.speech.server.endpoints.speech import encode, finish
+from vllm.entrypoints.speech.server.errors import error_body
+from vllm.entrypoints.speech.server.schemas import (
     ChatRequest,
     InputAudioPart,
     TextPart,
     UserMessage,
     voice_name,
 )
-from vllm.entrypoints.speech.service import Generation, SpeechService, Usage
-from vllm.entrypoints.speech.speech import encode, finish
-from vllm.entrypoints.speech.sse import DONE, event, event_stream
-from vllm.multistream.refusal import RequestRefused
-from vllm.multistream.tasks import FieldNames
+from vllm.entrypoints.speech.server.service import Generation, SpeechService, Usage
+from vllm.entrypoints.speech.server.sse import DONE, event, event_stream
+from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.tasks import FieldNames
 
 
 async def create_chat_completion(

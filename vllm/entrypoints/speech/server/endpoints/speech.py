@@ -13,13 +13,13 @@ from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from vllm.entrypoints.speech.encoding import FORMATS, Encoder, encode_whole, make_encoder
-from vllm.entrypoints.speech.errors import error_body
 from vllm.entrypoints.speech.parameters import SpeechInput
-from vllm.entrypoints.speech.protocol import SpeechRequest, voice_name
-from vllm.entrypoints.speech.service import Generation, SpeechService, Usage
-from vllm.entrypoints.speech.sse import event, event_stream
-from vllm.multistream.messages import AudioOutput
-from vllm.multistream.tasks import FieldNames
+from vllm.entrypoints.speech.server.errors import error_body
+from vllm.entrypoints.speech.server.schemas import SpeechRequest, voice_name
+from vllm.entrypoints.speech.server.service import Generation, SpeechService, Usage
+from vllm.entrypoints.speech.server.sse import event, event_stream
+from vllm.unison.frontend.tasks import FieldNames
+from vllm.unison.messages.streams import AudioOutput
 
 _FIELDS = FieldNames(text="input", audio="input")
 

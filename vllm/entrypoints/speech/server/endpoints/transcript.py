@@ -10,8 +10,8 @@ from functools import reduce
 from operator import add
 from typing import Any
 
-from vllm.entrypoints.speech.parts import join_texts
-from vllm.entrypoints.speech.service import Generation, Usage
+from vllm.entrypoints.speech.server.parts import join_texts
+from vllm.entrypoints.speech.server.service import Generation, Usage
 
 
 @dataclass

@@ -7,9 +7,9 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from vllm.entrypoints.speech.errors import error_body
-from vllm.entrypoints.speech.sse import DONE, event
-from vllm.entrypoints.speech.transcript import Transcript
+from vllm.entrypoints.speech.server.endpoints.transcript import Transcript
+from vllm.entrypoints.speech.server.errors import error_body
+from vllm.entrypoints.speech.server.sse import DONE, event
 
 
 async def transcription_chunks(

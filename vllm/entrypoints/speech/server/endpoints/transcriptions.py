@@ -10,16 +10,16 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from vllm.entrypoints.speech.errors import error_body
 from vllm.entrypoints.speech.parameters import SpeechInput
-from vllm.entrypoints.speech.protocol import TranscriptionForm
-from vllm.entrypoints.speech.service import SpeechService
-from vllm.entrypoints.speech.speech import token_usage
-from vllm.entrypoints.speech.sse import event, event_stream
-from vllm.entrypoints.speech.transcript import Transcript
-from vllm.entrypoints.speech.transcription_chunks import transcription_chunks
-from vllm.multistream.refusal import RequestRefused
-from vllm.multistream.tasks import FieldNames
+from vllm.entrypoints.speech.server.endpoints.speech import token_usage
+from vllm.entrypoints.speech.server.endpoints.transcript import Transcript
+from vllm.entrypoints.speech.server.endpoints.transcription_chunks import transcription_chunks
+from vllm.entrypoints.speech.server.errors import error_body
+from vllm.entrypoints.speech.server.schemas import TranscriptionForm
+from vllm.entrypoints.speech.server.service import SpeechService
+from vllm.entrypoints.speech.server.sse import event, event_stream
+from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.tasks import FieldNames
 
 _FIELDS = FieldNames(text="file", audio="file")
 
