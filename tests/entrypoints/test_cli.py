@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from tests.entrypoints.server import API_KEY, MODEL_NAME, SAMPLES_PER_FRAME, Server
-from vllm.entrypoints.speech.cli.commands import commands as cli
+from vllm.entrypoints.speech.cli import commands as cli
 from vllm.entrypoints.speech.cli.sinks import Player, playing
 from vllm.entrypoints.speech.encoding import encode_whole
 
@@ -39,7 +39,7 @@ def run(*arguments: str) -> None:
 def local(served_model: Path) -> Iterator[list[str]]:
     """Options of an engine in this process, which is started once for all commands."""
     from vllm.distributed import cleanup_dist_env_and_memory
-    from vllm.entrypoints.speech.cli.commands import local as module
+    from vllm.entrypoints.speech.cli import local as module
 
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     engine = module.LocalEngine(str(served_model), "float32")
@@ -54,7 +54,7 @@ def local(served_model: Path) -> Iterator[list[str]]:
 
 def engine_of(local: list[str]) -> Any:
     """Upstream's engine, which all commands share."""
-    from vllm.entrypoints.speech.cli.commands import local as module
+    from vllm.entrypoints.speech.cli import local as module
 
     return module.LocalEngine(local[-1], "float32")._engine
 

@@ -317,7 +317,7 @@ class LocalLLM:
 
 
 def spoken(monkeypatch: pytest.MonkeyPatch, *outputs: Any) -> tuple[LocalLLM, list[Any]]:
-    from vllm.entrypoints.speech.cli.commands import local
+    from vllm.entrypoints.speech.cli import local
     from vllm.entrypoints.speech.parameters import SpeechInput
 
     monkeypatch.setattr(local, "plan_request", lambda *given: ({"prompt": ""}, None))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vllm.entrypoints.speech.cli.commands import sinks
+from vllm.entrypoints.speech.cli import sinks
 from vllm.entrypoints.speech.cli.process import printable
 from vllm.entrypoints.speech.cli.remote import file_name
 

@@ -228,7 +228,7 @@ def _api_key(args: argparse.Namespace) -> str | None:
 def _engine(args: argparse.Namespace) -> LocalEngine:
     prepare_process(args.verbose)
     with without_collections():
-        from vllm.entrypoints.speech.cli.commands import local
+        from vllm.entrypoints.speech.cli import local
 
         gc.freeze()
         return local.LocalEngine(args.model or DEFAULT_MODEL, args.dtype)
