@@ -1,3 +1,4 @@
+
 # SPDX-License-Identifier: Apache-2.0
 """Measures the default model, through the engine, with a recognizer that is not ours.
 
@@ -109,6 +110,7 @@ def evaluate_codec(codec: Any, judge: Judge, spoken: list[Original]) -> dict[str
 
 def speech_defaults(llm: LLM) -> dict[str, Any]:
     """The model's own sampling parameters of speech."""
+    from vllm.unison.codecs.of_model import codec_of
     from vllm.unison.model.spec import multistream_spec
 
     spec = multistream_spec(llm.model_config)
@@ -243,12 +245,13 @@ def main() -> None:
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import LLM
+    from vllm.unison.codecs.of_model import codec_of
     from vllm.unison.model.spec import multistream_spec
 
     llm = LLM(options.model, enforce_eager=True, max_model_len=1024, max_num_seqs=64)
     spec = multistream_spec(llm.llm_engine.model_config)
     assert spec is not None
-    codec = spec.load_codec("cpu")
+    codec = codec_of(spec, "cpu")
     judge = Judge(WORDS)
     spoken = originals(options.utterances, SPEAKERS)
     texts = [o.text for o in spoken]

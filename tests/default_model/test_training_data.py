@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 
 from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.frontend.prompts import PromptBuilder
 from vllm.unison.model.spec import SpeechSpec
 from vllm.unison.packaged_model import packaged_model
@@ -65,7 +66,7 @@ def test_the_null_prompt_is_that_of_training(spec):
 
 def test_prompts_of_transcription_are_those_of_training(spec, tokenizer):
     clip = 0.1 * np.random.default_rng(2).standard_normal(16000).astype(np.float32)
-    codes = spec.load_codec("cpu").encode(torch.from_numpy(clip)).numpy()
+    codes = codec_of(spec, "cpu").encode(torch.from_numpy(clip)).numpy()
     built = PromptBuilder(spec).build(
         {"prompt_token_ids": [], "multi_modal_data": {"audio": (clip, 16000)}}
     )
@@ -79,7 +80,7 @@ def test_prompts_of_transcription_are_those_of_training(spec, tokenizer):
 
 def test_prompts_of_continuation_are_those_of_training(spec):
     clip = 0.1 * np.random.default_rng(3).standard_normal(9000).astype(np.float32)
-    codes = spec.load_codec("cpu").encode(torch.from_numpy(clip)).numpy()
+    codes = codec_of(spec, "cpu").encode(torch.from_numpy(clip)).numpy()
     built = PromptBuilder(spec).build(
         {
             "prompt_token_ids": [],

@@ -75,7 +75,7 @@ class Setting:
     ) -> None:
         self.layout = StreamLayout.from_dict(example(**layout))
         self.codec = CountingCodec()
-        monkeypatch.setattr(SpeechSpec, "load_codec", lambda spec, device: self.codec)
+        monkeypatch.setattr(prompts, "codec_of", lambda spec, device: self.codec)
         self.builder = PromptBuilder(SpeechSpec(self.layout, codec=codec, tasks=tasks))
 
     def build(self, ids: list[int], **prompt: Any) -> tuple[list[int], list[list[int]]]:

@@ -75,8 +75,6 @@ def test_defaults() -> None:
     spec = SpeechSpec.from_config(config())
     assert spec == SpeechSpec(spec.layout)
     assert not spec.has_codec and not spec.has_head_offsets and spec.tasks == ()
-    with pytest.raises(ValueError, match="codec: this model has none"):
-        spec.load_codec("cpu")
 
 
 @pytest.mark.parametrize(
@@ -187,42 +185,6 @@ def test_what_transformers_writes_is_known(tmp_path: Path) -> None:
 def test_an_unknown_backbone_is_refused() -> None:
     with pytest.raises(ValueError, match=r"backbone_config\.model_type must be .* not 'abacus'"):
         config(backbone_config={"model_type": "abacus"})
-
-
-class _Codecs:
-    """Stands for the loader of codecs."""
-
-    def __init__(self, codebook_size: int) -> None:
-        self.asked: list[tuple[Any, ...]] = []
-        self.codec = SimpleNamespace(codebook_size=codebook_size)
-
-    def __call__(self, *arguments: Any) -> Any:
-        self.asked.append(arguments)
-        return self.codec
-
-
-def test_a_codec_is_looked_for_in_the_model_s_folder_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    codecs = _Codecs(codebook_size=4)
-    monkeypatch.setattr(spec_module, "_load_codec", codecs)
-    source = {"name_or_path": "codec", "revision": "main"}
-    spec = SpeechSpec.from_config(config(codec=source), str(tmp_path))
-    assert spec.load_codec("cpu") is codecs.codec
-    (tmp_path / "codec").mkdir()
-    spec.load_codec("cpu")
-    assert codecs.asked == [
-        ("codec", "main", 3, "cpu"),
-        (str(tmp_path / "codec"), "main", 3, "cpu"),
-    ]
-
-
-def test_a_codec_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spec_module, "_load_codec", _Codecs(codebook_size=5))
-    spec = SpeechSpec.from_config(config(codec={"name_or_path": "codec"}))
-    message = r"stream_layout\.slices\[0\] must hold the codec's 5 codes, not 4"
-    with pytest.raises(ValueError, match=message):
-        spec.load_codec("cpu")
 
 
 def test_only_speech_models_have_a_specification() -> None:

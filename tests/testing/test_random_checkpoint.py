@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.spec import SpeechSpec
 from vllm.unison.testing.random_checkpoint import (
@@ -46,9 +47,9 @@ def test_a_checkpoint_is_read_as_a_published_one(tmp_path: Path, backbone: str) 
 def test_the_codec_fits_the_layout(tmp_path: Path) -> None:
     folder = write_random_speech_lm(tmp_path, num_streams=2, **SMALL)
     spec = SpeechSpec.from_config(SpeechLMConfig.from_pretrained(folder), str(folder))
-    codec = spec.load_codec("cpu")
+    codec = codec_of(spec, "cpu")
     assert (codec.num_codebooks, codec.codebook_size) == (2, 64)
-    assert spec.load_codec("cpu") is codec
+    assert codec_of(spec, "cpu") is codec
 
 
 def test_options(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm.inputs.engine import TokensInput, tokens_input
+from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.frontend.clip_encoder import ClipEncoder, PromptsAhead
 from vllm.unison.frontend.errors import refuses
 from vllm.unison.frontend.tasks import choose_task
@@ -86,7 +87,7 @@ class PromptBuilder:
 
     def __init__(self, spec: SpeechSpec) -> None:
         self._spec = spec
-        self.encoder = ClipEncoder(lambda: spec.load_codec("cpu"))
+        self.encoder = ClipEncoder(lambda: codec_of(spec, "cpu"))
 
     def build(self, prompt: Mapping[str, Any]) -> TokensInput:
         """Turn a tokenized prompt of vLLM into an engine input with all its streams.

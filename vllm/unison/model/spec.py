@@ -7,23 +7,18 @@ process.
 
 from __future__ import annotations
 
-import functools
 import re
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.unison.model.layout import LayoutError, StreamLayout, _list, _refuse_unknown
 from vllm.unison.model.phases import PhaseTable
 
 if TYPE_CHECKING:
-    import torch
-
     from vllm.config import ModelConfig
-    from vllm.unison.codecs.base import Codec
 
 PROMPT_PARTS = ("text", "audio", "voice", "flush")
 """What a task prompt may hold besides token ids; "flush" is max(delays) pads."""
@@ -125,30 +120,6 @@ class SpeechSpec:
     def has_codec(self) -> bool:
         """Whether the model turns audio into tokens and back."""
         return self.codec is not None
-
-    def load_codec(self, device: torch.device | str) -> Codec:
-        """The codec on a device, loaded once per process.
-
-        Raises:
-            ValueError: if the codec cannot be loaded or does not fit the layout.
-        """
-        if self.codec is None:
-            raise ValueError("codec: this model has none")
-        local = Path(self.model_path) / self.codec.name_or_path
-        codec = _load_codec(
-            str(local) if local.is_dir() else self.codec.name_or_path,
-            self.codec.revision,
-            len(self.layout.codebook_streams),
-            str(device),
-        )
-        for stream in self.layout.codebook_streams:
-            begin, end = self.layout.slices[stream]
-            if end - begin != codec.codebook_size:
-                raise ValueError(
-                    f"stream_layout.slices[{stream}] must hold the codec's "
-                    f"{codec.codebook_size} codes, not {end - begin}"
-                )
-        return codec
 
     @classmethod
     def from_config(cls, config: Any, model_path: str = "") -> SpeechSpec:
@@ -279,13 +250,6 @@ def _guidance(data: Any, layout: StreamLayout) -> dict[str, Any]:
                 )
         null_prompt = tuple(null_prompt)
     return {"null_prompt": null_prompt, "guides_audio_only": bool(data.get("audio_only", False))}
-
-
-@functools.lru_cache(maxsize=8)
-def _load_codec(place: str, revision: str | None, num_codebooks: int, device: str) -> Codec:
-    from vllm.unison.codecs.registry import load_codec
-
-    return load_codec(place, num_codebooks=num_codebooks, device=device, revision=revision)
 
 
 # By identity: configurations can be compared but not hashed.

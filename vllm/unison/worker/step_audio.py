@@ -16,6 +16,7 @@ from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
 from vllm.unison.audio_decoder.executor import AcousticExecutor, Admission
 from vllm.unison.audio_decoder.pipeline import check_stages
 from vllm.unison.audio_decoder.whole_request import WholeDecoder
+from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.messages.streams import StreamOutput
 from vllm.unison.model.phases import Finish, Replay, replay
 from vllm.unison.model.spec import SpeechSpec
@@ -42,7 +43,7 @@ class StepAudio:
         self, spec: SpeechSpec, device: torch.device, policy: ChunkPolicy, num_slots: int
     ) -> None:
         self._spec = spec
-        codec = spec.load_codec(device)
+        codec = codec_of(spec, device)
         self._decoder = WholeDecoder(codec, spec.layout)
         self.executor: AcousticExecutor | None = None
         if codec.decoder_stages() is not None:

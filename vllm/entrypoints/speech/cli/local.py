@@ -17,6 +17,7 @@ from vllm.entrypoints.speech.parameters import SpeechInput, plan_request
 from vllm.entrypoints.speech.server.parts import join_texts, split_request
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.frontend.defaults import task_defaults
 from vllm.unison.frontend.errors import RequestRefused
 from vllm.unison.model.spec import multistream_spec
@@ -74,7 +75,7 @@ class LocalEngine:
     @property
     def sample_rate(self) -> int:
         """Hz of the model's audio."""
-        return self.spec.load_codec("cpu").sample_rate
+        return codec_of(self.spec, "cpu").sample_rate
 
     def read(self, path: Path) -> Clip:
         """Decode an audio file.

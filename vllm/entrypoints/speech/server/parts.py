@@ -11,6 +11,7 @@ from typing import Any
 from vllm.entrypoints.speech.media import Clip
 from vllm.entrypoints.speech.parameters import SpeechInput, plan_request
 from vllm.entrypoints.speech.splitting import cut_points
+from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.model.spec import SpeechSpec
 
 
@@ -38,7 +39,7 @@ def split_request(
     prompt, params = plan_request(spec, defaults, asked)
     answer = min(params.max_tokens or max_model_len // 4, max_model_len // 2)
     frames = max_model_len - answer - _overhead(spec, prompt["mm_processor_kwargs"]["task"])
-    codec = spec.load_codec("cpu")
+    codec = codec_of(spec, "cpu")
     samples, rate = asked.clip.samples, asked.clip.sample_rate
     # A codec may make one frame more than the clip has.
     most = int(max(1, frames - 1) * codec.samples_per_frame * rate / codec.sample_rate)

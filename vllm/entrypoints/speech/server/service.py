@@ -22,6 +22,7 @@ from vllm.entrypoints.speech.server.parts import split_request
 from vllm.exceptions import VLLMNotFoundError
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.frontend.defaults import task_defaults
 from vllm.unison.frontend.errors import RequestRefused
 from vllm.unison.model.spec import SpeechSpec, multistream_spec
@@ -151,7 +152,7 @@ class SpeechService(GenerateBaseServing):
         self._frame_seconds = 0.0
         self.sample_rate = 0
         if spec.has_codec:
-            codec = spec.load_codec("cpu")
+            codec = codec_of(spec, "cpu")
             self.sample_rate = codec.sample_rate
             self._frame_seconds = codec.samples_per_frame / codec.sample_rate
         self.media = MediaDecoder(AudioLimits.from_environment(math.inf))
