@@ -164,7 +164,7 @@ async def measure_transcriptions(
     return rows
 
 
-def most_streams(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+def max_streams(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     """By guidance scale, the most clients up to which no request has an underrun or fails."""
     most: dict[str, int] = {}
     stopped: set[str] = set()
@@ -356,8 +356,8 @@ def run(server: SpeechServer, options: argparse.Namespace, report: dict[str, Any
         report["rows"] = asyncio.run(measure_transcriptions(server, options))
         return
     report["rows"] = asyncio.run(measure(server, options))
-    report["most_clients_without_underrun"] = most_streams(report["rows"])
-    print(f"most clients without underrun: {report['most_clients_without_underrun']}")
+    report["max_clients_without_underrun"] = max_streams(report["rows"])
+    print(f"most clients without underrun: {report['max_clients_without_underrun']}")
     if options.plot:
         plot(report["rows"], options.plot)
 

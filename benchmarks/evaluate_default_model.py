@@ -1,4 +1,3 @@
-
 # SPDX-License-Identifier: Apache-2.0
 """Measures the default model, through the engine, with a recognizer that is not ours.
 
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 SEED = 20260101
-MOST_FRAMES = 400
+MAX_FRAMES = 400
 """16 seconds; a request that reaches it did not stop by itself."""
 
 
@@ -110,7 +109,6 @@ def evaluate_codec(codec: Any, judge: Judge, spoken: list[Original]) -> dict[str
 
 def speech_defaults(llm: LLM) -> dict[str, Any]:
     """The model's own sampling parameters of speech."""
-    from vllm.unison.codecs.of_model import codec_of
     from vllm.unison.model.spec import multistream_spec
 
     spec = multistream_spec(llm.model_config)
@@ -125,7 +123,7 @@ def speak(llm: LLM, spoken: Sequence[Original], scale: float) -> list[Any]:
     prompts: list[Any] = [
         {"prompt": o.text, "mm_processor_kwargs": {"voice": o.speaker}} for o in spoken
     ]
-    fields = speech_defaults(llm) | {"max_tokens": MOST_FRAMES, "guidance_scale": scale}
+    fields = speech_defaults(llm) | {"max_tokens": MAX_FRAMES, "guidance_scale": scale}
     params = [SamplingParams(seed=SEED + index, **fields) for index in range(len(prompts))]
     return [output.outputs[0] for output in llm.generate(prompts, params)]
 
@@ -165,7 +163,7 @@ def evaluate_round_trip(llm: LLM, spoken: list[Original], scale: float) -> dict[
     """Speak, then recognize in one batch with as many requests that speak."""
     from vllm import SamplingParams
 
-    fields = speech_defaults(llm) | {"max_tokens": MOST_FRAMES, "guidance_scale": scale}
+    fields = speech_defaults(llm) | {"max_tokens": MAX_FRAMES, "guidance_scale": scale}
     clips = [c.audio.samples for c in speak(llm, spoken, scale)]
     prompts: list[Any] = []
     params = []

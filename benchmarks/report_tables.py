@@ -662,7 +662,7 @@ def speech_serving(report: Report, cuda: Report | None) -> str:
     heads += ["with underruns", "buffer, ms", "seconds of audio/s"]
     most = ", ".join(
         f"{clients} {'unguided' if scale == '1' else f'at scale {scale}'}"
-        for scale, clients in report["most_clients_without_underrun"].items()
+        for scale, clients in report["max_clients_without_underrun"].items()
     )
     return "\n\n".join(
         [

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
+from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
 
 policies = st.builds(
-    lambda first, more, growth: ChunkPolicy(first, first + more, growth),
+    lambda first, more, growth: ChunkSchedule(first, first + more, growth),
     st.integers(1, 20),
     st.integers(0, 60),
     st.floats(1.01, 5),
@@ -21,7 +21,7 @@ policies = st.builds(
 
 
 @given(policy=policies, stop=st.integers(0, 400))
-def test_chunks_grow_from_the_first_size_to_the_last(policy: ChunkPolicy, stop: int) -> None:
+def test_chunks_grow_from_the_first_size_to_the_last(policy: ChunkSchedule, stop: int) -> None:
     boundaries = policy.boundaries(0, stop)
     sizes = [b - a for a, b in itertools.pairwise([0, *boundaries])]
     assert sizes[:1] in ([], [policy.first_chunk_frames])
@@ -36,7 +36,7 @@ def test_chunks_grow_from_the_first_size_to_the_last(policy: ChunkPolicy, stop: 
 
 @given(policy=policies, start=st.integers(0, 300), stop=st.integers(0, 300))
 def test_boundaries_do_not_depend_on_where_one_starts(
-    policy: ChunkPolicy, start: int, stop: int
+    policy: ChunkSchedule, start: int, stop: int
 ) -> None:
     every = policy.boundaries(0, 700)
     assert policy.boundaries(start, stop) == [b for b in every if start < b <= stop]
@@ -44,13 +44,13 @@ def test_boundaries_do_not_depend_on_where_one_starts(
 
 
 def test_the_default() -> None:
-    policy = ChunkPolicy.from_config({"unrelated": 1})
-    assert policy == ChunkPolicy.from_config(None) == ChunkPolicy()
+    policy = ChunkSchedule.from_config({"unrelated": 1})
+    assert policy == ChunkSchedule.from_config(None) == ChunkSchedule()
     assert policy.boundaries(0, 150) == [4, 12, 28, 60, 92, 124]
 
 
 def test_constant_sizes() -> None:
-    policy = ChunkPolicy.from_config(
+    policy = ChunkSchedule.from_config(
         {"acoustic_decoding": {"first_chunk_frames": 5, "chunk_frames": 5}}
     )
     assert policy.boundaries(0, 20) == [5, 10, 15, 20]
@@ -74,5 +74,5 @@ def test_constant_sizes() -> None:
 )
 def test_bad_fields_are_named(fields: Any, message: str) -> None:
     with pytest.raises(ValueError, match="acoustic_decoding") as refused:
-        ChunkPolicy.from_config({"acoustic_decoding": fields})
+        ChunkSchedule.from_config({"acoustic_decoding": fields})
     assert message in str(refused.value)

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from tests.support.codecs import WindowSumCodec
 from tests.support.generation import Request, make_request
 from tests.support.random_layouts import example, layouts
-from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
-from vllm.unison.audio_decoder.codec_stream import HostLauncher, Transfer
-from vllm.unison.audio_decoder.executor import AcousticExecutor, Admission
+from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
+from vllm.unison.audio_decoder.codec_stream import HostCodecStream, HostCopy
+from vllm.unison.audio_decoder.executor import Admission, AudioExecutor
 from vllm.unison.audio_decoder.frames import CodeReader, frames_of_segments
 from vllm.unison.messages.streams import AudioOutput
 from vllm.unison.model.layout import StreamLayout
@@ -43,13 +43,13 @@ class SlowTransfer:
         return self._samples.numpy()
 
 
-class SlowLauncher(HostLauncher):
+class SlowCodecStream(HostCodecStream):
     """Stands for a device whose results arrive some steps later."""
 
     def __init__(self, source: random.Random) -> None:
         self._source = source
 
-    def fetch(self, samples: torch.Tensor) -> Transfer:
+    def fetch(self, samples: torch.Tensor) -> HostCopy:
         return SlowTransfer(samples, self._source.choice([0, 0, 1, 3]))
 
     @contextlib.contextmanager
@@ -94,7 +94,7 @@ class Engine:
     def __init__(
         self,
         layout: StreamLayout,
-        executor: AcousticExecutor,
+        executor: AudioExecutor,
         requests: list[Request],
         source: random.Random,
         depth: int,
@@ -195,7 +195,7 @@ def codec_of(layout: StreamLayout) -> WindowSumCodec:
 
 
 policies = st.builds(
-    lambda first, more: ChunkPolicy(first, first + more), st.integers(1, 6), st.integers(0, 8)
+    lambda first, more: ChunkSchedule(first, first + more), st.integers(1, 6), st.integers(0, 8)
 )
 
 
@@ -206,14 +206,14 @@ policies = st.builds(
     depth=st.integers(1, 2),
 )
 def test_each_request_of_a_crowd_gets_all_its_audio_once(
-    layout: StreamLayout, policy: ChunkPolicy, seed: int, depth: int
+    layout: StreamLayout, policy: ChunkSchedule, seed: int, depth: int
 ) -> None:
     source = random.Random(seed)
     table = PhaseTable(layout)
     codec = codec_of(layout)
     num_slots = 15
-    launcher = SlowLauncher(source) if source.random() < 0.5 else HostLauncher()
-    executor = AcousticExecutor(codec, layout, table, policy, num_slots, launcher)
+    codec_stream = SlowCodecStream(source) if source.random() < 0.5 else HostCodecStream()
+    executor = AudioExecutor(codec, layout, table, policy, num_slots, codec_stream)
     requests = [make_request(layout, table, source) for _ in range(6)]
     requests = [request for request in requests if request.finish[-1]]
     engine = Engine(layout, executor, requests, source, depth, num_slots)
@@ -268,7 +268,7 @@ def audio_request(num_frames: int, seed: int, layout: StreamLayout = LAYOUT) -> 
 class Driver:
     """One executor, synchronous steps, one slot per request."""
 
-    def __init__(self, executor: AcousticExecutor, requests: list[Request]) -> None:
+    def __init__(self, executor: AudioExecutor, requests: list[Request]) -> None:
         self.executor = executor
         self.requests = requests
         self.done = [0] * len(requests)
@@ -322,8 +322,8 @@ class Driver:
 
 
 def executor_with(codec: WindowSumCodec, layout: StreamLayout = LAYOUT, chunk: int = 4) -> Any:
-    policy = ChunkPolicy(2, chunk)
-    return AcousticExecutor(codec, layout, PhaseTable(layout), policy, 8)
+    policy = ChunkSchedule(2, chunk)
+    return AudioExecutor(codec, layout, PhaseTable(layout), policy, 8)
 
 
 def test_chunks_come_as_soon_as_their_context_is_there() -> None:

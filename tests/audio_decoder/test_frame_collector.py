@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.generation import Request, make_request
 from tests.support.random_layouts import layouts
-from vllm.unison.audio_decoder.frame_collector import FrameTracker
+from vllm.unison.audio_decoder.frame_collector import FrameCollector
 from vllm.unison.audio_decoder.frames import CodeReader, frames_of_segments, segments_so_far
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.phases import PhaseTable, replay
@@ -34,7 +34,7 @@ def test_frames_of_a_crowd_are_those_of_the_whole_requests(layout: StreamLayout,
     source = random.Random(seed)
     table = PhaseTable(layout)
     requests = [make_request(layout, table, source) for _ in range(5)]
-    tracker = FrameTracker(layout, table, 12, CAPACITY)
+    tracker = FrameCollector(layout, table, 12, CAPACITY)
     slot_of: dict[int, int] = {}
     done = [0] * len(requests)
     taken: list[list[list[int]]] = [[] for _ in requests]

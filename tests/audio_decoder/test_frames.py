@@ -14,7 +14,7 @@ from vllm.unison.audio_decoder.frames import (
     frames_of_segments,
     segments_so_far,
 )
-from vllm.unison.audio_decoder.whole_request import WholeDecoder
+from vllm.unison.audio_decoder.whole_request import OfflineDecoder
 from vllm.unison.codecs.base import Codec
 from vllm.unison.model.delay_pattern import interleave
 from vllm.unison.model.layout import LayoutError, StreamLayout
@@ -135,7 +135,7 @@ def test_codes_are_counted_from_the_slice_s_begin_in_the_codec_s_order() -> None
 
 
 def test_a_finished_request_becomes_a_waveform() -> None:
-    audio = WholeDecoder(ExampleCodec(), LAYOUT).decode(TOKENS, (FIRST, SECOND))
+    audio = OfflineDecoder(ExampleCodec(), LAYOUT).decode(TOKENS, (FIRST, SECOND))
     assert audio.sample_rate == 8000
     assert audio.codes.tolist() == [[0, 0, 0], [1, 1, 1], [2, 2, 2]]
     assert audio.samples.dtype == np.float32
@@ -144,7 +144,7 @@ def test_a_finished_request_becomes_a_waveform() -> None:
 
 
 def test_a_request_without_frames_has_no_samples() -> None:
-    audio = WholeDecoder(ExampleCodec(), LAYOUT).decode(TOKENS, (Segment(1, 0, 0),))
+    audio = OfflineDecoder(ExampleCodec(), LAYOUT).decode(TOKENS, (Segment(1, 0, 0),))
     assert audio.codes.shape == (0, 3)
     assert audio.samples.shape == (0,)
 
@@ -152,7 +152,7 @@ def test_a_request_without_frames_has_no_samples() -> None:
 def test_tokens_that_are_no_codes_are_not_decoded() -> None:
     message = r"frame 1 has code -18 in codebook 0, which must be in \[0, 3\]"
     with pytest.raises(CodeError, match=message):
-        WholeDecoder(ExampleCodec(), LAYOUT).decode(TOKENS, (Segment(6, 2, 0),))
+        OfflineDecoder(ExampleCodec(), LAYOUT).decode(TOKENS, (Segment(6, 2, 0),))
 
 
 # Stream 1 has ids 24 to 27. Each is outside: its pad, the end token, other streams' codes, text.
@@ -200,7 +200,7 @@ def test_the_rule_is_written_and_read_back() -> None:
 @pytest.mark.parametrize("rule", ["drop", 1])
 def test_a_request_of_broken_frames_is_decoded_by_the_rule(rule: str | int) -> None:
     layout = StreamLayout.from_dict(example(outside_codebook=rule))
-    audio = WholeDecoder(ExampleCodec(), layout).decode(TOKENS, (Segment(6, 2, 0),))
+    audio = OfflineDecoder(ExampleCodec(), layout).decode(TOKENS, (Segment(6, 2, 0),))
     expected = [[2, 2, 2]] if rule == "drop" else [[2, 2, 2], [1, 1, 1]]
     assert audio.codes.tolist() == expected
     assert len(audio.samples) == 4 * len(expected)

@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from tests.support.codecs import FourierCodec, WindowSumCodec
-from vllm.unison.audio_decoder.codec_stream import HostLauncher
-from vllm.unison.audio_decoder.decode_state import AudioStream
+from vllm.unison.audio_decoder.codec_stream import HostCodecStream
+from vllm.unison.audio_decoder.decode_state import RequestDecodeState
 from vllm.unison.audio_decoder.pipeline import TOLERANCE, StagePipeline, check_stages
 from vllm.unison.audio_decoder.windows import frames_needed
 from vllm.unison.codecs import Codec, load_codec
@@ -71,20 +71,20 @@ class Crowd:
     def __init__(self, codec: Codec) -> None:
         stages = codec.decoder_stages()
         assert stages is not None
-        self.launcher = HostLauncher()
-        self.pipeline = StagePipeline(stages, self.launcher)
+        self.codec_stream = HostCodecStream()
+        self.pipeline = StagePipeline(stages, self.codec_stream)
         self.contexts = self.pipeline.contexts
-        self.streams: dict[int, AudioStream] = {}
+        self.streams: dict[int, RequestDecodeState] = {}
         self.samples: dict[int, list[torch.Tensor]] = {}
 
     def enter(self, name: int, codes: Codes, num_emitted: int) -> None:
         self.samples.setdefault(name, [])
-        self.streams[name] = AudioStream(
+        self.streams[name] = RequestDecodeState(
             str(name), self.contexts, self.pipeline.has_state, codes, num_emitted
         )
 
     def decode(self, stops: dict[int, Sequence[int]]) -> None:
-        with self.launcher.running():
+        with self.codec_stream.running():
             self.pipeline.decode([(self.streams[name], some) for name, some in stops.items()])
         for name in stops:
             assert self.streams[name].error is None
@@ -225,7 +225,7 @@ def test_a_failing_call_is_charged_to_who_caused_it() -> None:
         codes = random_codes(codec, 10, seed=name) % 7
         codes[4, 0] += 7 - codes[4, 0] if name == 2 else 0
         crowd.enter(name, codes, 0)
-    with crowd.launcher.running():
+    with crowd.codec_stream.running():
         crowd.pipeline.decode([(stream, [6, 9]) for stream in crowd.streams.values()])
     assert [stream.error for stream in crowd.streams.values()] == [
         None, None, "the codec failed: out of tune", None,

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.benchmark_scaling import Sizes, plan_points
 from benchmarks.benchmark_scaling import summarize as summarize_scaling
-from benchmarks.benchmark_speech_serving import most_streams
+from benchmarks.benchmark_speech_serving import max_streams
 from benchmarks.benchmark_speech_serving import summarize as summarize_serving
 from benchmarks.speech_client import Heard
 from benchmarks.speech_server import Footprint
@@ -158,7 +158,7 @@ def speech_serving() -> dict[str, Any]:
         "model": "unison-default",
         "max_tokens": 150,
         "rows": rows,
-        "most_clients_without_underrun": most_streams(rows),
+        "max_clients_without_underrun": max_streams(rows),
     }
 
 

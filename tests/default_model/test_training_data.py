@@ -37,7 +37,7 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.from_file(str(packaged_model() / "tokenizer.json"))
 
 
-def steps_of(built: Any) -> np.ndarray:
+def stack_streams(built: Any) -> np.ndarray:
     """[num_prompt_tokens, num_streams] of an engine input."""
     ids = np.array(built["prompt_token_ids"])
     return np.column_stack([ids, built["auxiliary_token_ids"][: len(ids)]])
@@ -51,7 +51,7 @@ def test_prompts_of_speech_are_those_of_training(spec, tokenizer):
     )
     codes = np.random.default_rng(1).integers(0, 82, (9, layout.NUM_STREAMS))
     steps, targets = layout.speech_example(codes, ids, "awb")
-    prompt = steps_of(built)
+    prompt = stack_streams(built)
     np.testing.assert_array_equal(prompt, steps[: len(prompt)])
     # The first target is the first code, and is predicted from the prompt's last step.
     first = (targets != layout.IGNORE).any(1).argmax()
@@ -72,7 +72,7 @@ def test_prompts_of_transcription_are_those_of_training(spec, tokenizer):
     )
     text = tokenizer.encode("six today", add_special_tokens=False).ids
     steps, targets = layout.transcription_example(codes, text)
-    prompt = steps_of(built)
+    prompt = stack_streams(built)
     np.testing.assert_array_equal(prompt, steps[: len(prompt)])
     said = targets[len(prompt) - 1 :, 0]
     assert said[said != layout.IGNORE].tolist() == [*text, layout.END]
@@ -89,7 +89,7 @@ def test_prompts_of_continuation_are_those_of_training(spec):
         }
     )
     steps, _ = layout.continuation_example(np.concatenate([codes, codes]), len(codes))
-    prompt = steps_of(built)
+    prompt = stack_streams(built)
     np.testing.assert_array_equal(prompt, steps[: len(prompt)])
 
 

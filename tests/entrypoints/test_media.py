@@ -31,7 +31,7 @@ from vllm.entrypoints.speech.media import (
     decode_base64,
     decode_file,
 )
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 
 LIMITS = AudioLimits(file_bytes=2**20, seconds=10.0, decoded_bytes=2**22)
 
@@ -173,7 +173,7 @@ def test_a_wav_file_as_pipes_write_it_is_read_to_its_end(riff: int, size: int) -
 def test_a_wav_file_of_no_samples_has_none() -> None:
     empty = bytearray(wav_header(16000, 0) + b"LIST" + struct.pack("<I", 4) + b"INFO")
     empty[4:8] = struct.pack("<I", len(empty) - 8)
-    with pytest.raises(RequestRefused, match="file must have at least one sample"):
+    with pytest.raises(InvalidRequestError, match="file must have at least one sample"):
         decode_file(bytes(empty), LIMITS, "file")
 
 
@@ -228,16 +228,16 @@ def test_a_file_that_lost_its_end_is_refused(kind: str, message: str) -> None:
     data = complete(kind)
     assert decode_file(data, LIMITS, "file").seconds >= 2.0
     for share in (0.5, 0.9):
-        with pytest.raises(RequestRefused, match=message):
+        with pytest.raises(InvalidRequestError, match=message):
             decode_file(data[: int(len(data) * share)], LIMITS, "file")
     if kind in ("wav", "rf64", "aiff", "au", "caf"):
-        with pytest.raises(RequestRefused, match=message):
+        with pytest.raises(InvalidRequestError, match=message):
             decode_file(data[:-2], LIMITS, "file")
 
 
 def test_the_last_bytes_count() -> None:
     data = complete("flac")
-    with pytest.raises(RequestRefused, match=INCOMPLETE):
+    with pytest.raises(InvalidRequestError, match=INCOMPLETE):
         decode_file(data[:-1], LIMITS, "file")
     data = complete("m4a, index first")
     container: Any = av.open(io.BytesIO(data))
@@ -247,7 +247,7 @@ def test_the_last_bytes_count() -> None:
     decode_file(data[: ends[-1]], LIMITS, "file")
     # A packet less, and a part of one less.
     for end in (ends[-2], ends[-1] - 1, ends[10]):
-        with pytest.raises(RequestRefused, match=INCOMPLETE):
+        with pytest.raises(InvalidRequestError, match=INCOMPLETE):
             decode_file(data[:end], LIMITS, "file")
 
 
@@ -285,7 +285,7 @@ def test_a_stream_that_announces_no_length_is_read_to_its_end(kind: str) -> None
 def test_a_damaged_file_is_refused(kind: str) -> None:
     data = bytearray(complete(kind))
     data[len(data) // 2] ^= 0x10
-    with pytest.raises(RequestRefused, match=r"file is damaged after [01].\d+ seconds"):
+    with pytest.raises(InvalidRequestError, match=r"file is damaged after [01].\d+ seconds"):
         decode_file(bytes(data), LIMITS, "file")
 
 
@@ -322,7 +322,7 @@ def with_field(offset: int, value: bytes) -> bytes:
     ],
 )
 def test_what_is_no_sound_is_refused(data: bytes, message: str) -> None:
-    with pytest.raises(RequestRefused, match=message) as caught:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
         decode_file(data, LIMITS, "file")
     assert caught.value.parameter == "file"
 
@@ -344,7 +344,7 @@ def test_float_samples_that_are_no_sound_are_refused(
 ) -> None:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.array(values), 16000, format=container, subtype=subtype)
-    with pytest.raises(RequestRefused, match=message):
+    with pytest.raises(InvalidRequestError, match=message):
         decode_file(buffer.getvalue(), LIMITS, "file")
 
 
@@ -370,32 +370,36 @@ def test_exactly_at_a_limit_is_accepted_and_one_more_is_not() -> None:
 
     data = wav_of(1000)
     assert read(data, file_bytes=len(data)) == 1000
-    with pytest.raises(RequestRefused, match=f"at most {len(data) - 1} bytes, not {len(data)}"):
+    with pytest.raises(
+        InvalidRequestError, match=f"at most {len(data) - 1} bytes, not {len(data)}"
+    ):
         read(data, file_bytes=len(data) - 1)
     # Seconds of a context of whole frames: a quotient that floats may round down.
     for seconds, rate in ((0.1, 16000), (1 / 3, 48000), (7 * 320 / 44100, 44100), (0.29, 100_000)):
         most = round(seconds * rate)
         assert read(wav_of(most, rate), seconds=seconds) == most
-        with pytest.raises(RequestRefused, match=f"at most {seconds:g} seconds long"):
+        with pytest.raises(InvalidRequestError, match=f"at most {seconds:g} seconds long"):
             read(wav_of(most + 1, rate), seconds=seconds)
     for channels in (1, 2):
         assert read(wav_of(1000, channels=channels), decoded_bytes=4000 * channels) == 1000
-        with pytest.raises(RequestRefused, match=f"at most {4000 * channels} bytes of samples"):
+        with pytest.raises(
+            InvalidRequestError, match=f"at most {4000 * channels} bytes of samples"
+        ):
             read(wav_of(1001, channels=channels), decoded_bytes=4000 * channels)
     for rate in (4000, 192_000):
         assert read(wav_of(10, rate)) == 10
     for rate in (3999, 192_001):
-        with pytest.raises(RequestRefused, match=r"in \[4000, 192000\] Hz, not " + str(rate)):
+        with pytest.raises(InvalidRequestError, match=r"in \[4000, 192000\] Hz, not " + str(rate)):
             read(wav_of(10, rate))
     assert read(wav_of(10, channels=16)) == 10
-    with pytest.raises(RequestRefused, match="1 to 16 channels, not 17"):
+    with pytest.raises(InvalidRequestError, match="1 to 16 channels, not 17"):
         read(wav_of(10, channels=17))
 
 
 def test_too_many_channels_for_the_memory_are_refused() -> None:
     buffer = io.BytesIO()
     soundfile.write(buffer, np.zeros((160_000, 8), np.int16), 16000, format="FLAC")
-    with pytest.raises(RequestRefused, match="decode to at most 4194304 bytes"):
+    with pytest.raises(InvalidRequestError, match="decode to at most 4194304 bytes"):
         decode_file(buffer.getvalue(), LIMITS, "file")
 
 
@@ -407,7 +411,7 @@ def test_a_bomb_costs_no_more_than_the_limit() -> None:
     bomb = buffer.getvalue()
     assert len(bomb) < 2**18
     tracemalloc.start()
-    with pytest.raises(RequestRefused, match="at most 10 seconds"):
+    with pytest.raises(InvalidRequestError, match="at most 10 seconds"):
         decode_file(bomb, LIMITS, "file")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -422,7 +426,7 @@ def test_damaged_files_are_read_or_refused(noise: bytes, name: str, where: int) 
     damaged = data[:where] + noise + data[where + len(noise) :]
     try:
         clip = decode_file(damaged, LIMITS, "file")
-    except RequestRefused:
+    except InvalidRequestError:
         return
     assert clip.samples.size and np.isfinite(clip.samples).all()
     assert clip.seconds <= LIMITS.seconds
@@ -469,12 +473,12 @@ def mp4_that_announces(num_samples: int, num_tracks: int) -> bytes:
 READ = """
 import resource, sys
 from vllm.entrypoints.speech.media import AudioLimits, decode_file
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 
 def read(data):
     try:
         decode_file(data, AudioLimits(2**20, 10.0, 2**22), "file")
-    except RequestRefused as error:
+    except InvalidRequestError as error:
         return str(error)
 
 def peak():
@@ -502,7 +506,7 @@ def test_what_a_header_announces_costs_no_memory() -> None:
 
 @given(st.integers(2, 100_000_000), st.integers(1, 20))
 def test_a_hostile_index_is_refused(num_samples: int, num_tracks: int) -> None:
-    with pytest.raises(RequestRefused, match=r"file (is|must)"):
+    with pytest.raises(InvalidRequestError, match=r"file (is|must)"):
         decode_file(mp4_that_announces(num_samples, num_tracks), LIMITS, "file")
 
 
@@ -510,7 +514,9 @@ def test_a_rate_that_changes_is_refused() -> None:
     def adts(rate: int) -> bytes:
         return encode_whole("aac", tone(0.5, rate), rate)
 
-    with pytest.raises(RequestRefused, match="file must have one sample rate and one number of"):
+    with pytest.raises(
+        InvalidRequestError, match="file must have one sample rate and one number of"
+    ):
         decode_file(adts(16000) + adts(48000), LIMITS, "file")
     assert decode_file(adts(16000) + adts(16000), LIMITS, "file").seconds > 1.0
 
@@ -518,9 +524,9 @@ def test_a_rate_that_changes_is_refused() -> None:
 def test_base64_is_strict_and_measured_before_it_is_decoded() -> None:
     assert decode_base64(base64.b64encode(b"abc").decode(), LIMITS, "audio") == b"abc"
     for wrong in ("ab=c", "é", "abc", "ab-_", "ab\x00cd", "audio,YWJj"):
-        with pytest.raises(RequestRefused, match="audio must be base64"):
+        with pytest.raises(InvalidRequestError, match="audio must be base64"):
             decode_base64(wrong, LIMITS, "audio")
-    with pytest.raises(RequestRefused, match="audio must have at most 1048576 bytes"):
+    with pytest.raises(InvalidRequestError, match="audio must have at most 1048576 bytes"):
         decode_base64("A" * 2**21, LIMITS, "audio")
 
 
@@ -532,7 +538,7 @@ def test_long_base64_is_decoded_in_pieces_that_change_nothing() -> None:
         assert decode_base64(base64.b64encode(data).decode(), LIMITS, "audio") == data
     padded = base64.b64encode(bytes(piece - 1)).decode()
     for wrong in (padded + "AAAA", padded[:-1], "A" * 2**18 + "A", "A" * 2**18 + "===="):
-        with pytest.raises(RequestRefused, match="audio must be base64"):
+        with pytest.raises(InvalidRequestError, match="audio must be base64"):
             decode_base64(wrong, LIMITS, "audio")
 
 
@@ -557,7 +563,7 @@ def test_base64_as_mime_and_browsers_write_it(size: int) -> None:
         "data:;base64" + "x" * 999,
     ):
         with pytest.raises(
-            RequestRefused, match="audio, a data URI, must begin with data:TYPE;base"
+            InvalidRequestError, match="audio, a data URI, must begin with data:TYPE;base"
         ):
             decode_base64(wrong, LIMITS, "audio")
 
@@ -566,7 +572,7 @@ def test_base64_as_mime_and_browsers_write_it(size: int) -> None:
 def test_base64_at_the_limit_is_accepted_and_a_byte_more_is_not(size: int) -> None:
     limits = AudioLimits(file_bytes=size, seconds=1.0, decoded_bytes=1)
     assert len(decode_base64(base64.encodebytes(bytes(size)).decode(), limits, "audio")) == size
-    with pytest.raises(RequestRefused, match=f"audio must have at most {size} bytes"):
+    with pytest.raises(InvalidRequestError, match=f"audio must have at most {size} bytes"):
         decode_base64(base64.b64encode(bytes(size + 1)).decode(), limits, "audio")
 
 

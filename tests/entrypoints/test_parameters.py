@@ -19,7 +19,7 @@ from vllm.entrypoints.speech.parameters import (
 from vllm.entrypoints.speech.server.voices import add_voice_arguments, voice_aliases
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import RequestOutputKind
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.frontend.tasks import FieldNames
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.spec import SpeechSpec, TaskPrompt
@@ -77,14 +77,16 @@ def test_a_plan_is_a_prompt_for_the_task_that_fits() -> None:
     asked = SpeechInput(audio, text="hi", task="voice_prompted_speech", clip=clip)
     prompt, _ = plan_request(spec, defaults, asked)
     assert prompt["mm_processor_kwargs"] == {"task": "voice_prompted_speech"}
-    with pytest.raises(RequestRefused, match="voice must not be given: task 'voice_prompted_spe"):
+    with pytest.raises(
+        InvalidRequestError, match="voice must not be given: task 'voice_prompted_spe"
+    ):
         plan_request(spec, defaults, replace(asked, voice="slt"))
     # A model without a voice of that name has its default.
     prompt, _ = plan_request(spec, defaults, SpeechInput(audio, text="hi", voice="default"))
     assert "voice" not in prompt["mm_processor_kwargs"]
-    with pytest.raises(RequestRefused, match="task must be one of"):
+    with pytest.raises(InvalidRequestError, match="task must be one of"):
         plan_request(spec, defaults, SpeechInput(audio, text="hi", task="sing"))
-    with pytest.raises(RequestRefused, match="no task from text to text"):
+    with pytest.raises(InvalidRequestError, match="no task from text to text"):
         plan_request(spec, defaults, SpeechInput(text, text="hi"))
 
 
@@ -104,10 +106,12 @@ def test_a_voice_has_the_names_that_the_server_gives_it() -> None:
 
     assert (voice("alloy"), voice("rms"), voice("default")) == ("slt", "rms", None)
     assert voice("default", {"default": "rms"}) == "rms"
-    with pytest.raises(RequestRefused, match=r"voice must be one of \['alloy', 'default', 'rms', "):
+    with pytest.raises(
+        InvalidRequestError, match=r"voice must be one of \['alloy', 'default', 'rms', "
+    ):
         voice("nova")
     chat = replace(asked, voice="nova", fields=FieldNames(voice="audio.voice"))
-    with pytest.raises(RequestRefused) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         plan_request(voiced_spec(), {SPEECH: {}}, chat)
     assert caught.value.parameter == "audio.voice"
 
@@ -144,9 +148,11 @@ def test_languages_are_those_of_the_model() -> None:
     spec = voiced_spec(languages=("en", "de"))
     for language in ("en", "EN", "de"):
         plan_request(spec, {SPEECH: {}}, replace(asked, language=language))
-    with pytest.raises(RequestRefused, match=r"language must be one of \['en', 'de'\], not 'fr'"):
+    with pytest.raises(
+        InvalidRequestError, match=r"language must be one of \['en', 'de'\], not 'fr'"
+    ):
         plan_request(spec, {SPEECH: {}}, replace(asked, language="fr"))
-    with pytest.raises(RequestRefused, match=r"language must not be given: .* names none"):
+    with pytest.raises(InvalidRequestError, match=r"language must not be given: .* names none"):
         plan_request(voiced_spec(), {SPEECH: {}}, replace(asked, language="en"))
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from vllm.unison.frontend.clips import MAX_LEVEL, read_clip
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.messages.streams import AudioOutput
 
 RATE = 16000
@@ -103,7 +103,7 @@ def test_integer_samples_are_pcm(dtype: type) -> None:
 )
 def test_what_is_no_sound_is_refused(samples: Any, message: str) -> None:
     for audio in (samples, (samples, RATE), {"array": samples, "sampling_rate": RATE}):
-        with pytest.raises(RequestRefused, match=message) as caught:
+        with pytest.raises(InvalidRequestError, match=message) as caught:
             read_clip(audio)
         assert caught.value.parameter == "audio"
 
@@ -145,6 +145,6 @@ def test_integers_of_32_bits_may_be_silent_or_use_their_range() -> None:
     ],
 )
 def test_other_forms_are_refused(audio: Any, message: str) -> None:
-    with pytest.raises(RequestRefused, match=re.escape(message)) as caught:
+    with pytest.raises(InvalidRequestError, match=re.escape(message)) as caught:
         read_clip(audio)
     assert caught.value.parameter == "audio"

@@ -18,7 +18,7 @@ from vllm.unison.frontend.defaults import (
     complete_sampling_params,
     read_task_defaults,
 )
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.messages.sampling_fields import UNSET_MAX_TOKENS
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.spec import SpeechSpec, TaskPrompt
@@ -135,7 +135,9 @@ def test_without_parameters_all_are_the_task_s_but_for_changed_ones(complete: An
 
 def test_min_tokens_must_fit_the_default(complete: Any) -> None:
     assert complete(SamplingParams(min_tokens=6)).min_tokens == 6
-    with pytest.raises(RequestRefused, match=r"min_tokens must be at most .* max_tokens, 5, not 6"):
+    with pytest.raises(
+        InvalidRequestError, match=r"min_tokens must be at most .* max_tokens, 5, not 6"
+    ):
         complete(SamplingParams(min_tokens=6), "voice_prompted_speech")
 
 

@@ -17,13 +17,13 @@ from tests.support.random_layouts import example, layouts
 from vllm.unison.codecs.base import Codec
 from vllm.unison.frontend import clip_encoder, prompts
 from vllm.unison.frontend.clip_encoder import MAX_AHEAD
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.frontend.prompts import (
     PromptBuilder,
+    apply_delay_pattern,
     encode_ahead,
     frames_of_codes,
     frames_of_tokens,
-    lay_out,
     stream_prompt_builder,
 )
 from vllm.unison.model.layout import DelayScope, StreamLayout
@@ -109,7 +109,7 @@ def test_a_prompt_in_steps_holds_its_frames(layout: StreamLayout, data: st.DataO
     frames = np.array(
         data.draw(st.lists(ids, min_size=count * streams, max_size=count * streams)), np.int32
     ).reshape(count, streams)
-    built = lay_out(layout, frames)
+    built = apply_delay_pattern(layout, frames)
     assert built.token_ids == frames[:, 0].tolist()
     assert built.auxiliary_ids.dtype == np.int32
     assert built.auxiliary_ids.shape == (count + layout.max_delay if count else 0, streams - 1)
@@ -255,13 +255,13 @@ def test_without_a_voice_the_default_or_none_is_used(monkeypatch: pytest.MonkeyP
 def test_a_voice_that_has_no_place_is_refused(
     monkeypatch: pytest.MonkeyPatch, given_options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(RequestRefused, match=message) as refusal:
+    with pytest.raises(InvalidRequestError, match=message) as refusal:
         voice_setting(monkeypatch).build([10], **options(**given_options))
     assert refusal.value.parameter == message.split(" ")[0].replace("must", "auxiliary_token_ids")
 
 
 def test_a_model_without_voices_takes_none(setting: Setting) -> None:
-    with pytest.raises(RequestRefused, match=r"voice must be one of \[\], not 'slt'"):
+    with pytest.raises(InvalidRequestError, match=r"voice must be one of \[\], not 'slt'"):
         setting.build([10], **options(voice="slt"))
 
 
@@ -436,7 +436,7 @@ def test_prompts_are_built_beside_the_event_loop(setting: Setting) -> None:
     built = asyncio.run(run())
     assert [one["prompt_token_ids"] for one in built] == [[5, 21, 22, 0, 0, 1], [1, 10, 5]]
     assert threading.main_thread() not in threads
-    with pytest.raises(RequestRefused, match="audio must have at least one sample"):
+    with pytest.raises(InvalidRequestError, match="audio must have at least one sample"):
         asyncio.run(setting.builder.build_async({"prompt_token_ids": [], **audio([])}))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.support.random_layouts import example
-from vllm.unison.frontend.errors import RequestRefused, refuses
+from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
 from vllm.unison.frontend.tasks import FieldNames, choose_task, emits, emits_first
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.spec import SpeechSpec, TaskPrompt
@@ -56,9 +56,13 @@ def test_a_task_that_emits_only_what_is_wanted_comes_first() -> None:
 
 
 def test_audio_that_is_not_wanted_is_not_made() -> None:
-    with pytest.raises(RequestRefused, match="audio: the model has no task from audio to text; it"):
+    with pytest.raises(
+        InvalidRequestError, match="audio: the model has no task from audio to text; it"
+    ):
         choose_task(spec_of(True), ["audio"], ["text"])
-    with pytest.raises(RequestRefused, match="prompt: the model has no task from text to text"):
+    with pytest.raises(
+        InvalidRequestError, match="prompt: the model has no task from text to text"
+    ):
         choose_task(spec_of(), ["text"], ["text"])
 
 
@@ -77,7 +81,7 @@ def test_audio_that_is_not_wanted_is_not_made() -> None:
 def test_a_named_task_must_fit_what_is_given_and_wanted(
     name: str, given: list[str], wanted: list[str] | None, message: str
 ) -> None:
-    with pytest.raises(RequestRefused, match=message) as caught:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
         choose_task(spec_of(), given, wanted, name=name)
     assert caught.value.parameter == "task"
 
@@ -85,7 +89,9 @@ def test_a_named_task_must_fit_what_is_given_and_wanted(
 def test_a_named_task_may_write_text_on_its_way_to_audio() -> None:
     spec = spec_of(True)
     assert choose_task(spec, ["audio"], ["audio"], name="speech_to_text").name == "speech_to_text"
-    with pytest.raises(RequestRefused, match="makes text and audio, but the request wants text"):
+    with pytest.raises(
+        InvalidRequestError, match="makes text and audio, but the request wants text"
+    ):
         choose_task(spec, ["audio"], ["text"], name="speech_to_text")
 
 
@@ -96,11 +102,11 @@ def test_the_field_to_change_is_blamed_when_no_task_fits() -> None:
         (["audio"], ["audio"], "modalities"),
         (["text", "audio"], ["text"], "modalities"),
     ):
-        with pytest.raises(RequestRefused) as caught:
+        with pytest.raises(InvalidRequestError) as caught:
             choose_task(spec_of(), given, wanted, fields=fields)
         assert caught.value.parameter == field
     one_task = SpeechSpec(spec_of().layout, tasks=spec_of().tasks[:1])
-    with pytest.raises(RequestRefused) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         choose_task(one_task, ["text", "audio"], ["audio"], fields=fields)
     assert caught.value.parameter == "messages[0].content[1]"
 
@@ -114,7 +120,7 @@ def test_an_engine_s_error_is_told_in_the_request_s_words() -> None:
         ("negative_prompt must", "negative_prompt must", "negative_prompt"),
         ("Prompt is", "Prompt is", None),
     ):
-        renamed = fields.rename(RequestRefused(message))
+        renamed = fields.rename(InvalidRequestError(message))
         assert (str(renamed), renamed.parameter) == (told, field)
 
 
@@ -131,7 +137,7 @@ def test_a_prompt_without_begin_tokens_starts_in_the_first_phase() -> None:
 
 
 def test_a_refusal_is_a_value_error_that_names_its_field() -> None:
-    @refuses
+    @reports_invalid_request
     def refuse(message: str) -> None:
         raise ValueError(message)
 
@@ -148,8 +154,8 @@ def test_a_refusal_is_a_value_error_that_names_its_field() -> None:
     ):
         with pytest.raises(ValueError) as caught:
             refuse(message)
-        assert isinstance(caught.value, RequestRefused)
+        assert isinstance(caught.value, InvalidRequestError)
         assert (str(caught.value), caught.value.parameter) == (message, field)
-    with pytest.raises(RequestRefused) as inner:
-        refuses(lambda: refuse("a must"))()
+    with pytest.raises(InvalidRequestError) as inner:
+        reports_invalid_request(lambda: refuse("a must"))()
     assert inner.value.parameter == "a"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.phase_reference import ReferenceRequest
 from tests.support.random_layouts import allowed_ids, example, layouts
 from vllm.sampling_params import SamplingParams
-from vllm.unison.frontend.prompts import lay_out
+from vllm.unison.frontend.prompts import apply_delay_pattern
 from vllm.unison.model.layout import PhaseKind, StreamLayout
 from vllm.unison.model.output_heads import Heads
 from vllm.unison.model.phases import NO_TOKEN, Finish, PhaseTable, StateKind
@@ -306,7 +306,7 @@ def request_batches(draw: st.DrawFn, may_fail: bool = False) -> list[Request]:
         begins = [token for phase in layout.phases for token in phase.begin_tokens]
         if begins:
             frames[-1, 0] = draw(st.sampled_from(begins))
-        built = lay_out(layout, frames)
+        built = apply_delay_pattern(layout, frames)
         auxiliary = built.auxiliary_ids
         if draw(st.booleans()):
             auxiliary = auxiliary[: len(frames)]
@@ -382,7 +382,9 @@ def simple_request(layout: StreamLayout, number: int, prompt: list[int], **field
             **fields,
         }
     )
-    return Request(layout, number, prompt, lay_out(layout, frames).auxiliary_ids, params)
+    return Request(
+        layout, number, prompt, apply_delay_pattern(layout, frames).auxiliary_ids, params
+    )
 
 
 def test_a_failure_is_seen_in_every_kind_of_stream() -> None:
@@ -425,7 +427,7 @@ def test_a_prompt_s_tail_goes_before_what_is_sampled() -> None:
         example(phases=[{"name": "audio", "kind": "audio", "begin_tokens": [5]}])
     )
     frames = np.array([[5, 0, 0], [20, 25, 29], [21, 26, 30]], np.int32)
-    built = lay_out(layout, frames)
+    built = apply_delay_pattern(layout, frames)
     request = simple_request(layout, 0, built.token_ids, ignore_eos=True, max_tokens=3)
     request.auxiliary_ids = built.auxiliary_ids
     run_reference(request)

@@ -96,7 +96,7 @@ class Arrival:
         return min(self.max_tokens, MAX_MODEL_LEN - len(self.prompt))
 
     @property
-    def most_blocks(self) -> int:
+    def max_blocks(self) -> int:
         """Blocks of all lanes at their greatest length."""
         lengths = [len(self.prompt), *(len(lane.prompt) for lane in self.lanes)]
         return sum(-(-(length + self.num_generated) // BLOCK_SIZE) for length in lengths)
@@ -172,7 +172,7 @@ def random_scenario(source: random.Random) -> Scenario:
             )
         )
     engine = Engine(
-        num_blocks=max(a.most_blocks for a in arrivals) + 1 + source.choice([0, 0, 1, 4]),
+        num_blocks=max(a.max_blocks for a in arrivals) + 1 + source.choice([0, 0, 1, 4]),
         budget=budget,
         max_rows=max_rows,
         caches_prefixes=source.random() < 0.6,
@@ -345,7 +345,7 @@ class Driver:
                 self._steps_without_token = 0
         # Whoever is first computes at least one token per step, and all that it knows at worst.
         most = sum(
-            a.most_blocks * BLOCK_SIZE + 8 for n, a in self._arrivals.items() if n in self.emitted
+            a.max_blocks * BLOCK_SIZE + 8 for n, a in self._arrivals.items() if n in self.emitted
         )
         assert self._steps_without_token <= most, "no request makes progress"
         self._check_groups()

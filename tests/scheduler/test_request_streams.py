@@ -107,7 +107,7 @@ def test_streams_of_a_new_request() -> None:
     inputs = StreamInputs(np.array([[4], [5]], np.int32), (1, 2), num_flush_steps=7)
     streams = make_request_streams(inputs, [1])
     assert streams is not None
-    assert streams.most_steps(10) == 17
+    assert streams.max_steps(10) == 17
     assert streams.ids().tolist() == [[4], [5]]
     with pytest.raises(RuntimeError):
         streams.block_key(0, 2)

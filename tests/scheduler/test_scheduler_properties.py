@@ -72,7 +72,7 @@ def test_groups_whose_prompts_do_not_fit_together(
 ) -> None:
     """Neither waits for ever, and none is half admitted."""
     arrivals = tuple(guided(40, 20, 30, seed, priority=seed % 2) for seed in range(4))
-    engine = Engine(max(a.most_blocks for a in arrivals) + 1, 16, 8, True, policy, is_async)
+    engine = Engine(max(a.max_blocks for a in arrivals) + 1, 16, 8, True, policy, is_async)
     Driver(text_model, Scenario(engine, arrivals)).run()
 
 
@@ -90,7 +90,7 @@ def test_a_budget_that_is_smaller_than_the_lanes_left(
 @BOTH
 def test_a_pair_is_preempted_as_one(text_model: str, is_async: bool) -> None:
     arrivals = tuple(guided(14, 3, 60, seed) for seed in range(3))
-    engine = Engine(max(a.most_blocks for a in arrivals) + 3, 64, 8, True, "fcfs", is_async)
+    engine = Engine(max(a.max_blocks for a in arrivals) + 3, 64, 8, True, "fcfs", is_async)
     happened = Driver(text_model, Scenario(engine, arrivals)).run()
     assert happened["groups preempted while generating"]
 
@@ -120,7 +120,7 @@ def test_hits_of_admissions_that_fail_are_not_counted(text_model: str, is_async:
     """The second request waits for the first one's blocks, with its lane's prompt in the cache."""
     lane = (Lane(-0.5, prompt(33)),)
     arrivals = tuple(Arrival(4 * s, prompt(40, 7 + s), 50, lane) for s in range(2))
-    engine = Engine(arrivals[0].most_blocks + 1, 64, 8, True, "fcfs", is_async)
+    engine = Engine(arrivals[0].max_blocks + 1, 64, 8, True, "fcfs", is_async)
     driver = Driver(text_model, Scenario(engine, arrivals))
     driver.run()
     hits = driver.scheduler.groups.stats.cached_tokens // (2 * BLOCK_SIZE)

@@ -53,13 +53,13 @@ class Request:
 
 
 def make_request(
-    layout: StreamLayout, table: PhaseTable, source: random.Random, most_steps: int = 40
+    layout: StreamLayout, table: PhaseTable, source: random.Random, max_steps: int = 40
 ) -> Request:
     """A request whose tokens are drawn at random as its phases allow."""
     num_prompt = source.randint(1, 8)
     specials = [token for phase in layout.phases for token in phase.begin_tokens] or [0]
     prompt = [source.choice([*specials, layout.slices[0][0]]) for _ in range(num_prompt)]
-    limit = num_prompt + source.randint(1, most_steps)
+    limit = num_prompt + source.randint(1, max_steps)
     state, segment_start = start_of_generation(layout, prompt)
     rows = [_row(layout, token, source) for token in prompt]
     states, starts, finishes = [], [], []

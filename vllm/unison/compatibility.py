@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
+from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
 from vllm.unison.model.spec import multistream_spec
 
 if TYPE_CHECKING:
@@ -56,4 +56,4 @@ def check_multistream_support(vllm_config: VllmConfig) -> None:
     for option, is_set in refused.items():
         if is_set:
             raise ValueError(f"{option} is not supported for multi-stream models")
-    ChunkPolicy.from_config(vllm_config.additional_config)
+    ChunkSchedule.from_config(vllm_config.additional_config)

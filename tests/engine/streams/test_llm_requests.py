@@ -18,7 +18,7 @@ from tests.engine.streams.text_model import write_text_model
 from tests.entrypoints.server import DEFAULT_TOKENS, GUIDANCE_SCALE, SAMPLE_RATE, write_model
 from vllm import LLM, AsyncEngineArgs, SamplingParams
 from vllm.sampling_params import BeamSearchParams, RequestOutputKind
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.v1.engine.async_llm import AsyncLLM
 
 FLUSH = 3
@@ -107,7 +107,7 @@ def test_a_prompt_of_ids_goes_on_to_the_end_of_the_context(llm: LLM) -> None:
 def test_prompts_are_refused_by_the_field_that_was_given(
     llm: LLM, prompt: Any, field: str, words: str
 ) -> None:
-    with pytest.raises(RequestRefused, match=words) as caught:
+    with pytest.raises(InvalidRequestError, match=words) as caught:
         generate(llm, prompt, SamplingParams(max_tokens=2))
     assert caught.value.parameter == field
 
@@ -135,7 +135,7 @@ def test_prompts_are_refused_by_the_field_that_was_given(
 def test_parameters_are_refused_by_the_field_that_was_given(
     llm: LLM, options: dict[str, Any], field: str
 ) -> None:
-    with pytest.raises(RequestRefused) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         generate(llm, "hello", SamplingParams(**options))
     assert str(caught.value).startswith(field) and "must" in str(caught.value)
 
@@ -155,16 +155,16 @@ CALLS: dict[str, Callable[[LLM], Any]] = {
 
 @pytest.mark.parametrize("name", list(CALLS))
 def test_methods_that_cannot_serve_the_model_say_so(name: str, llm: LLM) -> None:
-    with pytest.raises(RequestRefused, match=f"^{name} is not supported .* use LLM.generate"):
+    with pytest.raises(InvalidRequestError, match=f"^{name} is not supported .* use LLM.generate"):
         CALLS[name](llm)
 
 
 def test_on_the_cpu_sleep_only_pauses(llm: LLM) -> None:
     for level in (1, 2):
-        with pytest.raises(RequestRefused, match=r"level must be 0 .* on the CPU") as caught:
+        with pytest.raises(InvalidRequestError, match=r"level must be 0 .* on the CPU") as caught:
             llm.sleep(level=level)
         assert caught.value.parameter == "level"
-    with pytest.raises(RequestRefused):
+    with pytest.raises(InvalidRequestError):
         llm.sleep()
     llm.sleep(level=0)
     assert llm.wake_up(tags=["scheduling"])

@@ -22,7 +22,7 @@ import vllm.envs as envs
 from vllm.entrypoints.speech.containers import AudioFile, UnreadableFile
 from vllm.unison.codecs.resampling import MAX_CHANNELS, MAX_RATE, MIN_RATE
 from vllm.unison.frontend.clips import check_samples
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 
 MiB = 2**20
 _BASE64_PIECE = 2**18  # a multiple of four letters, which are three bytes
@@ -84,17 +84,17 @@ def decode_file(data: bytes, limits: AudioLimits, field: str) -> Clip:
         field: of the request, for messages.
 
     Raises:
-        RequestRefused: if it is no such file, empty, damaged, incomplete or beyond a limit.
+        InvalidRequestError: if it is no such file, empty, damaged, incomplete or beyond a limit.
     """
     if len(data) > limits.file_bytes:
-        raise RequestRefused(
+        raise InvalidRequestError(
             f"{field} must have at most {limits.file_bytes} bytes, not {len(data)}"
         )
     try:
         with AudioFile(data) as file:
             return _read(file, limits, field)
     except UnreadableFile as error:
-        raise RequestRefused(f"{field} {error}") from error
+        raise InvalidRequestError(f"{field} {error}") from error
 
 
 def _read(file: AudioFile, limits: AudioLimits, field: str) -> Clip:
@@ -105,19 +105,21 @@ def _read(file: AudioFile, limits: AudioLimits, field: str) -> Clip:
             channels, rate = len(block), block_rate
             _check_shape(rate, channels, field)
         if (len(block), block_rate) != (channels, rate):
-            raise RequestRefused(f"{field} must have one sample rate and one number of channels")
+            raise InvalidRequestError(
+                f"{field} must have one sample rate and one number of channels"
+            )
         blocks.append(block)
         total += block.shape[1]
         if total > limits.most_samples(rate):
-            raise RequestRefused(f"{field} must be at most {limits.seconds:g} seconds long")
+            raise InvalidRequestError(f"{field} must be at most {limits.seconds:g} seconds long")
         if total * channels * 4 > limits.decoded_bytes:
-            raise RequestRefused(
+            raise InvalidRequestError(
                 f"{field} must decode to at most {limits.decoded_bytes} bytes of samples"
             )
     if total == 0:
         if rate:
             _check_shape(rate, 1, field)
-        raise RequestRefused(f"{field} must have at least one sample")
+        raise InvalidRequestError(f"{field} must have at least one sample")
     samples = np.concatenate(blocks, axis=1)
     check_samples(samples, field)
     return Clip(samples, rate)
@@ -125,11 +127,11 @@ def _read(file: AudioFile, limits: AudioLimits, field: str) -> Clip:
 
 def _check_shape(rate: int, channels: int, field: str) -> None:
     if not MIN_RATE <= rate <= MAX_RATE:
-        raise RequestRefused(
+        raise InvalidRequestError(
             f"{field} must have a sample rate in [{MIN_RATE}, {MAX_RATE}] Hz, not {rate}"
         )
     if not 1 <= channels <= MAX_CHANNELS:
-        raise RequestRefused(f"{field} must have 1 to {MAX_CHANNELS} channels, not {channels}")
+        raise InvalidRequestError(f"{field} must have 1 to {MAX_CHANNELS} channels, not {channels}")
 
 
 def decode_base64(data: str, limits: AudioLimits, field: str) -> bytes:
@@ -139,20 +141,20 @@ def decode_base64(data: str, limits: AudioLimits, field: str) -> bytes:
     URI has before them (`data:audio/wav;base64,`). All else must be strict base64.
 
     Raises:
-        RequestRefused: naming the field.
+        InvalidRequestError: naming the field.
     """
     head, comma, rest = data[:_MOST_URI_HEAD].partition(",")
     if head[:5].lower() == "data:":
         if not comma or not head.lower().endswith(";base64"):
-            raise RequestRefused(f"{field}, a data URI, must begin with data:TYPE;base64,")
+            raise InvalidRequestError(f"{field}, a data URI, must begin with data:TYPE;base64,")
         data = rest + data[_MOST_URI_HEAD:]
     letters = data.encode("ascii", "replace").translate(None, b" \t\r\n")
     if len(letters) // 4 * 3 - letters[-2:].count(b"=") > limits.file_bytes:
-        raise RequestRefused(f"{field} must have at most {limits.file_bytes} bytes")
+        raise InvalidRequestError(f"{field} must have at most {limits.file_bytes} bytes")
     try:
         return b"".join(_decoded_pieces(letters))
     except ValueError as error:
-        raise RequestRefused(f"{field} must be base64") from error
+        raise InvalidRequestError(f"{field} must be base64") from error
 
 
 def _decoded_pieces(letters: bytes) -> Iterator[bytes]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm.entrypoints.speech.media import Clip
 from vllm.sampling_params import RequestOutputKind, SamplingParams
-from vllm.unison.frontend.errors import RequestRefused, refuses
+from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
 from vllm.unison.frontend.tasks import ENGINE_NAMES, FieldNames, choose_task
 from vllm.unison.model.spec import SpeechSpec
 
@@ -56,7 +56,7 @@ def plan_request(
         voice_aliases: names that stand for the model's voices.
 
     Raises:
-        RequestRefused: naming the field.
+        InvalidRequestError: naming the field.
     """
     if asked.language is not None:
         check_language(spec, asked.language)
@@ -86,22 +86,24 @@ def _voice(spec: SpeechSpec, asked: SpeechInput, aliases: Mapping[str, str]) -> 
     if asked.voice == DEFAULT_VOICE:
         return None
     known = sorted({*spec.voices, *aliases, DEFAULT_VOICE})
-    raise RequestRefused(f"{asked.fields.voice} must be one of {known}, not {asked.voice!r}")
+    raise InvalidRequestError(f"{asked.fields.voice} must be one of {known}, not {asked.voice!r}")
 
 
 def check_language(spec: SpeechSpec, language: str) -> None:
     """Refuse a language that the model's config.json does not name, whatever the case of letters.
 
     Raises:
-        RequestRefused: naming the field.
+        InvalidRequestError: naming the field.
     """
     if not spec.languages:
-        raise RequestRefused("language must not be given: the model's config.json names none")
+        raise InvalidRequestError("language must not be given: the model's config.json names none")
     if language.lower() not in spec.languages:
-        raise RequestRefused(f"language must be one of {list(spec.languages)}, not {language!r}")
+        raise InvalidRequestError(
+            f"language must be one of {list(spec.languages)}, not {language!r}"
+        )
 
 
-@refuses
+@reports_invalid_request
 def make_params(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> SamplingParams:
     """Sampling parameters for a streamed request.
 
@@ -110,7 +112,7 @@ def make_params(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Sampli
         given: what the request says; wins over the defaults.
 
     Raises:
-        RequestRefused: naming the field.
+        InvalidRequestError: naming the field.
     """
     values = {"max_tokens": None} | dict(defaults) | dict(given)
     # A temperature or the like that a request gives is meant for all streams.
@@ -118,5 +120,5 @@ def make_params(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> Sampli
         if name in given:
             values.pop(f"stream_{name}", None)
     if "negative_prompt" in values and values.get("guidance_scale") == 1.0:
-        raise RequestRefused("negative_prompt needs a guidance_scale other than 1.0")
+        raise InvalidRequestError("negative_prompt needs a guidance_scale other than 1.0")
     return SamplingParams(output_kind=RequestOutputKind.DELTA, **values)

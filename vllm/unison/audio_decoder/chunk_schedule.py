@@ -15,7 +15,7 @@ CONFIG_KEY = "acoustic_decoding"
 
 
 @dataclass(frozen=True)
-class ChunkPolicy:
+class ChunkSchedule:
     """Sizes of chunks, in frames.
 
     Chunk boundaries depend on nothing but these fields, so that a request whose audio was
@@ -48,7 +48,7 @@ class ChunkPolicy:
             raise ValueError(f"{CONFIG_KEY}.growth must be a finite number above 1, not {growth!r}")
 
     @classmethod
-    def from_config(cls, additional_config: Any) -> ChunkPolicy:
+    def from_config(cls, additional_config: Any) -> ChunkSchedule:
         """The policy in an engine's `additional_config`, or the default one.
 
         Raises:

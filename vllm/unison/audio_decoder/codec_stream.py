@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 
-class Transfer(Protocol):
+class HostCopy(Protocol):
     """Samples on their way to the host."""
 
     def is_done(self) -> bool:
@@ -24,7 +24,7 @@ class Transfer(Protocol):
         ...
 
 
-class Launcher(Protocol):
+class CodecStream(Protocol):
     """Runs the codec's calls and brings samples to the host."""
 
     def running(self) -> contextlib.AbstractContextManager[None]:
@@ -35,12 +35,12 @@ class Launcher(Protocol):
         """Codes from the host to the codec's device."""
         ...
 
-    def fetch(self, samples: torch.Tensor) -> Transfer:
+    def fetch(self, samples: torch.Tensor) -> HostCopy:
         """Start to bring samples [num_samples] to the host."""
         ...
 
 
-class _Here:
+class ReadyCopy:
     """Samples that are on the host already."""
 
     def __init__(self, samples: torch.Tensor) -> None:
@@ -53,7 +53,7 @@ class _Here:
         return self._samples.numpy()
 
 
-class HostLauncher:
+class HostCodecStream:
     """On the CPU: at once, in the thread that asks.
 
     A thread of its own would share the cores with the model's step and gain nothing.
@@ -69,9 +69,9 @@ class HostLauncher:
         """The same tensor."""
         return codes
 
-    def fetch(self, samples: torch.Tensor) -> Transfer:
+    def fetch(self, samples: torch.Tensor) -> HostCopy:
         """There already."""
-        return _Here(samples)
+        return ReadyCopy(samples)
 
 
 class _Copy:
@@ -93,7 +93,7 @@ class _Copy:
         return self._host.numpy().copy()
 
 
-class CudaLauncher:
+class CudaCodecStream:
     """On a CUDA device: on a stream of its own, beside the model's.
 
     All that the codec reads and writes, the states between two calls included, stays on this
@@ -127,11 +127,11 @@ class CudaLauncher:
         """An asynchronous copy from pinned memory; the allocator keeps that until it is done."""
         return codes.pin_memory().to(self._device, non_blocking=True)
 
-    def fetch(self, samples: torch.Tensor) -> Transfer:
+    def fetch(self, samples: torch.Tensor) -> HostCopy:
         """An asynchronous copy to pinned memory."""
         return _Copy(samples)
 
 
-def launcher_for(device: torch.device) -> Launcher:
-    """The launcher of a device's kind."""
-    return CudaLauncher(device) if device.type == "cuda" else HostLauncher()
+def codec_stream_for(device: torch.device) -> CodecStream:
+    """The codec stream of a kind of device."""
+    return CudaCodecStream(device) if device.type == "cuda" else HostCodecStream()

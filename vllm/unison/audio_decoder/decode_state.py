@@ -17,7 +17,7 @@ from vllm.unison.codecs.receptive_field import Context
 
 
 @dataclass
-class StageProgress:
+class StageState:
     """What one stage of the decoder holds of a request.
 
     Attributes:
@@ -63,7 +63,7 @@ class StageProgress:
             self.begin = first
 
 
-class AudioStream:
+class RequestDecodeState:
     """Frames, context and progress of one request.
 
     Args:
@@ -93,7 +93,7 @@ class AudioStream:
         self.num_emitted = num_emitted
         self.samples: list[torch.Tensor] = []
         self.error: str | None = None
-        self.stages = [StageProgress(context) for context in contexts]
+        self.stages = [StageState(context) for context in contexts]
         self._resume(has_state)
         self.num_frames = self.stages[0].begin
         self._unsent = codes[:0]

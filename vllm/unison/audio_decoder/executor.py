@@ -18,10 +18,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
-from vllm.unison.audio_decoder.codec_stream import Launcher, Transfer, launcher_for
-from vllm.unison.audio_decoder.decode_state import AudioStream
-from vllm.unison.audio_decoder.frame_collector import FrameTracker
+from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
+from vllm.unison.audio_decoder.codec_stream import CodecStream, HostCopy, codec_stream_for
+from vllm.unison.audio_decoder.decode_state import RequestDecodeState
+from vllm.unison.audio_decoder.frame_collector import FrameCollector
 from vllm.unison.audio_decoder.frames import (
     CodeError,
     CodeReader,
@@ -60,7 +60,7 @@ class _Due:
         ends: whether its audio has ended.
     """
 
-    stream: AudioStream
+    stream: RequestDecodeState
     slot: int
     stops: list[int]
     ends: bool
@@ -102,7 +102,7 @@ class _Change:
     admissions: Sequence[Admission]
 
 
-class AcousticExecutor:
+class AudioExecutor:
     """Streams the audio of requests.
 
     With asynchronous scheduling the batch changes for a step before the output of the step before
@@ -116,7 +116,7 @@ class AcousticExecutor:
         table: its phase table.
         policy: sizes of chunks.
         num_slots: slots that requests may hold.
-        launcher: where the codec runs; default: as befits the codec's device.
+        codec_stream: where the codec runs; default: as befits the codec's device.
     """
 
     def __init__(
@@ -124,9 +124,9 @@ class AcousticExecutor:
         codec: Codec,
         layout: StreamLayout,
         table: PhaseTable,
-        policy: ChunkPolicy,
+        policy: ChunkSchedule,
         num_slots: int,
-        launcher: Launcher | None = None,
+        codec_stream: CodecStream | None = None,
     ) -> None:
         stages = codec.decoder_stages()
         if stages is None:
@@ -135,15 +135,15 @@ class AcousticExecutor:
         self._layout = layout
         self._table = table
         self._policy = policy
-        self._launcher = launcher or launcher_for(codec.device)
-        self._pipeline = StagePipeline(stages, self._launcher)
+        self._codec_stream = codec_stream or codec_stream_for(codec.device)
+        self._pipeline = StagePipeline(stages, self._codec_stream)
         self._contexts = self._pipeline.contexts
         self._reader = CodeReader(layout)
-        most_pending = policy.chunk_frames + frames_needed(self._contexts, 1)
-        self._tracker = FrameTracker(layout, table, num_slots, most_pending + 1)
+        max_pending = policy.chunk_frames + frames_needed(self._contexts, 1)
+        self._collector = FrameCollector(layout, table, num_slots, max_pending + 1)
         self._due_at = np.zeros(num_slots, np.int64)
-        self._in_transfer: dict[int, list[tuple[int, Transfer]]] = {}
-        self._streams: dict[int, AudioStream] = {}
+        self._copies: dict[int, list[tuple[int, HostCopy]]] = {}
+        self._streams: dict[int, RequestDecodeState] = {}
         self._slot_of: dict[str, int] = {}
         self._ended: set[str] = set()
         self._changes: deque[_Change] = deque()
@@ -185,8 +185,8 @@ class AcousticExecutor:
 
     def _release(self, request_id: str) -> None:
         slot = self._slot_of.pop(request_id)
-        self._tracker.release(slot)
-        del self._streams[slot], self._in_transfer[slot]
+        self._collector.release(slot)
+        del self._streams[slot], self._copies[slot]
 
     def _admit(self, new: Admission) -> None:
         segments = segments_so_far(self._table, new.replayed, new.num_prompt, len(new.tokens))
@@ -197,15 +197,15 @@ class AcousticExecutor:
         except CodeError as wrong:
             # Said with the next step that the request is in.
             codes, num_emitted, error = self._reader.none, 0, f"the codec failed: {wrong}"
-        stream = AudioStream(
+        stream = RequestDecodeState(
             new.request_id, self._contexts, self._pipeline.has_state, codes, num_emitted
         )
         stream.error = error
         slot = new.slot
         self._slot_of[new.request_id] = slot
         self._streams[slot] = stream
-        self._in_transfer[slot] = []
-        self._tracker.admit(
+        self._copies[slot] = []
+        self._collector.admit(
             slot,
             new.tokens,
             new.num_prompt,
@@ -256,7 +256,7 @@ class AcousticExecutor:
         if due:
             self._decode(due)
         with self._lock:
-            self._hand_on(result, slots[sampled], {d.slot for d in due}, ending)
+            self._emit_ready(result, slots[sampled], {d.slot for d in due}, ending)
             self._num_read += 1
             self._apply_changes()
         return result
@@ -272,28 +272,28 @@ class AcousticExecutor:
         finish: NDArray[Any],
     ) -> tuple[list[_Due], set[int]]:
         """Requests with something to decode, and the slots of those that end with this step."""
-        tracked = self._tracker.update(slots, sampled, tokens, state, segment_start)
+        tracked = self._collector.update(slots, sampled, tokens, state, segment_start)
         own = slots[tracked.rows]
         for index, codes in zip(tracked.failed, tracked.wrong_codes, strict=True):
             slot = int(own[index])
-            frame = self._tracker.num_frames[slot]
-            reason = f"frame {frame} {self._tracker.describe(codes)}"
+            frame = self._collector.num_frames[slot]
+            reason = f"frame {frame} {self._collector.describe(codes)}"
             self._fail(result, slot, f"the codec failed: {reason}")
         ended = finish[tracked.rows] != Finish.NOT_FINISHED
-        is_due = (self._tracker.num_frames[own] >= self._due_at[own]) | ended
+        is_due = (self._collector.num_frames[own] >= self._due_at[own]) | ended
         due, ending = [], set()
-        for index in np.flatnonzero(is_due & self._tracker.is_active[own]):
+        for index in np.flatnonzero(is_due & self._collector.is_active[own]):
             slot = int(own[index])
             stream = self._streams[slot]
             if stream.error is not None:
                 self._fail(result, slot, stream.error)
                 continue
-            stream.feed(self._tracker.take(slot))
+            stream.feed(self._collector.take(slot))
             ends = bool(ended[index])
             stops = self._stops(stream, ends)
             if ends:
                 ending.add(slot)
-                self._tracker.release(slot)
+                self._collector.release(slot)
             else:
                 reached = stops[-1] if stops else stream.num_emitted
                 self._due_at[slot] = self._next_due(reached)
@@ -301,7 +301,7 @@ class AcousticExecutor:
                 due.append(_Due(stream, slot, stops, ends))
         return due, ending
 
-    def _stops(self, stream: AudioStream, ends: bool) -> list[int]:
+    def _stops(self, stream: RequestDecodeState, ends: bool) -> list[int]:
         """Chunk boundaries up to which a request can be decoded now.
 
         For one that went on after an interruption they begin before what has been emitted: stages
@@ -318,16 +318,16 @@ class AcousticExecutor:
 
     def _decode(self, due: Sequence[_Due]) -> None:
         """Decode up to every stop of every request; samples and errors end up in the streams."""
-        with self._launcher.running():
+        with self._codec_stream.running():
             self._pipeline.decode([(one.stream, one.stops) for one in due])
             for one in due:
                 if one.stream.samples and one.stream.error is None:
                     samples = torch.cat(one.stream.samples)
                     one.stream.samples = []
-                    transfer = self._launcher.fetch(samples.flatten())
-                    self._in_transfer[one.slot].append((len(samples), transfer))
+                    transfer = self._codec_stream.fetch(samples.flatten())
+                    self._copies[one.slot].append((len(samples), transfer))
 
-    def _hand_on(
+    def _emit_ready(
         self,
         result: AudioStep,
         sampled_slots: NDArray[np.int64],
@@ -335,13 +335,13 @@ class AcousticExecutor:
         ending: set[int],
     ) -> None:
         """Put what is on the host into the result; wait for all that ending requests have."""
-        here = {*sampled_slots.tolist()} if any(self._in_transfer.values()) else set()
+        here = {*sampled_slots.tolist()} if any(self._copies.values()) else set()
         for slot in sorted((here | ending | due) & self._streams.keys()):
             stream = self._streams[slot]
             if stream.error is not None:
                 self._fail(result, slot, stream.error)
                 continue
-            pending = self._in_transfer[slot]
+            pending = self._copies[slot]
             ready, num_frames = [], 0
             while pending and (slot in ending or pending[0][1].is_done()):
                 count, transfer = pending.pop(0)
@@ -349,7 +349,7 @@ class AcousticExecutor:
                 num_frames += count
             ends = slot in ending
             # Audio without a frame is told once, at the end.
-            empty = ends and stream.num_frames == 0 and self._tracker.had_audio[slot]
+            empty = ends and stream.num_frames == 0 and self._collector.had_audio[slot]
             if ready or empty:
                 samples = np.concatenate(ready) if ready else np.empty(0, np.float32)
                 codes = stream.take_codes(num_frames)

@@ -16,7 +16,7 @@ from vllm.unison.model.phases import PhaseTable, StateKind
 
 
 @dataclass(frozen=True)
-class Tracked:
+class CollectedFrames:
     """What a step meant for the streaming requests among its rows.
 
     Attributes:
@@ -30,7 +30,7 @@ class Tracked:
     wrong_codes: NDArray[np.int32]
 
 
-class FrameTracker:
+class FrameCollector:
     """Frames of the streaming requests by slot.
 
     Args:
@@ -111,7 +111,7 @@ class FrameTracker:
         tokens: NDArray[np.int32],
         state: NDArray[np.int64],
         segment_start: NDArray[np.int64],
-    ) -> Tracked:
+    ) -> CollectedFrames:
         """Take in what a step emitted.
 
         Args:
@@ -148,7 +148,7 @@ class FrameTracker:
             self.num_frames[holders] += 1
         self._state[own] = state[rows]
         self._begin[own] = np.maximum(segment_start[rows], self._num_prompt[own])
-        return Tracked(rows, failed, wrong)
+        return CollectedFrames(rows, failed, wrong)
 
     def take(self, slot: int) -> NDArray[np.int32]:
         """The [num_new, num_codebooks] codes of the frames completed since the last call."""

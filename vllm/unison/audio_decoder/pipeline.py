@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from vllm.logger import init_logger
-from vllm.unison.audio_decoder.codec_stream import Launcher, launcher_for
-from vllm.unison.audio_decoder.decode_state import AudioStream, StageProgress
+from vllm.unison.audio_decoder.codec_stream import CodecStream, codec_stream_for
+from vllm.unison.audio_decoder.decode_state import RequestDecodeState, StageState
 from vllm.unison.audio_decoder.windows import frames_needed, stage_targets
 from vllm.unison.codecs.base import Codec
 from vllm.unison.codecs.receptive_field import Context
@@ -35,23 +35,23 @@ class StagePipeline:
 
     Args:
         stages: of the decoder.
-        launcher: where they run.
+        codec_stream: where they run.
 
     Attributes:
         contexts: of the stages.
         has_state: per stage whether it carries a state.
     """
 
-    def __init__(self, stages: Sequence[DecoderStage], launcher: Launcher) -> None:
+    def __init__(self, stages: Sequence[DecoderStage], codec_stream: CodecStream) -> None:
         self._stages = stages
-        self._launcher = launcher
+        self._codec_stream = codec_stream
         self.contexts: list[Context] = [stage.context for stage in stages]
         self.has_state = [isinstance(stage, StateStage) for stage in stages]
 
-    def decode(self, todo: Sequence[tuple[AudioStream, Sequence[int]]]) -> None:
+    def decode(self, todo: Sequence[tuple[RequestDecodeState, Sequence[int]]]) -> None:
         """Decode requests up to some frame counts each, one after the other.
 
-        Samples and errors end up in the streams. Called within the launcher's `running`.
+        Samples and errors end up in the streams. Called within `running` of the codec stream.
         """
         for piece in range(max(len(stops) for _, stops in todo)):
             self._decode_piece(
@@ -62,13 +62,13 @@ class StagePipeline:
                 ]
             )
 
-    def _decode_piece(self, todo: Sequence[tuple[AudioStream, int]]) -> None:
+    def _decode_piece(self, todo: Sequence[tuple[RequestDecodeState, int]]) -> None:
         targets = {
             id(stream): stage_targets(self.contexts, stop, stream.num_frames)
             for stream, stop in todo
         }
         for number in range(len(self._stages)):
-            shapes: dict[int, list[tuple[AudioStream, int]]] = defaultdict(list)
+            shapes: dict[int, list[tuple[RequestDecodeState, int]]] = defaultdict(list)
             for stream, _ in todo:
                 stage = stream.stages[number]
                 target = targets[id(stream)][number]
@@ -78,13 +78,13 @@ class StagePipeline:
                 for first in range(0, len(group), MAX_ROWS):
                     self._run_stage(number, group[first : first + MAX_ROWS])
 
-    def _input_length(self, number: int, stage: StageProgress, target: int) -> int:
+    def _input_length(self, number: int, stage: StageState, target: int) -> int:
         if self.has_state[number]:
             return target - stage.num_done
         window = stage.window(target)
         return window.end - window.begin
 
-    def _run_stage(self, number: int, group: Sequence[tuple[AudioStream, int]]) -> None:
+    def _run_stage(self, number: int, group: Sequence[tuple[RequestDecodeState, int]]) -> None:
         """Run a stage for requests whose inputs are equally long, up to their targets."""
         try:
             outputs, states = self._call(number, group)
@@ -110,7 +110,7 @@ class StagePipeline:
                 stream.num_emitted = target
 
     def _call(
-        self, number: int, group: Sequence[tuple[AudioStream, int]]
+        self, number: int, group: Sequence[tuple[RequestDecodeState, int]]
     ) -> tuple[list[torch.Tensor], list[Any]]:
         stage = self._stages[number]
         progress = [stream.stages[number] for stream, _ in group]
@@ -130,7 +130,7 @@ class StagePipeline:
 
     def _batch(self, number: int, inputs: list[torch.Tensor]) -> torch.Tensor:
         batch = torch.stack(inputs)
-        return self._launcher.to_device(batch) if number == 0 else batch
+        return self._codec_stream.to_device(batch) if number == 0 else batch
 
 
 def check_stages(codec: Codec) -> None:
@@ -146,8 +146,8 @@ def check_stages(codec: Codec) -> None:
     stages = codec.decoder_stages()
     if stages is None:
         return
-    launcher = launcher_for(codec.device)
-    pipeline = StagePipeline(stages, launcher)
+    codec_stream = codec_stream_for(codec.device)
+    pipeline = StagePipeline(stages, codec_stream)
     # Long enough for a window with all of its context, and something beyond, in the middle.
     contexts = pipeline.contexts
     num_frames = sum(c.left + c.right for c in contexts) + frames_needed(contexts, 4)
@@ -156,9 +156,9 @@ def check_stages(codec: Codec) -> None:
     codes = torch.randint(codec.codebook_size, shape, generator=generator)
     whole = codec.decode(codes)
     none = np.empty((0, codec.num_codebooks), np.int32)
-    stream = AudioStream("check", contexts, pipeline.has_state, none, 0)
+    stream = RequestDecodeState("check", contexts, pipeline.has_state, none, 0)
     stream.feed(codes.to(torch.int32).numpy())
-    with launcher.running():
+    with codec_stream.running():
         beyond = _beyond_context(stages, codes[None].to(codec.device))
         pipeline.decode([(stream, [*range(3, num_frames, 3), num_frames])])
     if stream.error is not None:

@@ -12,7 +12,7 @@ from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.phases import Segment
 
 
-class WholeDecoder:
+class OfflineDecoder:
     """Decodes finished requests, each in a call of its own.
 
     So the samples of a request do not depend, in any bit, on what else ends in the same step.

@@ -22,7 +22,7 @@ BACKBONE = "backbone."
 _COMPUTED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cached")
 """Ends of names that old checkpoints hold, of what is computed and not learned."""
 
-_MOST_NAMED = 5
+_MAX_NAMED = 5
 """Tensors that an error names; it counts the rest."""
 
 Shape = tuple[int, ...]
@@ -69,10 +69,10 @@ class ExpectedTensors:
 
 def listed(names: list[str]) -> str:
     """Names of tensors for an error, a few of them if there are many."""
-    more = len(names) - _MOST_NAMED
+    more = len(names) - _MAX_NAMED
     rest = f" and {more} more" if more > 0 else ""
     kind = "the tensor" if len(names) == 1 else f"{len(names)} tensors:"
-    return f"{kind} {', '.join(map(repr, names[:_MOST_NAMED]))}{rest}"
+    return f"{kind} {', '.join(map(repr, names[:_MAX_NAMED]))}{rest}"
 
 
 def expected_tensors(

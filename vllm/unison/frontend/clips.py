@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 
 MAX_LEVEL = 8.0
 """Magnitude beyond which float samples are not taken for sound whose full scale is 1. Mixing and
@@ -28,13 +28,13 @@ def check_samples(samples: NDArray[np.floating], field: str) -> None:
         field: of the request, for messages.
 
     Raises:
-        RequestRefused: NaN, infinity, or magnitudes beyond MAX_LEVEL.
+        InvalidRequestError: NaN, infinity, or magnitudes beyond MAX_LEVEL.
     """
     low, high = float(samples.min()), float(samples.max())
     if not np.isfinite([low, high]).all():
-        raise RequestRefused(f"{field} must have finite samples, not NaN or infinity")
+        raise InvalidRequestError(f"{field} must have finite samples, not NaN or infinity")
     if max(-low, high) > MAX_LEVEL:
-        raise RequestRefused(
+        raise InvalidRequestError(
             f"{field} must have float samples whose full scale is [-1, 1] (louder is taken up to "
             f"{MAX_LEVEL:g}), not in [{low:g}, {high:g}]; integer samples need an integer type"
         )
@@ -56,7 +56,7 @@ def read_clip(audio: Any) -> tuple[NDArray[np.float32], float | None]:
         float32 [num_samples] or [num_channels, num_samples], and the rate in Hz, None if not given.
 
     Raises:
-        RequestRefused: any other form, no samples, or samples that are no sound.
+        InvalidRequestError: any other form, no samples, or samples that are no sound.
     """
     samples, rate = _split(audio)
     return _channels_first(_to_float(_array(samples))), rate
@@ -67,7 +67,7 @@ def _split(audio: Any) -> tuple[Any, float | None]:
     if isinstance(audio, Mapping):
         if not {"array", "sampling_rate"} <= set(audio) <= {"array", "sampling_rate", "path"}:
             keys = sorted(map(str, audio))
-            raise RequestRefused(f"audio must be {FORMS}, not a dict with the keys {keys}")
+            raise InvalidRequestError(f"audio must be {FORMS}, not a dict with the keys {keys}")
         return audio["array"], _rate(audio["sampling_rate"])
     if hasattr(audio, "sample_rate") and (hasattr(audio, "samples") or hasattr(audio, "data")):
         samples = audio.samples if hasattr(audio, "samples") else audio.data
@@ -79,7 +79,7 @@ def _split(audio: Any) -> tuple[Any, float | None]:
             return audio[1], _rate(audio[0])
         if isinstance(audio, list) and audio and not _is_scalar(audio[0]):
             if len(audio) != 1:
-                raise RequestRefused(f"audio must be one clip, not {len(audio)}")
+                raise InvalidRequestError(f"audio must be one clip, not {len(audio)}")
             return _split(audio[0])
     return audio, None
 
@@ -92,7 +92,7 @@ def _rate(rate: Any) -> float:
     if isinstance(rate, (torch.Tensor, np.ndarray)) and rate.ndim == 0:
         rate = rate.item()
     if isinstance(rate, bool) or not isinstance(rate, (int, float, np.number)):
-        raise RequestRefused(f"audio's sample rate must be a number of Hz, not {rate!r}")
+        raise InvalidRequestError(f"audio's sample rate must be a number of Hz, not {rate!r}")
     return rate  # type: ignore[return-value]
 
 
@@ -104,15 +104,15 @@ def _array(samples: Any) -> NDArray[Any]:
     try:
         array = np.asarray(samples)
     except ValueError as error:
-        raise RequestRefused("audio must be an array, all rows of one length") from error
+        raise InvalidRequestError("audio must be an array, all rows of one length") from error
     if array.dtype.kind not in "fiu":
-        raise RequestRefused(f"audio must be {FORMS}, not {type(samples).__name__}")
+        raise InvalidRequestError(f"audio must be {FORMS}, not {type(samples).__name__}")
     return array
 
 
 def _to_float(samples: NDArray[Any]) -> NDArray[np.float32]:
     if samples.size == 0:
-        raise RequestRefused("audio must have at least one sample")
+        raise InvalidRequestError("audio must have at least one sample")
     if samples.dtype.kind == "f":
         check_samples(samples, "audio")
         return samples.astype(np.float32)
@@ -124,7 +124,7 @@ def _to_float(samples: NDArray[Any]) -> NDArray[np.float32]:
         # Sound of 16 bits in a wider type, as a list of integers becomes, would be silence.
         low, high = int(samples.min()), int(samples.max())
         if samples.dtype != np.int32 or 0 < max(-low, high) <= 2**15:
-            raise RequestRefused(
+            raise InvalidRequestError(
                 f"audio must use its type's range, or be floats in [-1, 1]: {samples.dtype} "
                 f"samples in [{low}, {high}] have no known full scale; if it is that of 16 bits, "
                 "give int16"
@@ -136,12 +136,12 @@ def _channels_first(samples: NDArray[np.float32]) -> NDArray[np.float32]:
     if samples.ndim == 2 and samples.shape[0] > samples.shape[1]:
         samples = samples.T
     elif samples.ndim == 2 and samples.shape[0] == samples.shape[1] > 1:
-        raise RequestRefused(
+        raise InvalidRequestError(
             f"audio of shape {list(samples.shape)} is ambiguous: its channels must be fewer than "
             "its samples"
         )
     if samples.ndim not in (1, 2):
-        raise RequestRefused(
+        raise InvalidRequestError(
             "audio must have the shape [num_samples], [num_channels, num_samples] or "
             f"[num_samples, num_channels], not {list(samples.shape)}"
         )

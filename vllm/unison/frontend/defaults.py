@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.sampling_params import SamplingParams
 from vllm.unison.frontend.admission.streams import refuse_unsupported_sampling
-from vllm.unison.frontend.errors import refuses
+from vllm.unison.frontend.errors import reports_invalid_request
 from vllm.unison.frontend.tasks import emits
 from vllm.unison.messages.sampling_fields import UNSET_MAX_TOKENS
 from vllm.unison.model.spec import GENERATION_DEFAULTS, SpeechSpec, TaskPrompt, multistream_spec
@@ -30,7 +30,7 @@ class DefaultSamplingParams(SamplingParams):  # type: ignore[call-arg]
     """Sampling parameters whose fields are those of the request's task, but for changed ones."""
 
 
-@refuses
+@reports_invalid_request
 def complete_sampling_params(
     params: SamplingParams, engine_input: Mapping[str, Any], model_config: ModelConfig
 ) -> None:

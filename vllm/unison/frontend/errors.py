@@ -16,7 +16,7 @@ Result = TypeVar("Result")
 _FIELD = re.compile(r"[a-z]\w*(?:\[\d*\]|\.[a-z]\w*)*(?=[\s:']|$)")
 
 
-class RequestRefused(VLLMValidationError, ValueError):
+class InvalidRequestError(VLLMValidationError, ValueError):
     """A request that is refused; its message names the field and what is accepted.
 
     Upstream's servers answer a VLLMValidationError with status 400, and anything else that is
@@ -34,16 +34,16 @@ class RequestRefused(VLLMValidationError, ValueError):
     def __str__(self) -> str:
         return str(self.args[0])
 
-    def renamed(self, names: Mapping[str, str]) -> RequestRefused:
+    def renamed(self, names: Mapping[str, str]) -> InvalidRequestError:
         """The same with another name of the field, where `names` has one for it."""
         name = names.get(self.parameter or "")
         if name is None or self.parameter is None:
             return self
-        return RequestRefused(name + str(self)[len(self.parameter) :])
+        return InvalidRequestError(name + str(self)[len(self.parameter) :])
 
 
-def refuses(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Let a function's ValueErrors, which name the request's fields, be RequestRefused."""
+def reports_invalid_request(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Let a function's ValueErrors, which name the request's fields, be InvalidRequestError."""
 
     @functools.wraps(function)
     def wrapper(*arguments: Arguments.args, **options: Arguments.kwargs) -> Result:
@@ -52,6 +52,6 @@ def refuses(function: Callable[Arguments, Result]) -> Callable[Arguments, Result
         except VLLMError:
             raise
         except ValueError as error:
-            raise RequestRefused(str(error)) from error
+            raise InvalidRequestError(str(error)) from error
 
     return wrapper

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from vllm.platforms import current_platform
 from vllm.unison.frontend.defaults import DefaultSamplingParams
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.model.spec import multistream_spec
 
 if TYPE_CHECKING:
@@ -45,13 +45,13 @@ def adapt_llm(llm: LLM) -> None:
 
 
 def _refuse(name: str, why: str, *args: Any, **kwargs: Any) -> NoReturn:
-    raise RequestRefused(f"LLM.{name} is not supported for multi-stream models: {why}")
+    raise InvalidRequestError(f"LLM.{name} is not supported for multi-stream models: {why}")
 
 
 def _pause(sleep: Any, level: int = 1, **options: Any) -> Any:
     """`LLM.sleep` where there is no memory to give back, which upstream only warns of."""
     if level != 0:
-        raise RequestRefused(
+        raise InvalidRequestError(
             f"level must be 0 (pause) on the CPU, where sleep mode frees no memory, not {level!r}"
         )
     return sleep(level=level, **options)

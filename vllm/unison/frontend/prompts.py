@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.frontend.clip_encoder import ClipEncoder, PromptsAhead
-from vllm.unison.frontend.errors import refuses
+from vllm.unison.frontend.errors import reports_invalid_request
 from vllm.unison.frontend.tasks import choose_task
 from vllm.unison.model.delay_pattern import interleave
 from vllm.unison.model.layout import DelayScope, StreamLayout
@@ -44,7 +44,7 @@ class StreamPrompt:
     auxiliary_ids: NDArray[np.int32]
 
 
-def lay_out(layout: StreamLayout, frames: NDArray[np.int32]) -> StreamPrompt:
+def apply_delay_pattern(layout: StreamLayout, frames: NDArray[np.int32]) -> StreamPrompt:
     """Lay a prompt's frames [num_frames, num_streams] out in steps."""
     count = len(frames)
     steps = interleave(frames, layout.delays, layout.pad_token_ids)
@@ -115,7 +115,7 @@ class PromptBuilder:
             return await asyncio.wrap_future(self.encoder.submit(self._build, prompt))
         return await asyncio.to_thread(self._build, prompt)
 
-    @refuses
+    @reports_invalid_request
     def _build(self, prompt: Mapping[str, Any]) -> TokensInput:
         options = prompt.get("mm_processor_kwargs") or {}
         unknown = sorted(set(options) - set(_OPTIONS))
@@ -141,7 +141,9 @@ class PromptBuilder:
             task = self._task(prompt, audio, options.get("task"), options.get("voice"))
             built = self._from_task(task, prompt["prompt_token_ids"], audio, options.get("voice"))
         else:
-            built = lay_out(self._spec.layout, self._checked_tokens(prompt["prompt_token_ids"]))
+            built = apply_delay_pattern(
+                self._spec.layout, self._checked_tokens(prompt["prompt_token_ids"])
+            )
         engine_input = tokens_input(built.token_ids)
         for key in ("prompt", "cache_salt"):
             if prompt.get(key):
@@ -213,7 +215,7 @@ class PromptBuilder:
             else:
                 assert isinstance(part, int)
                 pieces.append(frames_of_tokens(layout, [part]))
-        return lay_out(layout, np.concatenate(pieces))
+        return apply_delay_pattern(layout, np.concatenate(pieces))
 
     def _pads(self) -> NDArray[np.int32]:
         layout = self._spec.layout

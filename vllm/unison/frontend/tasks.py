@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.model.layout import END, PhaseKind, StreamLayout
 from vllm.unison.model.phases import start_of_generation
 from vllm.unison.model.spec import SpeechSpec, TaskPrompt
@@ -39,7 +39,7 @@ class FieldNames:
     output: str = ""
     voice: str = "voice"
 
-    def rename(self, error: RequestRefused) -> RequestRefused:
+    def rename(self, error: InvalidRequestError) -> InvalidRequestError:
         """An error of the engine's, whose own names are the defaults, in the request's words."""
         return error.renamed(
             {
@@ -80,7 +80,7 @@ def choose_task(
         not ask for is not lost on its way to audio, so it may come along; audio must be wanted.
 
     Raises:
-        RequestRefused: if there is none, or the named one does not fit.
+        InvalidRequestError: if there is none, or the named one does not fit.
     """
     if name is not None:
         task = _named_task(spec, name, given, wanted)
@@ -91,10 +91,10 @@ def choose_task(
             if task.needs == set(given) and _makes(spec, task, wanted)
         ]
         if not fitting:
-            raise RequestRefused(_no_task(spec, given, wanted, fields))
+            raise InvalidRequestError(_no_task(spec, given, wanted, fields))
         task = spec.tasks[min(fitting)[-1]]
     if voice and not task.takes_voice:
-        raise RequestRefused(
+        raise InvalidRequestError(
             f"{fields.voice} must not be given: task {task.name!r} has no place for one"
         )
     return task
@@ -105,15 +105,15 @@ def _named_task(
 ) -> TaskPrompt:
     tasks = {task.name: task for task in spec.tasks}
     if name not in tasks:
-        raise RequestRefused(f"task must be one of {sorted(tasks)}, not {name!r}")
+        raise InvalidRequestError(f"task must be one of {sorted(tasks)}, not {name!r}")
     task = tasks[name]
     if task.needs != set(given):
-        raise RequestRefused(
+        raise InvalidRequestError(
             f"task {name!r} needs {_words(task.needs)}, but the request gives {_words(given)}"
         )
     if not _makes(spec, task, wanted):
         assert wanted is not None
-        raise RequestRefused(
+        raise InvalidRequestError(
             f"task {name!r} makes {_words(emits(spec.layout, task))}, "
             f"but the request wants {_words(wanted)}"
         )

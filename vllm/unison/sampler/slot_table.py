@@ -204,7 +204,7 @@ class SlotTable:
             raise RuntimeError(f"request {request_id} has a slot already")
         slot = self._free.pop()
         self._slot_of[request_id] = slot
-        rows = steps_of(prompt, output, auxiliary_ids[: self.max_model_len])
+        rows = stack_streams(prompt, output, auxiliary_ids[: self.max_model_len])
         num_rows = len(rows)
         self.history[slot, :num_rows] = torch.from_numpy(rows).to(self.device)
         return replay(self.table, prompt, output, limit)
@@ -234,7 +234,7 @@ class SlotTable:
         gather_ids(self.history, self.row_slots, rows, positions, out)
 
 
-def steps_of(
+def stack_streams(
     prompt: Sequence[int], output: Sequence[int], auxiliary_ids: NDArray[np.int32]
 ) -> NDArray[np.int32]:
     """[n, num_streams] ids of all streams; those of stream 0 past the output are 0.

@@ -57,7 +57,7 @@ class RequestStreams:
         self.num_audio_frames = 0
         """Frames whose samples the worker has sent."""
 
-    def most_steps(self, max_tokens: int) -> int:
+    def max_steps(self, max_tokens: int) -> int:
         """Most steps that the request generates, its flush included."""
         return max_tokens + self._num_flush_steps
 

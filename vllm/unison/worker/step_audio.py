@@ -12,15 +12,15 @@ import torch
 from numpy.typing import NDArray
 
 from vllm.logger import init_logger
-from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
-from vllm.unison.audio_decoder.executor import AcousticExecutor, Admission
+from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
+from vllm.unison.audio_decoder.executor import Admission, AudioExecutor
 from vllm.unison.audio_decoder.pipeline import check_stages
-from vllm.unison.audio_decoder.whole_request import WholeDecoder
+from vllm.unison.audio_decoder.whole_request import OfflineDecoder
 from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.messages.streams import StreamOutput
 from vllm.unison.model.phases import Finish, Replay, replay
 from vllm.unison.model.spec import SpeechSpec
-from vllm.unison.sampler.slot_table import SlotTable, steps_of
+from vllm.unison.sampler.slot_table import SlotTable, stack_streams
 from vllm.unison.worker.pending_step import PendingStep
 
 logger = init_logger(__name__)
@@ -40,15 +40,15 @@ class StepAudio:
     """
 
     def __init__(
-        self, spec: SpeechSpec, device: torch.device, policy: ChunkPolicy, num_slots: int
+        self, spec: SpeechSpec, device: torch.device, policy: ChunkSchedule, num_slots: int
     ) -> None:
         self._spec = spec
         codec = codec_of(spec, device)
-        self._decoder = WholeDecoder(codec, spec.layout)
-        self.executor: AcousticExecutor | None = None
+        self._decoder = OfflineDecoder(codec, spec.layout)
+        self.executor: AudioExecutor | None = None
         if codec.decoder_stages() is not None:
             check_stages(codec)
-            self.executor = AcousticExecutor(codec, spec.layout, spec.table, policy, num_slots)
+            self.executor = AudioExecutor(codec, spec.layout, spec.table, policy, num_slots)
         self._staying: AbstractSet[str] = frozenset()
         self._admissions: list[Admission] = []
 
@@ -76,7 +76,7 @@ class StepAudio:
             replayed: what its tokens say.
             num_sent: frames whose samples have reached the scheduler.
         """
-        tokens = steps_of(prompt, output, auxiliary_ids)[: len(prompt) + len(output)]
+        tokens = stack_streams(prompt, output, auxiliary_ids)[: len(prompt) + len(output)]
         self._admissions.append(
             Admission(request_id, slot, tokens, len(prompt), replayed, num_sent)
         )

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 
 from vllm.distributed import get_tensor_model_parallel_rank
-from vllm.unison.audio_decoder.chunk_schedule import ChunkPolicy
+from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
 from vllm.unison.model.spec import SpeechSpec, multistream_spec
 from vllm.unison.sampler.slot_table import num_slots
 from vllm.unison.worker.pending_step import PendingStep
@@ -102,7 +102,7 @@ class V1StreamAdapter:
         audio = None
         # Only the first rank's output reaches the scheduler.
         if spec.has_codec and get_tensor_model_parallel_rank() == 0:
-            policy = ChunkPolicy.from_config(runner.vllm_config.additional_config)
+            policy = ChunkSchedule.from_config(runner.vllm_config.additional_config)
             audio = StepAudio(spec, runner.device, policy, num_slots(runner.max_num_reqs))
         self.worker = StreamWorker(
             spec,

@@ -19,7 +19,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.frontend.defaults import task_defaults
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.model.spec import multistream_spec
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils.mem_constants import GiB_bytes
@@ -112,7 +112,7 @@ class LocalEngine:
         """
         try:
             yield from self._generate(asked)
-        except RequestRefused as error:
+        except InvalidRequestError as error:
             raise asked.fields.rename(error) from error
 
     def _generate(self, asked: SpeechInput) -> Iterator[CompletionOutput]:

@@ -32,7 +32,7 @@ def split_request(
         max_model_len: steps of the model's context.
 
     Raises:
-        RequestRefused: naming the field.
+        InvalidRequestError: naming the field.
     """
     if asked.clip is None or not spec.has_codec:
         return [asked]

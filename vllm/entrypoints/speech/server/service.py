@@ -24,7 +24,7 @@ from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.frontend.defaults import task_defaults
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.model.spec import SpeechSpec, multistream_spec
 
 
@@ -185,11 +185,11 @@ class SpeechService(GenerateBaseServing):
             asked: what the client asks for.
 
         Raises:
-            RequestRefused: naming the field.
+            InvalidRequestError: naming the field.
         """
         try:
             return await self._start(raw_request, prefix, asked)
-        except RequestRefused as error:
+        except InvalidRequestError as error:
             raise asked.fields.rename(error) from error
 
     async def start_all(
@@ -198,7 +198,7 @@ class SpeechService(GenerateBaseServing):
         """Start requests that run at once; all of them, or none.
 
         Raises:
-            RequestRefused: naming the field.
+            InvalidRequestError: naming the field.
         """
         prefixes = [f"{prefix}-{index}" for index in range(len(asked))]
         if len(asked) == 1:

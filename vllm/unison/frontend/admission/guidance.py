@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm.unison.frontend.errors import RequestRefused, refuses
+from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
 from vllm.unison.frontend.prompts import stream_prompt_builder
 from vllm.unison.messages.guidance_inputs import GuidanceInputs, LaneInputs, is_guided
 from vllm.unison.model.spec import SpeechSpec, multistream_spec
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
 
 
-@refuses
+@reports_invalid_request
 def admit_guidance(
     params: SamplingParams | None,
     engine_input: Mapping[str, Any],
@@ -128,7 +128,7 @@ def _lane_prompt(
     if build_prompt is not None:
         try:
             prompt = dict(build_prompt(prompt))
-        except RequestRefused as error:
+        except InvalidRequestError as error:
             raise error.renamed({"prompt": where, "prompt_token_ids": where}) from error
     token_ids = prompt["prompt_token_ids"]
     if not token_ids:

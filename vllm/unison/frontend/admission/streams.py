@@ -10,7 +10,7 @@ import random
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from vllm.unison.frontend.errors import refuses
+from vllm.unison.frontend.errors import reports_invalid_request
 from vllm.unison.messages.sampling_fields import STREAM_FIELDS, per_stream, verify_range
 from vllm.unison.messages.streams import StreamInputs
 from vllm.unison.model.phases import StateKind, start_of_generation
@@ -41,7 +41,7 @@ _UNSUPPORTED_AT = {
 """SamplingParams fields that multi-stream models do not honour, and their neutral values."""
 
 
-@refuses
+@reports_invalid_request
 def refuse_unsupported_sampling(params: SamplingParams, model_config: ModelConfig) -> None:
     """Refuse sampling parameters that the model cannot honour; nothing is ignored in silence.
 
@@ -77,7 +77,7 @@ def refuse_unsupported_sampling(params: SamplingParams, model_config: ModelConfi
         raise ValueError(f"seed must be in [-2**63, 2**63 - n), not {params.seed}")
 
 
-@refuses
+@reports_invalid_request
 def admit_streams(
     params: SamplingParams | None, engine_input: Mapping[str, Any], model_config: ModelConfig
 ) -> StreamInputs | None:

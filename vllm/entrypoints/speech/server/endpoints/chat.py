@@ -27,7 +27,7 @@ from vllm.entrypoints.speech.server.schemas import (
 )
 from vllm.entrypoints.speech.server.service import Generation, SpeechService, Usage
 from vllm.entrypoints.speech.server.sse import DONE, event, event_stream
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.frontend.tasks import FieldNames
 
 
@@ -40,7 +40,7 @@ async def create_chat_completion(
     _check_combinations(request, wanted)
     message = request.messages[0]
     if isinstance(message.content, list) and not any(map(_says_something, message.content)):
-        raise RequestRefused("messages[0].content must hold text or input_audio")
+        raise InvalidRequestError("messages[0].content must hold text or input_audio")
     asked = SpeechInput(
         # OpenAI asks for both modalities where audio is meant: its text is a transcript, if the
         # model makes one.
@@ -65,12 +65,14 @@ async def create_chat_completion(
 
 def _check_combinations(request: ChatRequest, wanted: set[str]) -> None:
     if request.audio is not None and "audio" not in wanted:
-        raise RequestRefused("audio must not be given: modalities does not hold 'audio'")
+        raise InvalidRequestError("audio must not be given: modalities does not hold 'audio'")
     options = request.stream_options
     if options is not None and options.include_usage and not request.stream:
-        raise RequestRefused("stream_options.include_usage must be false where stream is false")
+        raise InvalidRequestError(
+            "stream_options.include_usage must be false where stream is false"
+        )
     if request.max_tokens is not None and request.max_completion_tokens is not None:
-        raise RequestRefused("max_tokens must not be given beside max_completion_tokens")
+        raise InvalidRequestError("max_tokens must not be given beside max_completion_tokens")
 
 
 def _sampling(request: ChatRequest) -> dict[str, Any]:
@@ -130,13 +132,13 @@ async def _clip(service: SpeechService, message: UserMessage) -> Clip | None:
     if not parts:
         return None
     if len(parts) > 1:
-        raise RequestRefused(
+        raise InvalidRequestError(
             f"messages[0].content must hold one input_audio at most, not {len(parts)}"
         )
     field = _audio_field(message)
     clip = await service.media.decode(parts[0].input_audio.data, field)
     if clip.seconds > service.context_seconds:
-        raise RequestRefused(
+        raise InvalidRequestError(
             f"{field} must be at most {service.context_seconds:g} seconds long, which the model's "
             f"context holds, not {clip.seconds:g}"
         )

@@ -18,7 +18,7 @@ from vllm.entrypoints.speech.server.errors import error_body
 from vllm.entrypoints.speech.server.schemas import TranscriptionForm
 from vllm.entrypoints.speech.server.service import SpeechService
 from vllm.entrypoints.speech.server.sse import event, event_stream
-from vllm.unison.frontend.errors import RequestRefused
+from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.frontend.tasks import FieldNames
 
 _FIELDS = FieldNames(text="file", audio="file")
@@ -36,7 +36,7 @@ async def create_transcription(
     limit = service.media.limits.file_bytes
     data = await form.file.read(limit + 1)
     if len(data) > limit:
-        raise RequestRefused(f"file must have at most {limit} bytes")
+        raise InvalidRequestError(f"file must have at most {limit} bytes")
     clip = await service.media.decode(data, "file")
     asked = SpeechInput(
         wanted=frozenset({"text"}),
