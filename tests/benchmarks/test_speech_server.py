@@ -42,7 +42,9 @@ def server():
     threading.Thread(target=listening.serve_forever, daemon=True).start()
     code = (
         "import subprocess, sys\n"
-        "child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)\n"
+        "child = [sys.executable, '-c', 'print(flush=True); input()']\n"
+        "child = subprocess.Popen(child, stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
+        "child.stdout.readline()\n"
         "print('up', flush=True)\n"
         "input()\n"
         "child.communicate(b'\\n')\n"

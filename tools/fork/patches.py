@@ -132,7 +132,7 @@ def format_patches(tree: Path, base: str, tip: str = "HEAD") -> dict[str, bytes]
             "--no-numbered", "--keep-subject", "--zero-commit", "--no-signature", "--no-stat",
             "--no-thread", "--no-attach", "--full-index", "--no-renames", "--unified=3",
             "--diff-algorithm=histogram", "--src-prefix=a/", "--dst-prefix=b/", "--no-ext-diff",
-            "--no-textconv", "--no-color", "--binary",
+            "--no-textconv", "--no-color", "--binary", "--filename-max-length=120",
         ]  # fmt: skip
         git(tree, "format-patch", *options, "-o", folder, f"{base}..{tip}")
         return {path.name: path.read_bytes() for path in patch_files(Path(folder))}
