@@ -2,7 +2,7 @@
 // What a step does with the streams of one batch row, for both devices, and the operators' arguments:
 // gather_streams reads the step's inputs, constrain_streams says what each stream may emit, and
 // commit_streams writes what was sampled and moves each request through its phases. For whole batches
-// they are defined in vllm/unison/ops/phase_step.py, vllm/multistream/worker/stream_step.py and
+// they are defined in vllm/unison/ops/phase_step.py, vllm/unison/sampler/phase_machine.py and
 // vllm/unison/model/phases.py.
 #pragma once
 

@@ -127,7 +127,7 @@ class Scenario:
 
 
 def random_scenario(source: random.Random) -> Scenario:
-    """Any scenario whose requests the door would take, tight in every respect."""
+    """Any scenario whose requests would be admitted, tight in every respect."""
     is_crowd = source.random() < 0.5
     budget = source.choice([16, 40, 128] if is_crowd else [2, 3, 4, 5, 8, 16, 40, 128])
     max_rows = source.randint(4, 10) if is_crowd else source.randint(1, 6)

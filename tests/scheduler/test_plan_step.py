@@ -34,7 +34,7 @@ def test_the_contract_holds(remaining: list[int], budget: int, all_lanes_synced:
 
 @pytest.mark.parametrize("lanes", [1, 2, 3])
 def test_chunks_always_come_to_an_end(lanes: int) -> None:
-    """The smallest budget that the door takes, one token per lane, levels every group."""
+    """The smallest budget that is admitted, one token per lane, lets every group sample."""
     for longest in range(1, 9):
         remaining = [longest] + [1 + longest // 2] * (lanes - 1)
         for _ in range(sum(remaining) + 1):

@@ -151,7 +151,7 @@ def _rebase(project: Project, options: argparse.Namespace) -> int:
     for conflict in conflicts:
         print(f"  {conflict.subject}: {', '.join(conflict.files)}", file=sys.stderr)
     print(
-        f"{tree} is at the first of them: mend the files, 'git add' them, run 'git rebase "
+        f"{tree} is at the first of them: fix the files, 'git add' them, run 'git rebase "
         "--continue' there until it is "
         f"done, then '{follow_up}'",
         file=sys.stderr,

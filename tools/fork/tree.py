@@ -156,7 +156,7 @@ def apply(
         _discard(tree)
     elif state := operation_in_progress(tree):
         raise ForkError(
-            f"{tree} waits for a repair: mend the files, 'git add' them and run "
+            f"{tree} waits for a repair: fix the files, 'git add' them and run "
             f"'git {state} --continue' there, then 'python -m tools.fork export'; or start over "
             "with 'apply --force'"
         )
@@ -229,7 +229,7 @@ def apply_patches(tree: Path, patches: list[Path]) -> None:
     details = "\n  ".join(reasons or [(result.stdout + result.stderr).strip()])
     raise ForkError(
         f"{patch.name} does not apply to {tree}:\n  {details}\n"
-        f"The tree is left for repair ({left}). Mend the files, 'git add' them, run 'git am "
+        f"The tree is left for repair ({left}). Fix the files, 'git add' them, run 'git am "
         "--continue' there, "
         "then 'python -m tools.fork export'."
     )

@@ -54,14 +54,14 @@ def llm(model: Callable[[str], Model], request: pytest.FixtureRequest) -> Iterat
 
 
 @pytest.fixture
-def adopted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def cached_hits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Per guidance lane that was looked up in the prefix cache, the tokens it need not compute."""
     hits: list[int] = []
-    adopt = GroupKVCacheManager.take_cached_prefix
+    take = GroupKVCacheManager.take_cached_prefix
 
     def recording(self: Any, row: Any) -> int:
         is_new = not row.request.num_computed_tokens
-        hit = adopt(self, row)
+        hit = take(self, row)
         if is_new:
             hits.append(hit)
         return hit
@@ -145,14 +145,14 @@ def test_streamed_tokens_are_the_whole_outputs(llm: LLM, model: Callable[[str], 
 
 
 def test_the_null_prompt_is_computed_once(
-    chunked: LLM, model: Callable[[str], Model], adopted: list[int]
+    chunked: LLM, model: Callable[[str], Model], cached_hits: list[int]
 ) -> None:
     assert chunked.reset_prefix_cache()
     null = {"negative_prompt_token_ids": speech_prompt(3 * BLOCK_SIZE + 5, seed=8)}
     for text, hit in (("first", 0), ("second", 3 * BLOCK_SIZE), ("third", 3 * BLOCK_SIZE)):
-        adopted.clear()
+        cached_hits.clear()
         (output,) = _run(chunked, model(NAME), Case(text=text, options=GUIDED | null))
-        assert adopted[0] == hit
+        assert cached_hits[0] == hit
         # What is cached of a guidance lane is no part of the request's own prompt.
         assert not output.num_cached_tokens
     assert_nothing_left(chunked)
@@ -185,7 +185,7 @@ def test_the_null_prompts_of_one_batch_share_their_blocks(
 
 
 def test_a_cache_hit_on_the_guidance_lane_only(
-    chunked: LLM, model: Callable[[str], Model], watch: Watch, adopted: list[int]
+    chunked: LLM, model: Callable[[str], Model], watch: Watch, cached_hits: list[int]
 ) -> None:
     assert chunked.reset_prefix_cache()
     long, other = speech_prompt(2 * BLOCK_SIZE + 9, 4), speech_prompt(2 * BLOCK_SIZE + 3, 5)
@@ -194,13 +194,13 @@ def test_a_cache_hit_on_the_guidance_lane_only(
     case = Case(token_ids=tuple(other), options=options)
     (output,) = _run(chunked, model(NAME), case)
     assert not output.num_cached_tokens
-    assert adopted[0] == 2 * BLOCK_SIZE
+    assert cached_hits[0] == 2 * BLOCK_SIZE
     watch.assert_merged_or_not_sampled()
     assert_nothing_left(chunked)
 
 
 def test_a_cache_hit_on_the_conditional_lane_only(
-    chunked: LLM, model: Callable[[str], Model], watch: Watch, adopted: list[int]
+    chunked: LLM, model: Callable[[str], Model], watch: Watch, cached_hits: list[int]
 ) -> None:
     assert chunked.reset_prefix_cache()
     long, other = speech_prompt(2 * BLOCK_SIZE + 9, 6), speech_prompt(2 * BLOCK_SIZE + 3, 7)
@@ -208,7 +208,7 @@ def test_a_cache_hit_on_the_conditional_lane_only(
     options = GUIDED | {"negative_prompt_token_ids": other}
     (output,) = _run(chunked, model(NAME), Case(token_ids=tuple(long), options=options))
     assert output.num_cached_tokens == 2 * BLOCK_SIZE
-    assert adopted[0] == 0
+    assert cached_hits[0] == 0
     watch.assert_merged_or_not_sampled()
     assert_nothing_left(chunked)
 

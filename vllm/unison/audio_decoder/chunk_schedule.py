@@ -19,7 +19,7 @@ class ChunkSchedule:
     """Sizes of chunks, in frames.
 
     Chunk boundaries depend on nothing but these fields, so that a request whose audio was
-    interrupted goes on with the chunks that it would have had.
+    interrupted continues with the chunks that it would have had.
 
     Attributes:
         first_chunk_frames: size of the first chunk, from 1.

@@ -68,7 +68,7 @@ class _Due:
 
 @dataclass
 class Admission:
-    """A request whose audio starts, or goes on, to be streamed.
+    """A request whose audio begins, or continues, to be streamed.
 
     Attributes:
         request_id: of the request.

@@ -11,7 +11,7 @@ Three operators read and write the tensors that hold every request's streams, by
   each request through its phases.
 
 The last two act on the worker's state with the rule of ``vllm/unison/model/phases.py``, so
-``vllm/multistream/worker/stream_step.py`` calls them and defines them in PyTorch.
+``vllm/unison/sampler/phase_machine.py`` calls them and defines them in PyTorch.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door for guidance: a request's guidance, complete and admissible, or an error."""
+"""Admission of guidance: a request's guidance, complete and admissible, or an error."""
 
 from __future__ import annotations
 

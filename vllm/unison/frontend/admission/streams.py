@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The door: what a request must be before a multi-stream model takes it.
+"""Admission: what a request must be before a multi-stream model takes it.
 
 Called by the front end for every request, so that nothing behind it meets bad input.
 """
