@@ -60,6 +60,7 @@ lint: build
 	@$(bin)/ruff check .
 	@$(bin)/ruff format --check .
 	@$(bin)/mypy
+	@$(bin)/mypy --strict vllm/unison
 	@$(bin)/python -S tools/import_layers.py
 
 format: build

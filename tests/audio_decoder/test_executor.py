@@ -25,8 +25,8 @@ from vllm.unison.audio_decoder.codec_stream import HostCodecStream, HostCopy
 from vllm.unison.audio_decoder.executor import Admission, AudioExecutor
 from vllm.unison.audio_decoder.frames import CodeReader, frames_of_segments
 from vllm.unison.messages.streams import AudioOutput
-from vllm.unison.model.layout import StreamLayout
-from vllm.unison.model.phases import Finish, PhaseKind, PhaseTable, replay
+from vllm.unison.model.layout import PhaseKind, StreamLayout
+from vllm.unison.model.phases import Finish, PhaseTable, replay
 
 
 class SlowTransfer:

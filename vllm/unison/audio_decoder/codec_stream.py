@@ -50,7 +50,8 @@ class ReadyCopy:
         return True
 
     def wait(self) -> NDArray[np.float32]:
-        return self._samples.numpy()
+        samples: NDArray[np.float32] = self._samples.numpy()
+        return samples
 
 
 class HostCodecStream:
@@ -85,12 +86,13 @@ class _Copy:
         self._done.record()
 
     def is_done(self) -> bool:
-        return self._done.query()
+        return bool(self._done.query())
 
     def wait(self) -> NDArray[np.float32]:
         self._done.synchronize()
         # Ordinary memory: pinned blocks are few, and the samples may be kept for long.
-        return self._host.numpy().copy()
+        samples: NDArray[np.float32] = self._host.numpy().copy()
+        return samples
 
 
 class CudaCodecStream:

@@ -154,7 +154,8 @@ class FrameCollector:
         """The [num_new, num_codebooks] codes of the frames completed since the last call."""
         frames = np.arange(self.num_taken[slot], self.num_frames[slot])
         self.num_taken[slot] = self.num_frames[slot]
-        return self._codes[slot, frames % self._capacity]
+        codes: NDArray[np.int32] = self._codes[slot, frames % self._capacity]
+        return codes
 
     def describe(self, codes: NDArray[np.int32]) -> str:
         """What is wrong with the codes [num_codebooks] of a frame."""

@@ -14,7 +14,9 @@ QUALITY = "HQ"
 left above that frequency; streamed, it holds back 20 to 90 ms."""
 
 
-def resample(samples: npt.NDArray[np.floating], from_rate: float, to_rate: float) -> npt.NDArray:
+def resample(
+    samples: npt.NDArray[np.floating], from_rate: float, to_rate: float
+) -> npt.NDArray[np.float32]:
     """Mix to mono and change the sample rate.
 
     Linear phase: output sample ``i`` is the input at time ``i / to_rate``, zeros beyond both ends.
@@ -63,7 +65,7 @@ class StreamResampler:
         self._num_inputs += len(mono)
         if self._stream is None or len(mono) == 0:
             return mono
-        made = self._stream.resample_chunk(np.ascontiguousarray(mono))
+        made: npt.NDArray[np.float32] = self._stream.resample_chunk(np.ascontiguousarray(mono))
         self._num_outputs += len(made)
         return made
 
@@ -73,7 +75,7 @@ class StreamResampler:
             return np.empty(0, np.float32)
         # soxr rounds the length. Zeros that follow, which it assumes anyway, complete it.
         zeros = np.zeros(-(-self._from_rate // self._to_rate), np.float32)
-        made = self._stream.resample_chunk(zeros, last=True)
+        made: npt.NDArray[np.float32] = self._stream.resample_chunk(zeros, last=True)
         length = -(-self._num_inputs * self._to_rate // self._from_rate)
         return made[: max(0, length - self._num_outputs)]
 

@@ -46,11 +46,12 @@ def _smallest_sufficient_bandwidth(quantizer: Any, bandwidths: Any, num_codebook
 
     Residual quantizers work in order, so surplus codebooks can be dropped afterwards.
     """
-    return min(
+    sufficient: list[float] = [
         bandwidth
         for bandwidth in bandwidths
         if quantizer.get_num_quantizers_for_bandwidth(bandwidth) >= num_codebooks
-    )
+    ]
+    return min(sufficient)
 
 
 class TransformersCodec(Codec):

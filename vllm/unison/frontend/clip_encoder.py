@@ -104,7 +104,8 @@ class ClipEncoder:
         with self._loading:
             codec = self._load_codec()
         mono = resample(samples, codec.sample_rate if rate is None else rate, codec.sample_rate)
-        return codec.encode(torch.from_numpy(mono)).numpy()
+        codes: NDArray[np.int32] = codec.encode(torch.from_numpy(mono)).numpy()
+        return codes
 
 
 class PromptsAhead(Sequence[Any]):

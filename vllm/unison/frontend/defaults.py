@@ -26,7 +26,7 @@ _NEUTRAL = {"text": {"temperature": 0.0}, "audio": {"temperature": 1.0}}
 Defaults = dict[str, dict[str, Any]]
 
 
-class DefaultSamplingParams(SamplingParams):  # type: ignore[call-arg]
+class DefaultSamplingParams(SamplingParams):
     """Sampling parameters whose fields are those of the request's task, but for changed ones."""
 
 

@@ -147,7 +147,7 @@ class PromptBuilder:
         engine_input = tokens_input(built.token_ids)
         for key in ("prompt", "cache_salt"):
             if prompt.get(key):
-                engine_input[key] = prompt[key]  # type: ignore[literal-required]
+                engine_input[key] = prompt[key]
         engine_input["auxiliary_token_ids"] = built.auxiliary_ids  # type: ignore[typeddict-unknown-key]
         if task is not None:
             engine_input["task"] = task.name  # type: ignore[typeddict-unknown-key]
@@ -254,7 +254,8 @@ def stream_prompt_builder(renderer: Any) -> PromptBuilder | None:
     if not hasattr(renderer, "_stream_prompt_builder"):
         spec = multistream_spec(renderer.model_config)
         renderer._stream_prompt_builder = None if spec is None else PromptBuilder(spec)
-    return renderer._stream_prompt_builder
+    builder: PromptBuilder | None = renderer._stream_prompt_builder
+    return builder
 
 
 def encode_ahead(renderer: Any, prompts: Sequence[Any]) -> Sequence[Any]:

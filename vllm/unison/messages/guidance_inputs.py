@@ -32,7 +32,7 @@ GUIDANCE_FIELDS = (
 _LANE_KEYS = {"weight", "prompt", "prompt_token_ids"}
 
 
-class LaneInputs(msgspec.Struct, array_like=True, gc=False):  # type: ignore[call-arg]
+class LaneInputs(msgspec.Struct, array_like=True, gc=False):
     """One guidance lane.
 
     Attributes:
@@ -48,7 +48,7 @@ class LaneInputs(msgspec.Struct, array_like=True, gc=False):  # type: ignore[cal
     auxiliary_ids: np.ndarray | None = None
 
 
-class GuidanceInputs(msgspec.Struct, array_like=True, gc=False):  # type: ignore[call-arg]
+class GuidanceInputs(msgspec.Struct, array_like=True, gc=False):
     """Front end to scheduler: the guidance of one request.
 
     Attributes:

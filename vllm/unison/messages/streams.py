@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class AudioOutput(msgspec.Struct, array_like=True, gc=False):  # type: ignore[call-arg]
+class AudioOutput(msgspec.Struct, array_like=True, gc=False):
     """A piece of a request's audio, or all of it.
 
     Crosses process boundaries as raw buffers; arrays that have done so are read-only.
@@ -30,7 +30,7 @@ class AudioOutput(msgspec.Struct, array_like=True, gc=False):  # type: ignore[ca
         return len(self.samples) / self.sample_rate
 
 
-class StreamInputs(msgspec.Struct, array_like=True, gc=False):  # type: ignore[call-arg]
+class StreamInputs(msgspec.Struct, array_like=True, gc=False):
     """Front end to scheduler: what a request of a multi-stream model has besides its tokens.
 
     Attributes:

@@ -40,12 +40,12 @@ class StreamGroup:
     @property
     def num_streams(self) -> int:
         """Streams in the group."""
-        return self.candidate_ids.shape[0]
+        return len(self.candidate_ids)
 
     @property
     def width(self) -> int:
         """Candidates per stream, padding included."""
-        return self.candidate_ids.shape[1]
+        return int(self.candidate_ids.shape[1])
 
 
 class Heads:
