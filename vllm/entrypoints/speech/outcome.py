@@ -16,7 +16,7 @@ def failure(completion: CompletionOutput) -> GenerationError | None:
     if reason is None or reason in SUCCESS:
         return None
     if reason == "abort":
-        # By an operator, or because the server leaves; nothing that another try would not put right.
+        # By an operator, or because the server leaves; another try puts it right.
         return RetryableRequestError("the server aborted this request; send it again")
     return GenerationError(str(completion.stop_reason or f"the request failed: {reason}"))
 
