@@ -120,7 +120,7 @@ THREE: dict[str, Any] = {
         ({"kv_transfer_config": object()}, NEGATIVE, "kv_transfer_config"),
         ({"speculative_config": object()}, NEGATIVE, "speculative_config"),
         ({"parallel_config__pipeline_parallel_size": 2}, NEGATIVE, "pipeline_parallel_size > 1"),
-        ({"use_v2_model_runner": True}, NEGATIVE, "the V2 model runner"),
+        ({"use_v2_model_runner": True}, NEGATIVE, "VLLM_USE_V2_MODEL_RUNNER=0"),
         ({}, NEGATIVE | {"prompt_logprobs": 1}, "prompt_logprobs"),
         (
             {},

@@ -89,11 +89,16 @@ def _refuse_combinations(params: SamplingParams, vllm_config: VllmConfig) -> Non
         "structured_outputs": params.structured_outputs is not None,
         "prompt_logprobs": params.prompt_logprobs is not None,
         "pipeline_parallel_size > 1": vllm_config.parallel_config.pipeline_parallel_size > 1,
-        "the V2 model runner (VLLM_USE_V2_MODEL_RUNNER=1)": vllm_config.use_v2_model_runner,
     }
     for name, is_set in refused.items():
         if is_set:
             raise ValueError(f"guidance is not supported together with {name}")
+    if vllm_config.use_v2_model_runner:
+        # Upstream chooses V2 by itself on GPUs, so the advice must not blame a setting.
+        raise ValueError(
+            "guidance is not supported by the V2 model runner, which this engine uses; start the "
+            "engine or server with the environment variable VLLM_USE_V2_MODEL_RUNNER=0"
+        )
 
 
 def _lane_prompt(
