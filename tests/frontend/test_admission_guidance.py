@@ -52,7 +52,14 @@ def engine(hf_config: Any = None, **changes: Any) -> Any:
 def admit(
     config: Any, prompt_length: int = 4, tokenizer: Any = None, **fields: Any
 ) -> GuidanceInputs | None:
-    params = SamplingParams(**({"max_tokens": 8} | fields))
+    return admit_params(
+        config, SamplingParams(**({"max_tokens": 8} | fields)), prompt_length, tokenizer
+    )
+
+
+def admit_params(
+    config: Any, params: SamplingParams, prompt_length: int = 4, tokenizer: Any = None
+) -> GuidanceInputs | None:
     renderer = SimpleNamespace(tokenizer=tokenizer, model_config=config.model_config)
     engine_input = {"prompt_token_ids": [1] * prompt_length}
     return admit_guidance(params, engine_input, config, renderer)
@@ -173,3 +180,38 @@ def test_the_largest_that_fits_is_taken() -> None:
     assert admit(engine(cache_config__num_gpu_blocks=4), **THREE) is not None
     # Before the cache is sized nothing is known of it.
     assert admit(engine(cache_config__num_gpu_blocks=None), **THREE) is not None
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_blocks", "expected"),
+    [
+        # The context of 64 has room for the longest prompt and what is generated.
+        (NEGATIVE, 20, 60),
+        (NEGATIVE | {"negative_prompt_token_ids": [5] * 57}, 20, 7),
+        (NEGATIVE | {"negative_prompt_token_ids": [5] * 63}, 20, 1),
+        # 4 usable blocks of 16: 4 + 28 tokens take 2 of them, and 1 + 28 the others.
+        (NEGATIVE, 5, 28),
+        (NEGATIVE, 6, 31),
+        (THREE, 4, 12),
+    ],
+)
+def test_a_default_of_max_tokens_is_lowered_to_what_all_lanes_have_room_for(
+    fields: dict[str, Any], num_blocks: int, expected: int
+) -> None:
+    params = SamplingParams(max_tokens=60, **fields)
+    params.max_tokens_is_default = True
+    config = engine(cache_config__num_gpu_blocks=num_blocks)
+    assert admit_params(config, params) is not None
+    assert params.max_tokens == expected
+    # One more is refused if it is asked for.
+    if expected < 60:
+        with pytest.raises(ValueError, match="max_model_len = 64|KV cache blocks"):
+            admit_params(config, SamplingParams(max_tokens=expected + 1, **fields))
+
+
+def test_a_default_is_not_lowered_below_min_tokens() -> None:
+    fields = NEGATIVE | {"negative_prompt_token_ids": [5] * 57}
+    params = SamplingParams(max_tokens=60, min_tokens=9, **fields)
+    params.max_tokens_is_default = True
+    with pytest.raises(ValueError, match="negative_prompt_token_ids has 57 tokens; with up to 9"):
+        admit_params(engine(), params)

@@ -34,17 +34,19 @@ class DefaultSamplingParams(SamplingParams):
 def complete_sampling_params(
     params: SamplingParams, engine_input: Mapping[str, Any], model_config: ModelConfig
 ) -> None:
-    """Fill in what a request leaves out; changes nothing for a single-stream model.
+    """Fill in what a request leaves out; fills in nothing for a single-stream model.
 
     Args:
         params: the request's own copy of its sampling parameters. `max_tokens` may still be None
-            afterwards: as many as the context has room for.
+            afterwards: as many as the context has room for. `max_tokens_is_default` says that
+            the request did not ask for the number, so that guidance may lower it.
         engine_input: the rendered prompt, with its `task` if it has one.
         model_config: the model's configuration.
 
     Raises:
         ValueError: if `min_tokens` is more than the default of `max_tokens`.
     """
+    params.max_tokens_is_default |= params.max_tokens is None
     if multistream_spec(model_config) is None:
         return
     defaults = task_defaults(model_config)
@@ -66,7 +68,7 @@ def complete_sampling_params(
             f"min_tokens must be at most the model's default of max_tokens, {most}, "
             f"not {params.min_tokens}"
         )
-    params.max_tokens = most
+    params.max_tokens, params.max_tokens_is_default = most, True
 
 
 _PLAIN = SamplingParams()

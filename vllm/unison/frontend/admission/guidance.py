@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,30 @@ def admit_guidance(
     )
     _check_sizes(inputs, names, params, len(engine_input["prompt_token_ids"]), spec, vllm_config)
     return inputs
+
+
+def _lower_max_tokens(
+    inputs: GuidanceInputs,
+    params: SamplingParams,
+    num_prompt_tokens: int,
+    flush: int,
+    vllm_config: VllmConfig,
+) -> None:
+    """Lower a max_tokens that the request did not ask for to what all its lanes have room for."""
+    assert params.max_tokens is not None
+    prompts = [num_prompt_tokens] + [
+        num_prompt_tokens if lane.prompt_token_ids is None else len(lane.prompt_token_ids)
+        for lane in inputs.lanes
+    ]
+    room = vllm_config.model_config.max_model_len - flush - max(prompts)
+    blocks, size = vllm_config.cache_config.num_gpu_blocks, vllm_config.cache_config.block_size
+    if blocks and size:
+
+        def needed(generated: int) -> int:
+            return sum(-(-(prompt + generated + flush) // size) for prompt in prompts)
+
+        room = bisect_right(range(room + 1), blocks - 1, key=needed) - 1
+    params.max_tokens = max(min(params.max_tokens, room), params.min_tokens, 1)
 
 
 def _names(params: SamplingParams, num_lanes: int) -> list[str]:
@@ -171,6 +196,8 @@ def _check_sizes(
             raise ValueError(f"guidance needs {rows} lanes, but {name} = {most}")
     context = vllm_config.model_config.max_model_len
     flush = 0 if spec is None else spec.layout.num_flush_steps
+    if params.max_tokens_is_default:
+        _lower_max_tokens(inputs, params, num_prompt_tokens, flush, vllm_config)
     assert params.max_tokens is not None
     longest = min(num_prompt_tokens + params.max_tokens + flush, context)
     generated = longest - num_prompt_tokens
