@@ -127,11 +127,11 @@ def _lanes(*prompts: Any) -> dict[str, Any]:
 ADMISSION: dict[str, tuple[dict[str, Any], str]] = {
     "negative prompt beyond the context": (
         {"guidance_scale": 3.0, "negative_prompt_token_ids": speech_prompt(MAX_MODEL_LEN + 10)},
-        r"negative_prompt has 266 tokens.*max_model_len = 256",
+        r"negative_prompt_token_ids has 266 tokens.*max_model_len = 256",
     ),
     "negative prompt that leaves no room": (
         {"guidance_scale": 3.0, "negative_prompt_token_ids": speech_prompt(MAX_MODEL_LEN - 20)},
-        r"negative_prompt has 236 tokens.*max_model_len = 256",
+        r"negative_prompt_token_ids has 236 tokens.*max_model_len = 256",
     ),
     "negative text beyond the context": (
         {"guidance_scale": 3.0, "negative_prompt": "a" * 300},
@@ -152,17 +152,17 @@ ADMISSION: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "token too large": (
         {"guidance_scale": 3.0, "negative_prompt_token_ids": [528]},
-        r"negative_prompt token ids must be in \[0, 528\)",
+        r"negative_prompt_token_ids: token ids must be in \[0, 528\)",
     ),
     "token below zero": (
         {"guidance_scale": 3.0, "negative_prompt_token_ids": [3, -1]},
-        r"negative_prompt token ids must be in \[0, 528\)",
+        r"negative_prompt_token_ids: token ids must be in \[0, 528\)",
     ),
     "token that is no number": (
         {"guidance_scale": 3.0, "negative_prompt_token_ids": [3, "2"]},
-        r"negative_prompt token ids must be in \[0, 528\)",
+        r"negative_prompt_token_ids: token ids must be in \[0, 528\)",
     ),
-    "token of a lane": (_lanes([3, 2], [600]), r"guidance_lanes\[2\] token ids must be in"),
+    "token of a lane": (_lanes([3, 2], [600]), r"guidance_lanes\[2\]: token ids must be in"),
     "structured outputs": (
         {"guidance_scale": 3.0, "structured_outputs": StructuredOutputsParams(regex="a+")},
         "structured_outputs",
@@ -172,7 +172,7 @@ ADMISSION: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("what", list(ADMISSION))
-def test_requests_that_cannot_be_guided_are_refused_at_the_door(
+def test_requests_that_cannot_be_guided_are_refused_at_admission(
     llm: LLM, model: Callable[[str], Model], what: str
 ) -> None:
     options, words = ADMISSION[what]

@@ -172,7 +172,7 @@ def _check_tokens(where: str, token_ids: list[int], vllm_config: VllmConfig) -> 
     vocabulary = vllm_config.model_config.get_vocab_size()
     for token in token_ids:
         if not isinstance(token, int) or not 0 <= token < vocabulary:
-            raise ValueError(f"{where} token ids must be in [0, {vocabulary}), not {token!r}")
+            raise ValueError(f"{where}: token ids must be in [0, {vocabulary}), not {token!r}")
 
 
 def _check_sizes(
