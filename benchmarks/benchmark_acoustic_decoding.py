@@ -5,7 +5,7 @@ r"""What streaming audio costs on this machine, and what it does to the model's 
         --output-json benchmarks/results/acoustic_decoding.json
 
 One engine in this process, on a random model, gets the same requests with their audio streamed and
-with it decoded at the end, taking turns. Of each turn are measured the time of all steps, and the
+with it decoded at the end, interleaved. Of each round are measured the time of all steps, and the
 time within the codec's own calls. Reported per codec and number of requests:
 
 - `step_ratio`: time of all steps without the codec's calls, streamed over at the end: what
@@ -13,9 +13,9 @@ time within the codec's own calls. Reported per codec and number of requests:
 - `codec_ratio`: time of the codec's calls, streamed over at the end: what the context of the
   windows costs, less what calls for several requests at once save.
 - `first_audio`: time of the first audio of a request over the time of all of it, both from the
-  start of the turn; and in seconds.
+  start of the round; and in seconds.
 
-A ratio is the median of the turns' ratios. The random codecs are small, so that `codec_ratio` and
+A ratio is the median of the rounds' ratios. The random codecs are small, so that `codec_ratio` and
 shares say little of a trained one's times; `step_ratio` does not depend on that.
 """
 
@@ -68,7 +68,7 @@ class _Clock:
         return run
 
 
-def _turn(llm: Any, count: int, kind: Any, clock: _Clock, name: str) -> dict[str, float]:
+def _run_requests(llm: Any, count: int, kind: Any, clock: _Clock, name: str) -> dict[str, float]:
     from vllm import SamplingParams
 
     engine = llm.llm_engine
@@ -87,7 +87,7 @@ def _turn(llm: Any, count: int, kind: Any, clock: _Clock, name: str) -> dict[str
     return {"steps": total - clock.seconds, "codec": clock.seconds, "first": first, "total": total}
 
 
-def measure(kind: str, turns: int) -> list[dict[str, Any]]:
+def measure(kind: str, rounds: int) -> list[dict[str, Any]]:
     """One result per number of requests."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
@@ -119,15 +119,15 @@ def measure(kind: str, turns: int) -> list[dict[str, Any]]:
         results = []
         for count in REQUESTS:
             rows = []
-            for turn in range(turns + 1):
+            for number in range(rounds + 1):
                 pair = {
-                    name: _turn(llm, count, output_kind, clock, f"{count}-{turn}-{name}")
+                    name: _run_requests(llm, count, output_kind, clock, f"{count}-{number}-{name}")
                     for name, output_kind in (
                         ("streamed", RequestOutputKind.DELTA),
                         ("whole", RequestOutputKind.FINAL_ONLY),
                     )
                 }
-                if turn:
+                if number:
                     rows.append(pair)
 
             def ratio(part: str, rows: list[Any] = rows) -> float:
@@ -154,13 +154,13 @@ def measure(kind: str, turns: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--codecs", nargs="+", default=list(CODECS), choices=list(CODECS))
     parser.add_argument("--output-json", type=Path)
     arguments = parser.parse_args()
     results = []
     for kind in arguments.codecs:
-        for result in measure(kind, arguments.turns):
+        for result in measure(kind, arguments.rounds):
             print(
                 f"{kind}, {result['requests']} requests: steps {result['step_ratio']:.2f}, "
                 f"codec {result['codec_ratio']:.2f} (share {result['codec_share']:.2f}), first "
@@ -168,7 +168,7 @@ def main() -> None:
             )
             results.append(result)
     if arguments.output_json:
-        report = {"machine": describe_machine(), "turns": arguments.turns, "results": results}
+        report = {"machine": describe_machine(), "rounds": arguments.rounds, "results": results}
         arguments.output_json.write_text(json.dumps(report, indent=2) + "\n")
 
 

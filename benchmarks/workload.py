@@ -133,7 +133,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="the same requests guided and unguided in turns, on one engine",
+        help="the same requests guided and unguided in interleaved rounds on one engine",
     )
     for name, default, least, multiple, meaning in (
         ("--streams", STREAMS, 1, 1, "streams"),
