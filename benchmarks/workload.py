@@ -237,7 +237,7 @@ def _check_guidance(parser: argparse.ArgumentParser, options: argparse.Namespace
         parser.error(message)
     if options.compare and not is_guided(params):
         parser.error(
-            "--compare needs --guidance-scale, a finite number >= 0 other than 1 (which is no "
+            "--compare needs --guidance-scale, a number in [0, 100] other than 1 (which is no "
             f"guidance), not {options.guidance_scale}"
         )
 
