@@ -107,7 +107,7 @@ class Variant:
         kind: one of KINDS; `become` changes it.
         model: folder of the checkpoint.
         enforce_eager: run without torch.compile.
-        max_model_len: most tokens of a lane.
+        max_model_len: maximum number of tokens of a lane.
 
     Attributes:
         kind: what `start` adds.

@@ -224,14 +224,14 @@ def main() -> None:
         print(json.dumps(result))
         return
 
-    wanted = arguments.only or ["step", "text", "speech"]
+    parts = arguments.only or ["step", "text", "speech"]
     machine = describe_machine()
     report: dict[str, Any] = {"machine": machine}
     if arguments.only:
         report |= kept_sections(arguments.output_json, machine)
     with tempfile.TemporaryDirectory() as temporary:
         folder, repeats = Path(temporary), arguments.repeats
-        if "step" in wanted:
+        if "step" in parts:
             write_models(folder / "step", arguments.hidden_size, arguments.num_layers)
             report["step"] = {
                 "hidden_size": arguments.hidden_size,
@@ -259,7 +259,7 @@ def main() -> None:
                 entry["ratio"] = round(entry["multi_stream_ms"] / entry["single_stream_ms"], 3)
                 report["step"]["rows"].append(entry)
                 print(f"step at {rows} rows: {entry}", flush=True)
-        if "text" in wanted:
+        if "text" in parts:
             write_models(folder / "small", 256, 6)
             report["text"] = {"hidden_size": 256, "num_layers": 6, "requests": TEXT_REQUESTS}
             model = str(folder / "small" / "text")
@@ -282,7 +282,7 @@ def main() -> None:
             else:
                 report["text"]["fork_over_upstream"] = "not measured"
             print(f"text: {report['text']}", flush=True)
-        if "speech" in wanted:
+        if "speech" in parts:
             write_models(folder / "demo", 256, 6)
             variant = [sys.executable, "speech", str(folder / "demo" / "speech"), "5"]
             (results,) = run_interleaved([variant], repeats)

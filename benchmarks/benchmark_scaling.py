@@ -133,7 +133,7 @@ class ScalingVariant(Variant):
 
     Args:
         model: folder of the checkpoint.
-        max_model_len: most tokens of a lane.
+        max_model_len: maximum number of tokens of a lane.
     """
 
     def __init__(self, model: str, max_model_len: int) -> None:

@@ -146,7 +146,7 @@ class EngineVariant:
 
     Args:
         model: folder of the checkpoint.
-        rows: most requests at once.
+        rows: maximum number of requests at once.
         options: further ones of `LLM`.
     """
 
@@ -454,8 +454,8 @@ def measure_size(
 
 def parts_of(options: argparse.Namespace) -> list[str]:
     """The comparisons that are to be made and can be."""
-    wanted = [options.only] if options.only else list(UNITS)
-    return [part for part in wanted if part != "upstream" or options.upstream_python]
+    parts = [options.only] if options.only else list(UNITS)
+    return [part for part in parts if part != "upstream" or options.upstream_python]
 
 
 def main() -> None:

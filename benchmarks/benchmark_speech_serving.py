@@ -165,8 +165,8 @@ async def measure_transcriptions(
 
 
 def max_streams(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """By guidance scale, the most clients up to which no request has an underrun or fails."""
-    most: dict[str, int] = {}
+    """By guidance scale, up to how many clients no request has an underrun or fails."""
+    counts: dict[str, int] = {}
     stopped: set[str] = set()
     for row in sorted(
         (row for row in rows if row["kind"] == "closed"), key=lambda row: row["clients"]
@@ -175,9 +175,9 @@ def max_streams(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
         if row["underruns"] or row["failed"]:
             stopped.add(scale)
         if scale not in stopped:
-            most[scale] = int(row["clients"])
-        most.setdefault(scale, 0)
-    return most
+            counts[scale] = int(row["clients"])
+        counts.setdefault(scale, 0)
+    return counts
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -289,20 +289,20 @@ async def soak(server: SpeechServer, options: argparse.Namespace) -> dict[str, A
 
 
 async def _rows_in_use(server: SpeechServer, options: argparse.Namespace) -> int:
-    """The most requests that run at once when all rows of the batch are asked for."""
+    """The largest number of requests that run at once when all rows of the batch are asked for."""
     body = {"guidance_scale": 1.0, "max_tokens": options.max_tokens}
     listener = Listener(server.url, body)
     count = options.max_num_seqs
     task = asyncio.create_task(closed_loop(listener, count, count))
-    most = 0
+    peak = 0
     while not task.done():
         held = await asyncio.to_thread(server.footprint)
-        most = max(most, held.running)
+        peak = max(peak, held.running)
         await asyncio.sleep(0.05)
     heard, _ = await task
     await listener.close()
     assert all(one.outcome == "done" for one in heard), heard
-    return most
+    return peak
 
 
 def parse() -> argparse.Namespace:

@@ -660,7 +660,7 @@ def speech_serving(report: Report, cuda: Report | None) -> str:
         )
     heads = ["<load", "guidance", "requests", "failed", "first audio, ms", "real-time factor"]
     heads += ["with underruns", "buffer, ms", "seconds of audio/s"]
-    most = ", ".join(
+    counts = ", ".join(
         f"{clients} {'unguided' if scale == '1' else f'at scale {scale}'}"
         for scale, clients in report["max_clients_without_underrun"].items()
     )
@@ -670,7 +670,7 @@ def speech_serving(report: Report, cuda: Report | None) -> str:
             "of numbers are p50 / p90. Buffer: by how much a player must start after the first "
             "piece to have no underrun.",
             table(heads, rows),
-            f"Most clients up to which no request has an underrun or fails: {most}.",
+            f"Most clients up to which no request has an underrun or fails: {counts}.",
         ]
     )
 

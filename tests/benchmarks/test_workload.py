@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts, refusals and counting of the benchmarks of throughput and latency, without an engine."""
+"""Prompts, errors and counting of the benchmarks of throughput and latency, without an engine."""
 
 from __future__ import annotations
 
@@ -99,10 +99,10 @@ def test_bad_flags_are_refused_by_name(
 ) -> None:
     with pytest.raises(SystemExit):
         benchmark.main(arguments.split())
-    told = capsys.readouterr().err
-    assert error in told
+    printed = capsys.readouterr().err
+    assert error in printed
     # Warnings of engines come before it; the usage of all their flags does not.
-    assert "usage:" not in told and told.count("error: ") == 1 and told.endswith("\n")
+    assert "usage:" not in printed and printed.count("error: ") == 1 and printed.endswith("\n")
 
 
 @pytest.mark.parametrize(

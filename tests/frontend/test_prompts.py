@@ -255,9 +255,9 @@ def test_without_a_voice_the_default_or_none_is_used(monkeypatch: pytest.MonkeyP
 def test_a_voice_that_has_no_place_is_refused(
     monkeypatch: pytest.MonkeyPatch, given_options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InvalidRequestError, match=message) as refusal:
+    with pytest.raises(InvalidRequestError, match=message) as raised:
         voice_setting(monkeypatch).build([10], **options(**given_options))
-    assert refusal.value.parameter == message.split(" ")[0].replace("must", "auxiliary_token_ids")
+    assert raised.value.parameter == message.split(" ")[0].replace("must", "auxiliary_token_ids")
 
 
 def test_a_model_without_voices_takes_none(setting: Setting) -> None:

@@ -38,7 +38,7 @@ def test_slots_and_histories_of_random_batches(seed: int) -> None:
     max_requests = source.randint(1, 4)
     state = make_state(max_requests)
     streams: dict[str, np.ndarray] = {}
-    resting: list[set[int]] = [set(), set()]
+    quarantined: list[set[int]] = [set(), set()]
     batch: list[str] = []
     names = 0
     for _ in range(120):
@@ -55,7 +55,7 @@ def test_slots_and_histories_of_random_batches(seed: int) -> None:
 
         kept = set(batch) - set(entering)
         state.release_except(kept)
-        resting = [resting[1], {slot for name, slot in held.items() if name not in kept}]
+        quarantined = [quarantined[1], {slot for name, slot in held.items() if name not in kept}]
         assert state.num_slots_in_use() == len(kept)
         for name in entering:
             prompt = [source.randrange(40) for _ in range(source.randint(1, 8))]
@@ -70,22 +70,22 @@ def test_slots_and_histories_of_random_batches(seed: int) -> None:
         slots = {name: state.slot_of(name) for name in batch}
         assert len(set(slots.values())) == len(batch) == state.num_slots_in_use()
         assert all(slots[name] == held[name] for name in kept)
-        for rested in resting:
-            assert not rested & {slots[name] for name in entering}
+        for unusable in quarantined:
+            assert not unusable & {slots[name] for name in entering}
         assert state.row_slots.tolist() == [slots[name] for name in batch]
         np.testing.assert_array_equal(state.row_slots_host, state.row_slots.numpy())
 
-        asked = [
+        gathered = [
             (row, position)
             for row, name in enumerate(batch)
             for position in range(len(streams[name]))
             if source.random() < 0.5
         ]
-        rows = torch.tensor([row for row, _ in asked], dtype=torch.int64)
-        positions = torch.tensor([position for _, position in asked], dtype=torch.int64)
-        out = torch.full((len(asked) + 2, 2), -5, dtype=torch.int32)
+        rows = torch.tensor([row for row, _ in gathered], dtype=torch.int64)
+        positions = torch.tensor([position for _, position in gathered], dtype=torch.int64)
+        out = torch.full((len(gathered) + 2, 2), -5, dtype=torch.int32)
         state.gather_inputs(rows, positions, out)
-        expected = [streams[batch[row]][position].tolist() for row, position in asked]
+        expected = [streams[batch[row]][position].tolist() for row, position in gathered]
         assert out.tolist() == [*expected, [-5, -5], [-5, -5]]
 
 

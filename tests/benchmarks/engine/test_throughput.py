@@ -39,9 +39,9 @@ def check_audio(measured: dict[str, Any], frames: int) -> None:
     assert measured["audio_seconds_per_second"] == pytest.approx(rate)
 
 
-def check_ratio(told: dict[str, Any], ratios: list[float]) -> None:
-    assert told["ratio"] == round(statistics.median(ratios), 3)
-    assert told["range"] == [round(min(ratios), 3), round(max(ratios), 3)]
+def check_ratio(reported: dict[str, Any], ratios: list[float]) -> None:
+    assert reported["ratio"] == round(statistics.median(ratios), 3)
+    assert reported["range"] == [round(min(ratios), 3), round(max(ratios), 3)]
 
 
 def test_throughput_guided_and_unguided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -161,13 +161,13 @@ def test_throughput_of_a_text_model_on_a_file_of_prompts(text_model: Path, tmp_p
             *f"--guidance-scale {scale} --negative-prompt no".split(),
         ]
     )
-    asked = [lines[index % len(lines)] for index in range(requests)]
-    output = n * sum(length for _, length in asked)
-    assert report["total_prompt_tokens"] == sum(len(text) for text, _ in asked)
+    chosen = [lines[index % len(lines)] for index in range(requests)]
+    output = n * sum(length for _, length in chosen)
+    assert report["total_prompt_tokens"] == sum(len(text) for text, _ in chosen)
     assert report["total_output_tokens"] == report["total_stream_tokens"] == output
     assert report["num_guided_samples"] == output
     assert report["num_rows"] == 2 * output
-    assert report["num_steps"] == max(length for _, length in asked)
+    assert report["num_steps"] == max(length for _, length in chosen)
     assert report["num_frames"] == 0
     assert report["model"]["streams"] == 1
     assert report["parameters"]["dataset_path"] == "prompts.jsonl"

@@ -37,7 +37,7 @@ class StreamInputs(msgspec.Struct, array_like=True, gc=False):
         auxiliary_ids: [num_steps, num_streams - 1] int32 ids of streams 1.. in the prompt; rows
             past the prompt are its delayed tail, with -1 in cells that are free.
         text_slice: half-open range of text ids, or None for a model without text.
-        num_flush_steps: most steps that the request may take past max_tokens, while its delayed
+        num_flush_steps: steps that the request may take at most past max_tokens, while its delayed
             streams catch up.
         state: state of the phase table in which generation starts.
         segment_start: position at which the audio segment begins that the prompt ends in.

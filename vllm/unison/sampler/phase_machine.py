@@ -151,7 +151,7 @@ class PhaseMachine:
             discard: [num_rows] bool, rows for which nothing is written.
             tokens: [num_rows, num_streams] int32, negative where a row could not be sampled. Those
                 rows fail and emit pads; all rows of a group get the tokens of its first.
-            rows: [num_groups, most rows of a group] int64 rows of the sampled groups, the one that
+            rows: [num_groups, max rows of a group] int64 rows of the sampled groups, the one that
                 moves through phases first; -1 for none. None: each row is a group.
 
         Returns:

@@ -27,7 +27,7 @@ class RequestStreams:
         prompt: [num_steps, num_streams - 1] int32; rows past the prompt are its delayed tail, in
             which -1 marks free cells.
         num_prompt_tokens: length of the prompt.
-        num_flush_steps: most steps that it may take past max_tokens.
+        num_flush_steps: maximum number of steps that it may take past max_tokens.
         state: state of the phase table in which generation starts.
         segment_start: position at which the audio segment begins that the prompt ends in.
     """
