@@ -220,7 +220,7 @@ def scaling(report: Report, cuda: Report | None) -> str:
     return "\n\n".join(
         [
             f"{report['num_layers']} layers of {report['hidden_size']}, {report['num_streams']} "
-            f"streams where not told otherwise, {report['dtype']}, eager; {report['repeats']} "
+            f"streams where not stated otherwise, {report['dtype']}, eager; {report['repeats']} "
             "rounds.",
             "**Batch**: N guided requests of two lanes against N and 2N plain ones.",
             table(

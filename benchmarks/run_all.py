@@ -51,7 +51,7 @@ page again; `--only NAME` measures one section. UPSTREAM_PYTHON is the Python of
 the unpatched upstream package.
 
 Ratios are of two variants measured in interleaved rounds of one run: the median of the rounds'
-ratios, with their range in parentheses. Times are medians unless told otherwise. In plots, lines
+ratios, with their range in parentheses. Times are medians unless stated otherwise. In plots, lines
 are medians and bands are ranges."""
 
 

@@ -60,8 +60,8 @@ def test_slots_and_histories_of_random_batches(seed: int) -> None:
         for name in entering:
             prompt = [source.randrange(40) for _ in range(source.randint(1, 8))]
             output = [source.randrange(10, 20) for _ in range(source.randint(0, 4))]
-            tail = source.randint(0, LAYOUT.max_delay)
-            streams[name] = ids(source, len(prompt) + len(output) + tail)
+            suffix = source.randint(0, LAYOUT.max_delay)
+            streams[name] = ids(source, len(prompt) + len(output) + suffix)
             state.admit(name, prompt, output, streams[name], params())
         if entering:
             state.invalidate_rows()
@@ -126,19 +126,19 @@ def test_history_and_progress_of_an_admitted_request() -> None:
     slot = state.slot_of("a")
     np.testing.assert_array_equal(state.history[slot, :7, 0], prompt + output)
     np.testing.assert_array_equal(state.history[slot, :9, 1:], auxiliary)
-    assert state.tail_end[slot] == 9
+    assert state.suffix_end[slot] == 9
     expected = replay(state.table, prompt, output, 4 + 20)
     assert state.known_state[slot] == state.progress.state[slot] == expected.state
     assert state.progress.segment_start[slot] == expected.segment_start == 3
     assert state.progress.flush_end[slot] == expected.flush_end == 8
 
 
-def test_the_tail_ends_where_it_is_known() -> None:
+def test_the_suffix_ends_where_it_is_known() -> None:
     state = make_state()
-    state.admit("no tail", [1, 10], [11], ids(random.Random(0), 3), params())
-    assert state.tail_end[state.slot_of("no tail")] == 0
-    state.admit("tail", [1, 10], [], ids(random.Random(0), 4), params())
-    assert state.tail_end[state.slot_of("tail")] == 4
+    state.admit("no suffix", [1, 10], [11], ids(random.Random(0), 3), params())
+    assert state.suffix_end[state.slot_of("no suffix")] == 0
+    state.admit("suffix", [1, 10], [], ids(random.Random(0), 4), params())
+    assert state.suffix_end[state.slot_of("suffix")] == 4
 
 
 def test_settings_are_per_slot() -> None:
