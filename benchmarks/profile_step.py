@@ -103,7 +103,7 @@ def instrument(engine: Any, timer: PartTimer) -> None:
     timer.wrap(engine, "step", "engine loop")
     timer.wrap(engine.output_processor, "process_outputs", "output processing")
     timer.wrap(core.scheduler, "schedule", "schedule")
-    timer.wrap(core.scheduler, "update_from_output", "take in outputs")
+    timer.wrap(core.scheduler, "update_from_output", "update from output")
     timer.wrap(runner, "execute_model", "input preparation")
     timer.wrap(runner, "_update_states", "batch update")
     timer.wrap(runner.adapter, "begin_step", "batch update")

@@ -228,7 +228,7 @@ class AudioExecutor:
         segment_start: NDArray[np.int64],
         finish: NDArray[Any],
     ) -> AudioStep:
-        """Take in what a step emitted, and decode what has become due.
+        """Record what a step emitted, and decode what has become due.
 
         Args:
             slots: [num_rows] slot of each row.

@@ -112,7 +112,7 @@ class FrameCollector:
         state: NDArray[np.int64],
         segment_start: NDArray[np.int64],
     ) -> CollectedFrames:
-        """Take in what a step emitted.
+        """Record what a step emitted.
 
         Args:
             slots: [num_rows] slot of each row.

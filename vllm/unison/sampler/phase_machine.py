@@ -144,7 +144,7 @@ class PhaseMachine:
         tokens: torch.Tensor,
         rows: torch.Tensor | None,
     ) -> StepTokens:
-        """Take in what was sampled: write the history, move rows through their phases.
+        """Commit what was sampled: write the history, move rows through their phases.
 
         Args:
             position: [num_rows] int64 position of the tokens.

@@ -62,7 +62,7 @@ class RequestStreams:
         return max_tokens + self._num_flush_steps
 
     def append(self, request_id: str, output: StreamOutput | None, row: int) -> None:
-        """Take in what a step emitted for this request, before its blocks are hashed."""
+        """Record what a step emitted for this request, before its blocks are hashed."""
         if output is None:
             raise RuntimeError("the worker returned no streams for a multi-stream request")
         self.append_ids(output.tokens[row : row + 1, 1:])
