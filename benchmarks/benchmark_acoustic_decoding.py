@@ -46,7 +46,7 @@ REQUESTS = (1, 16)
 FRAMES = 150
 
 
-class _Clock:
+class CodecClock:
     """Time within the codec's calls."""
 
     def __init__(self) -> None:
@@ -68,7 +68,27 @@ class _Clock:
         return run
 
 
-def _run_requests(llm: Any, count: int, kind: Any, clock: _Clock, name: str) -> dict[str, float]:
+def time_codec(llm: Any, clock: CodecClock) -> None:
+    """Have a clock time the codec's calls of an in-process engine."""
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    audio = worker.model_runner.adapter.worker._audio
+    codec = audio._decoder._codec
+    codec.decode = clock.timed(codec.decode)
+    pipeline = audio.executor._pipeline
+    pipeline.decode = clock.timed(pipeline.decode)
+
+
+def run_requests(llm: Any, count: int, kind: Any, clock: CodecClock, name: str) -> dict[str, float]:
+    """Seconds of `count` requests at once: of all steps without the codec's calls, of those, until
+    the first audio, and of everything.
+
+    Args:
+        llm: an in-process engine.
+        count: number of requests.
+        kind: RequestOutputKind of the requests.
+        clock: times the codec's calls.
+        name: prefix of the requests' ids.
+    """
     from vllm import SamplingParams
 
     engine = llm.llm_engine
@@ -108,20 +128,14 @@ def measure(kind: str, rounds: int) -> list[dict[str, Any]]:
             max_num_seqs=max(REQUESTS),
             disable_log_stats=True,
         )
-        runner: Any = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker  # type: ignore[attr-defined]
-        runner = runner.model_runner
-        clock = _Clock()
-        audio = runner.adapter.worker._audio
-        codec = audio._decoder._codec
-        codec.decode = clock.timed(codec.decode)
-        pipeline = audio.executor._pipeline
-        pipeline.decode = clock.timed(pipeline.decode)
+        clock = CodecClock()
+        time_codec(llm, clock)
         results = []
         for count in REQUESTS:
             rows = []
             for number in range(rounds + 1):
                 pair = {
-                    name: _run_requests(llm, count, output_kind, clock, f"{count}-{number}-{name}")
+                    name: run_requests(llm, count, output_kind, clock, f"{count}-{number}-{name}")
                     for name, output_kind in (
                         ("streamed", RequestOutputKind.DELTA),
                         ("whole", RequestOutputKind.FINAL_ONLY),
