@@ -28,6 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,9 @@ def time_codec(llm: Any, clock: CodecClock) -> None:
     pipeline.decode = clock.timed(pipeline.decode)
 
 
-def run_requests(llm: Any, count: int, kind: Any, clock: CodecClock, name: str) -> dict[str, float]:
+def run_requests(
+    llm: Any, count: int, kind: Any, clock: CodecClock, name: str, frames: int = FRAMES
+) -> dict[str, float]:
     """Seconds of `count` requests at once: of all steps without the codec's calls, of those, until
     the first audio, and of everything.
 
@@ -88,13 +91,14 @@ def run_requests(llm: Any, count: int, kind: Any, clock: CodecClock, name: str) 
         kind: RequestOutputKind of the requests.
         clock: times the codec's calls.
         name: prefix of the requests' ids.
+        frames: of each request.
     """
     from vllm import SamplingParams
 
     engine = llm.llm_engine
     for index in range(count):
         params = SamplingParams(
-            temperature=0.8, seed=index, max_tokens=FRAMES, ignore_eos=True, output_kind=kind
+            temperature=0.8, seed=index, max_tokens=frames, ignore_eos=True, output_kind=kind
         )
         engine.add_request(f"{name}-{index}", f"hello {index}", params)
     clock.seconds, first = 0.0, 0.0
@@ -107,7 +111,9 @@ def run_requests(llm: Any, count: int, kind: Any, clock: CodecClock, name: str) 
     return {"steps": total - clock.seconds, "codec": clock.seconds, "first": first, "total": total}
 
 
-def measure(kind: str, rounds: int) -> list[dict[str, Any]]:
+def measure(
+    kind: str, rounds: int, requests: Sequence[int] = REQUESTS, frames: int = FRAMES
+) -> list[dict[str, Any]]:
     """One result per number of requests."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
@@ -125,17 +131,19 @@ def measure(kind: str, rounds: int) -> list[dict[str, Any]]:
             enforce_eager=True,
             block_size=32,
             max_model_len=256,
-            max_num_seqs=max(REQUESTS),
+            max_num_seqs=max(requests),
             disable_log_stats=True,
         )
         clock = CodecClock()
         time_codec(llm, clock)
         results = []
-        for count in REQUESTS:
+        for count in requests:
             rows = []
             for number in range(rounds + 1):
                 pair = {
-                    name: run_requests(llm, count, output_kind, clock, f"{count}-{number}-{name}")
+                    name: run_requests(
+                        llm, count, output_kind, clock, f"{count}-{number}-{name}", frames
+                    )
                     for name, output_kind in (
                         ("streamed", RequestOutputKind.DELTA),
                         ("whole", RequestOutputKind.FINAL_ONLY),
@@ -152,7 +160,7 @@ def measure(kind: str, rounds: int) -> list[dict[str, Any]]:
                 {
                     "codec": kind,
                     "requests": count,
-                    "frames": FRAMES,
+                    "frames": frames,
                     "step_ratio": ratio("steps"),
                     "codec_ratio": ratio("codec"),
                     "codec_share": statistics.median(s["codec"] / s["total"] for s in streamed),
@@ -169,12 +177,14 @@ def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, nargs="+", default=REQUESTS, help="at once")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of each request")
     parser.add_argument("--codecs", nargs="+", default=list(CODECS), choices=list(CODECS))
     parser.add_argument("--output-json", type=Path)
     arguments = parser.parse_args()
     results = []
     for kind in arguments.codecs:
-        for result in measure(kind, arguments.rounds):
+        for result in measure(kind, arguments.rounds, arguments.requests, arguments.frames):
             print(
                 f"{kind}, {result['requests']} requests: steps {result['step_ratio']:.2f}, "
                 f"codec {result['codec_ratio']:.2f} (share {result['codec_share']:.2f}), first "
