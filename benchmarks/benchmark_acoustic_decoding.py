@@ -5,7 +5,7 @@ r"""What streaming audio costs on this machine, and what it does to the model's 
         --output-json benchmarks/results/acoustic_decoding.json
 
 One engine in this process, on a random model, gets the same requests with their audio streamed and
-with it decoded at the end, taking turns. Of each turn are measured the time of all steps, and the
+with it decoded at the end, interleaved. Of each round are measured the time of all steps, and the
 time within the codec's own calls. Reported per codec and number of requests:
 
 - `step_ratio`: time of all steps without the codec's calls, streamed over at the end: what
@@ -13,9 +13,9 @@ time within the codec's own calls. Reported per codec and number of requests:
 - `codec_ratio`: time of the codec's calls, streamed over at the end: what the context of the
   windows costs, less what calls for several requests at once save.
 - `first_audio`: time of the first audio of a request over the time of all of it, both from the
-  start of the turn; and in seconds.
+  start of the round; and in seconds.
 
-A ratio is the median of the turns' ratios. The random codecs are small, so that `codec_ratio` and
+A ratio is the median of the rounds' ratios. The random codecs are small, so that `codec_ratio` and
 shares say little of a trained one's times; `step_ratio` does not depend on that.
 """
 
@@ -28,6 +28,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ REQUESTS = (1, 16)
 FRAMES = 150
 
 
-class _Clock:
+class CodecClock:
     """Time within the codec's calls."""
 
     def __init__(self) -> None:
@@ -68,13 +69,36 @@ class _Clock:
         return run
 
 
-def _turn(llm: Any, count: int, kind: Any, clock: _Clock, name: str) -> dict[str, float]:
+def time_codec(llm: Any, clock: CodecClock) -> None:
+    """Have a clock time the codec's calls of an in-process engine."""
+    worker = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker
+    audio = worker.model_runner.adapter.worker._audio
+    codec = audio._decoder._codec
+    codec.decode = clock.timed(codec.decode)
+    pipeline = audio.executor._pipeline
+    pipeline.decode = clock.timed(pipeline.decode)
+
+
+def run_requests(
+    llm: Any, count: int, kind: Any, clock: CodecClock, name: str, frames: int = FRAMES
+) -> dict[str, float]:
+    """Seconds of `count` requests at once: of all steps without the codec's calls, of those, until
+    the first audio, and of everything.
+
+    Args:
+        llm: an in-process engine.
+        count: number of requests.
+        kind: RequestOutputKind of the requests.
+        clock: times the codec's calls.
+        name: prefix of the requests' ids.
+        frames: of each request.
+    """
     from vllm import SamplingParams
 
     engine = llm.llm_engine
     for index in range(count):
         params = SamplingParams(
-            temperature=0.8, seed=index, max_tokens=FRAMES, ignore_eos=True, output_kind=kind
+            temperature=0.8, seed=index, max_tokens=frames, ignore_eos=True, output_kind=kind
         )
         engine.add_request(f"{name}-{index}", f"hello {index}", params)
     clock.seconds, first = 0.0, 0.0
@@ -87,7 +111,9 @@ def _turn(llm: Any, count: int, kind: Any, clock: _Clock, name: str) -> dict[str
     return {"steps": total - clock.seconds, "codec": clock.seconds, "first": first, "total": total}
 
 
-def measure(kind: str, turns: int) -> list[dict[str, Any]]:
+def measure(
+    kind: str, rounds: int, requests: Sequence[int] = REQUESTS, frames: int = FRAMES
+) -> list[dict[str, Any]]:
     """One result per number of requests."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
@@ -105,29 +131,25 @@ def measure(kind: str, turns: int) -> list[dict[str, Any]]:
             enforce_eager=True,
             block_size=32,
             max_model_len=256,
-            max_num_seqs=max(REQUESTS),
+            max_num_seqs=max(requests),
             disable_log_stats=True,
         )
-        runner: Any = llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker  # type: ignore[attr-defined]
-        runner = runner.model_runner
-        clock = _Clock()
-        audio = runner.adapter.worker._audio
-        codec = audio._decoder._codec
-        codec.decode = clock.timed(codec.decode)
-        pipeline = audio.executor._pipeline
-        pipeline.decode = clock.timed(pipeline.decode)
+        clock = CodecClock()
+        time_codec(llm, clock)
         results = []
-        for count in REQUESTS:
+        for count in requests:
             rows = []
-            for turn in range(turns + 1):
+            for number in range(rounds + 1):
                 pair = {
-                    name: _turn(llm, count, output_kind, clock, f"{count}-{turn}-{name}")
+                    name: run_requests(
+                        llm, count, output_kind, clock, f"{count}-{number}-{name}", frames
+                    )
                     for name, output_kind in (
                         ("streamed", RequestOutputKind.DELTA),
                         ("whole", RequestOutputKind.FINAL_ONLY),
                     )
                 }
-                if turn:
+                if number:
                     rows.append(pair)
 
             def ratio(part: str, rows: list[Any] = rows) -> float:
@@ -138,7 +160,7 @@ def measure(kind: str, turns: int) -> list[dict[str, Any]]:
                 {
                     "codec": kind,
                     "requests": count,
-                    "frames": FRAMES,
+                    "frames": frames,
                     "step_ratio": ratio("steps"),
                     "codec_ratio": ratio("codec"),
                     "codec_share": statistics.median(s["codec"] / s["total"] for s in streamed),
@@ -154,13 +176,15 @@ def measure(kind: str, turns: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, nargs="+", default=REQUESTS, help="at once")
+    parser.add_argument("--frames", type=int, default=FRAMES, help="of each request")
     parser.add_argument("--codecs", nargs="+", default=list(CODECS), choices=list(CODECS))
     parser.add_argument("--output-json", type=Path)
     arguments = parser.parse_args()
     results = []
     for kind in arguments.codecs:
-        for result in measure(kind, arguments.turns):
+        for result in measure(kind, arguments.rounds, arguments.requests, arguments.frames):
             print(
                 f"{kind}, {result['requests']} requests: steps {result['step_ratio']:.2f}, "
                 f"codec {result['codec_ratio']:.2f} (share {result['codec_share']:.2f}), first "
@@ -168,7 +192,7 @@ def main() -> None:
             )
             results.append(result)
     if arguments.output_json:
-        report = {"machine": describe_machine(), "turns": arguments.turns, "results": results}
+        report = {"machine": describe_machine(), "rounds": arguments.rounds, "results": results}
         arguments.output_json.write_text(json.dumps(report, indent=2) + "\n")
 
 

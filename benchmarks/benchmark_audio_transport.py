@@ -6,7 +6,7 @@ r"""What it costs to bring audio from the engine's process to the front end's.
 
 Each round sends one output of the engine's core for 64 streams (all of which happen to have a chunk
 of audio in the same step, the worst case) to another process and waits for its answer, in three
-ways that take turns:
+ways in interleaved rounds:
 
 - text: the outputs without audio;
 - buffers: with audio, as the engine sends it: raw buffers beside the message;

@@ -3,7 +3,7 @@
 
     python benchmarks/benchmark_guidance.py --output-json benchmarks/results/guidance.json
 
-Three kinds of requests run on the same random model of 8 streams, taking turns in one engine:
+Three kinds of requests run on the same random model of 8 streams, interleaved in one engine:
 
 - guided: requests with guidance_scale 3 and the model's constant null prompt of one token;
 - plain: the same requests without guidance;
@@ -27,10 +27,11 @@ Measured, for each model size:
   negative prompt of NULL_PROMPT_TOKENS tokens that is in the prefix cache (as a constant null
   prompt is after its first use) and with one that is not.
 
-The kinds take turns, number of requests by number of requests, in one engine, so that differences
-between processes are not taken for differences of the kinds. All of it is done in several rounds,
-each in a new process; steps of few groups take several turns in each. A ratio is the median of the
-turns' ratios; the JSON also holds its range.
+The kinds are interleaved, number of requests by number of requests, in one engine, so that
+differences between processes are not taken for differences of the kinds. There are several rounds
+in each of several launches, and each launch is a new process; steps of few groups are measured
+several times in a round. A ratio is the median of the rounds' ratios; the JSON also holds its
+range.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hardware import describe_machine
 from ratios import compare
-from side_process import SideProcess, serve
 from tqdm import tqdm
+from variant_process import VariantProcess, serve
 
 STREAMS = 8
 CODEBOOK = 1024
@@ -99,14 +100,14 @@ def write_model(
     )
 
 
-class Side:
+class Variant:
     """Requests of one kind at a time on an in-process bfloat16 engine.
 
     Args:
         kind: one of KINDS; `become` changes it.
         model: folder of the checkpoint.
         enforce_eager: run without torch.compile.
-        max_model_len: most tokens of a lane.
+        max_model_len: maximum number of tokens of a lane.
 
     Attributes:
         kind: what `start` adds.
@@ -268,52 +269,52 @@ def merge_pairs_by_hand(runner: Any) -> None:
     runner.model.audio_logits = merged_logits
 
 
-def open_side(model: Path, script: Path = Path(__file__)) -> SideProcess:
-    """A process with an engine on a checkpoint; `script` serves it when called `--side MODEL`."""
-    return SideProcess(sys.executable, script, ["--side", str(model)])
+def open_variant(model: Path, script: Path = Path(__file__)) -> VariantProcess:
+    """A process with an engine on a checkpoint; `script --variant MODEL` serves it."""
+    return VariantProcess(sys.executable, script, ["--variant", str(model)])
 
 
-def plan_turns(groups: Sequence[int], requests: Sequence[int]) -> list[tuple[str, str, int]]:
-    """One turn: what is measured of which kind with how many requests, those compared in a row.
+def plan_round(groups: Sequence[int], requests: Sequence[int]) -> list[tuple[str, str, int]]:
+    """One round: what is measured of which kind with how many requests, those compared in a row.
 
     Steps of few groups are measured several times: they are short, and their ratios scatter most.
     """
-    turns = []
+    plan = []
     for count in groups:
         kinds = [("step", "guided", count), ("step", "plain", 2 * count), ("step", "naive", count)]
-        turns += kinds * max(1, REPEATED_GROUPS // count)
+        plan += kinds * max(1, REPEATED_GROUPS // count)
     for count in requests:
-        turns += [("throughput", kind, count) for kind in ("guided", "plain")]
+        plan += [("throughput", kind, count) for kind in ("guided", "plain")]
     # What plain decoding gives for N against 2N needs one number more.
-    turns.append(("throughput", "plain", 2 * max(requests)))
-    return [*turns, ("null_prompt", "guided", 0), ("null_prompt", "guided", 1)]
+    plan.append(("throughput", "plain", 2 * max(requests)))
+    return [*plan, ("null_prompt", "guided", 0), ("null_prompt", "guided", 1)]
 
 
 def measure(
-    model: Path, options: argparse.Namespace, turns: list[tuple[str, str, int]], bar: Any
+    model: Path, options: argparse.Namespace, plan: list[tuple[str, str, int]], bar: Any
 ) -> dict[tuple[str, str, int], list[float]]:
-    """All rounds and turns of one model; per entry of `turns` its values."""
-    results: dict[tuple[str, str, int], list[float]] = {turn: [] for turn in turns}
+    """All launches and rounds of one model; per entry of `plan` its values."""
+    results: dict[tuple[str, str, int], list[float]] = {entry: [] for entry in plan}
     amounts = {
         "step": options.steps,
         "throughput": options.frames,
         "null_prompt": NULL_PROMPT_TOKENS,
     }
-    for _ in range(options.rounds):
+    for _ in range(options.launches):
         with ExitStack() as stack:
-            side = open_side(model)
-            stack.callback(side.end)
-            side.wait_until_ready()
+            variant = open_variant(model)
+            stack.callback(variant.end)
+            variant.wait_until_ready()
             for kind in KINDS:
-                side.call("become", kind)
-                side.call("step", 2, 4)
+                variant.call("become", kind)
+                variant.call("step", 2, 4)
                 if kind != "naive":
-                    side.call("throughput", 2, 4)
-            for turn in range(options.turns):
+                    variant.call("throughput", 2, 4)
+            for number in range(options.rounds):
                 # Back and forth, so that none is always the one after the same other.
-                for name, kind, count in turns[:: -1 if turn % 2 else 1]:
-                    side.call("become", kind)
-                    value = side.call(name, count, amounts[name])
+                for name, kind, count in plan[:: -1 if number % 2 else 1]:
+                    variant.call("become", kind)
+                    value = variant.call(name, count, amounts[name])
                     results[name, kind, count].append(value)
                     bar.update()
     return results
@@ -369,20 +370,20 @@ def summarize(
 def main() -> None:
     """Parse the command line, measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--output-json", type=Path)
     parser.add_argument("--hidden-size", type=int, help="of one model (default: both models)")
     parser.add_argument("--num-layers", type=int, help="of one model, with --hidden-size")
-    parser.add_argument("--rounds", type=int, default=3, help="each in a new process")
-    parser.add_argument("--turns", type=int, default=3, help="per round")
-    parser.add_argument("--steps", type=int, default=24, help="decode steps per turn and side")
+    parser.add_argument("--launches", type=int, default=3, help="new processes")
+    parser.add_argument("--rounds", type=int, default=3, help="per launch")
+    parser.add_argument("--steps", type=int, default=24, help="decode steps per round and kind")
     parser.add_argument("--frames", type=int, default=FRAMES, help="per request of throughput")
     parser.add_argument(
         "--quick", action="store_true", help="a small model and few steps: shows that it runs"
     )
     options = parser.parse_args()
-    if options.side:
-        serve(lambda: Side("plain", options.side))
+    if options.variant:
+        serve(lambda: Variant("plain", options.variant))
         return
     if (options.hidden_size is None) != (options.num_layers is None):
         parser.error("--hidden-size and --num-layers must be given together")
@@ -391,24 +392,24 @@ def main() -> None:
     requests: Sequence[int] = THROUGHPUT_REQUESTS
     if options.quick:
         sizes, groups, requests = ((256, 2),), (1, 4), (1, 2)
-        options.rounds, options.turns, options.steps, options.frames = 1, 2, 8, 8
+        options.launches, options.rounds, options.steps, options.frames = 1, 2, 8, 8
     if options.hidden_size is not None:
         sizes = ((options.hidden_size, options.num_layers),)
-    turns = plan_turns(groups, requests)
+    plan = plan_round(groups, requests)
     report: dict[str, Any] = {
         "machine": describe_machine(),
         "streams": STREAMS,
         "dtype": "bfloat16",
-        "repeats": options.rounds * options.turns,
+        "repeats": options.launches * options.rounds,
         "models": [],
     }
-    total = len(sizes) * options.rounds * options.turns * len(turns)
+    total = len(sizes) * options.launches * options.rounds * len(plan)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, tqdm(total=total, unit=" measurements") as bar:
         for hidden_size, num_layers in sizes:
             bar.set_description(f"{num_layers} layers of {hidden_size}")
             model = write_model(Path(folder) / f"{hidden_size}", hidden_size, num_layers)
-            results = measure(model, options, turns, bar)
+            results = measure(model, options, plan, bar)
             tables = summarize(results, groups, requests)
             size = {"hidden_size": hidden_size, "num_layers": num_layers}
             report["models"].append(size | tables)

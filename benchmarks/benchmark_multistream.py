@@ -4,7 +4,7 @@
     python benchmarks/benchmark_multistream.py --output-json benchmarks/results/multistream.json \\
         [--upstream-python PATH]
 
-Three measurements, each in processes of its own, the sides of a ratio taking turns:
+Three measurements, each in processes of its own, the variants of a ratio interleaved:
 
 - step: milliseconds of a decode step with 8 streams against the same backbone as a plain text
   model, at 1, 8 and 32 rows;
@@ -152,9 +152,9 @@ def measure_speech(model: Path, repeats: int) -> dict[str, float]:
     }
 
 
-def run_side(python: str, *arguments: str) -> dict[str, float]:
+def run_variant(python: str, *arguments: str) -> dict[str, float]:
     """One measurement in a process of its own."""
-    command = [python, str(Path(__file__).resolve()), "--side", *arguments]
+    command = [python, str(Path(__file__).resolve()), "--variant", *arguments]
     # A neutral folder keeps another environment from finding this repository's packages.
     done = subprocess.run(command, capture_output=True, text=True, cwd=tempfile.gettempdir())
     if done.returncode != 0:
@@ -162,13 +162,15 @@ def run_side(python: str, *arguments: str) -> dict[str, float]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def in_turns(sides: Sequence[Sequence[str]], repeats: int) -> list[list[dict[str, float]]]:
-    """Per side its results, the sides taking turns, each as often first as the others."""
-    results: list[list[dict[str, float]]] = [[] for _ in sides]
-    for turn in range(repeats):
-        pairs = list(zip(sides, results, strict=True))
-        for side, collected in pairs[:: -1 if turn % 2 else 1]:
-            collected.append(run_side(*side))
+def run_interleaved(
+    variants: Sequence[Sequence[str]], repeats: int
+) -> list[list[dict[str, float]]]:
+    """Per variant its results of interleaved rounds, each as often first as the others."""
+    results: list[list[dict[str, float]]] = [[] for _ in variants]
+    for number in range(repeats):
+        pairs = list(zip(variants, results, strict=True))
+        for variant, collected in pairs[:: -1 if number % 2 else 1]:
+            collected.append(run_variant(*variant))
     return results
 
 
@@ -187,19 +189,19 @@ def kept_sections(file: Path | None, machine: dict[str, str | int]) -> dict[str,
 
 
 def median_of(results: list[dict[str, float]], key: str) -> float:
-    """Median of one value over a side's results."""
+    """Median of one value over a variant's results."""
     return statistics.median(result[key] for result in results)
 
 
 def main() -> None:
     """Parse the command line, measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--side", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--variant", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--output-json", type=Path)
     parser.add_argument("--upstream-python", help="Python with the unpatched upstream package")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
-        "--text-repeats", type=int, default=7, help="processes of each side: they differ by luck"
+        "--text-repeats", type=int, default=7, help="processes of each variant: they differ by luck"
     )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument(
@@ -211,8 +213,8 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--num-layers", type=int, default=16)
     arguments = parser.parse_args()
-    if arguments.side:
-        what, model, number, *rest = arguments.side
+    if arguments.variant:
+        what, model, number, *rest = arguments.variant
         if what == "step":
             result = measure_step(Path(model), int(number), int(rest[0]))
         elif what == "text":
@@ -222,14 +224,14 @@ def main() -> None:
         print(json.dumps(result))
         return
 
-    wanted = arguments.only or ["step", "text", "speech"]
+    parts = arguments.only or ["step", "text", "speech"]
     machine = describe_machine()
     report: dict[str, Any] = {"machine": machine}
     if arguments.only:
         report |= kept_sections(arguments.output_json, machine)
     with tempfile.TemporaryDirectory() as temporary:
         folder, repeats = Path(temporary), arguments.repeats
-        if "step" in wanted:
+        if "step" in parts:
             write_models(folder / "step", arguments.hidden_size, arguments.num_layers)
             report["step"] = {
                 "hidden_size": arguments.hidden_size,
@@ -238,7 +240,7 @@ def main() -> None:
                 "rows": [],
             }
             for rows in (1, 8, 32):
-                step_sides = [
+                step_variants = [
                     (
                         sys.executable,
                         "step",
@@ -248,7 +250,7 @@ def main() -> None:
                     )
                     for kind in ("speech", "text")
                 ]
-                streams, plain = in_turns(step_sides, repeats)
+                streams, plain = run_interleaved(step_variants, repeats)
                 entry = {
                     "rows": rows,
                     "multi_stream_ms": round(median_of(streams, "milliseconds"), 2),
@@ -257,14 +259,14 @@ def main() -> None:
                 entry["ratio"] = round(entry["multi_stream_ms"] / entry["single_stream_ms"], 3)
                 report["step"]["rows"].append(entry)
                 print(f"step at {rows} rows: {entry}", flush=True)
-        if "text" in wanted:
+        if "text" in parts:
             write_models(folder / "small", 256, 6)
             report["text"] = {"hidden_size": 256, "num_layers": 6, "requests": TEXT_REQUESTS}
             model = str(folder / "small" / "text")
-            sides = [[sys.executable, "text", model, "5"]]
+            variants = [[sys.executable, "text", model, "5"]]
             if arguments.upstream_python:
-                sides.append([arguments.upstream_python, "text", model, "5"])
-            ours, *upstream = in_turns(sides, arguments.text_repeats)
+                variants.append([arguments.upstream_python, "text", model, "5"])
+            ours, *upstream = run_interleaved(variants, arguments.text_repeats)
             report["text"]["fork_tokens_per_second"] = round(
                 median_of(ours, "tokens_per_second"), 1
             )
@@ -280,10 +282,10 @@ def main() -> None:
             else:
                 report["text"]["fork_over_upstream"] = "not measured"
             print(f"text: {report['text']}", flush=True)
-        if "speech" in wanted:
+        if "speech" in parts:
             write_models(folder / "demo", 256, 6)
-            side = [sys.executable, "speech", str(folder / "demo" / "speech"), "5"]
-            (results,) = in_turns([side], repeats)
+            variant = [sys.executable, "speech", str(folder / "demo" / "speech"), "5"]
+            (results,) = run_interleaved([variant], repeats)
             report["speech"] = {"hidden_size": 256, "num_layers": 6} | {
                 key: round(median_of(results, key), 2) for key in results[0]
             }

@@ -13,10 +13,10 @@ random models of 256 wide states and 6 layers, bfloat16, eager:
 - length: 8 requests, guided and plain, at the end of a context of 128 to 2048 tokens. The guidance
   lane is as short as the null prompt.
 
-Each model has an engine in a process of its own. All points take turns, back and forth. What is
-given are medians of the turns, and their range; a ratio is the median of the turns' ratios. The
-first turn of a process is not counted: it fills the prefix cache with the long prompts. The six
-engines take some 10 GiB of memory together.
+Each model has an engine in a process of its own. All points are interleaved, back and forth. Given
+are medians of the rounds, and their range; a ratio is the median of the rounds' ratios. The first
+round of a launch is not counted: it fills the prefix cache with the long prompts. The six engines
+take some 10 GiB of memory together.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from benchmark_guidance import (
     PROMPT_TOKENS,
     SCALE,
     WARM_UP_STEPS,
-    Side,
-    open_side,
+    Variant,
+    open_variant,
     write_model,
 )
 from hardware import describe_machine
 from ratios import compare
-from side_process import serve
 from tqdm import tqdm
+from variant_process import serve
 
 
 @dataclass(frozen=True)
@@ -128,12 +128,12 @@ def plan_points(sizes: Sizes) -> list[Point]:
     return list(dict.fromkeys(points))
 
 
-class ScalingSide(Side):
+class ScalingVariant(Variant):
     """Requests of any number of lanes and any length on an in-process engine.
 
     Args:
         model: folder of the checkpoint.
-        max_model_len: most tokens of a lane.
+        max_model_len: maximum number of tokens of a lane.
     """
 
     def __init__(self, model: str, max_model_len: int) -> None:
@@ -196,8 +196,8 @@ def max_model_len(sizes: Sizes) -> int:
     return max(512, *sizes.contexts) + 256
 
 
-def measure(folder: Path, sizes: Sizes, rounds: int, turns: int, steps: int) -> Results:
-    """All rounds and turns; per point its milliseconds."""
+def measure(folder: Path, sizes: Sizes, launches: int, rounds: int, steps: int) -> Results:
+    """All launches and rounds; per point its milliseconds."""
     points = plan_points(sizes)
     length = max_model_len(sizes)
     models = {
@@ -207,31 +207,31 @@ def measure(folder: Path, sizes: Sizes, rounds: int, turns: int, steps: int) -> 
         for streams in dict.fromkeys(point.streams for point in points)
     }
     results: Results = {point: [] for point in points}
-    total = rounds * ((turns + 1) * len(points) + len(models))
+    total = launches * ((rounds + 1) * len(points) + len(models))
     with tqdm(total=total, unit=" measurements", desc="starting engines") as bar:
-        for number in range(rounds):
+        for launch in range(launches):
             with ExitStack() as stack:
-                sides = {}
+                variants = {}
                 for streams, model in models.items():
-                    sides[streams] = side = open_side(model, Path(__file__))
-                    stack.callback(side.end)
-                for side in sides.values():
-                    side.wait_until_ready()
+                    variants[streams] = variant = open_variant(model, Path(__file__))
+                    stack.callback(variant.end)
+                for variant in variants.values():
+                    variant.wait_until_ready()
                     bar.update()
-                for turn in range(turns + 1):
-                    bar.set_description(f"round {number + 1}, turn {turn}")
+                for number in range(rounds + 1):
+                    bar.set_description(f"launch {launch + 1}, round {number}")
                     # Back and forth, so that none is always the one after the same other.
-                    for point in points[:: -1 if turn % 2 else 1]:
+                    for point in points[:: -1 if number % 2 else 1]:
                         arguments = (point.requests, point.lanes, point.context, steps)
-                        value = sides[point.streams].call("decode", *arguments)
-                        if turn:
+                        value = variants[point.streams].call("decode", *arguments)
+                        if number:
                             results[point].append(value)
                         bar.update()
     return results
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median and range of the turns' milliseconds."""
+    """Median and range of the rounds' milliseconds."""
     return {
         "median": round(statistics.median(values), 3),
         "range": [round(min(values), 3), round(max(values), 3)],
@@ -304,29 +304,29 @@ def summarize(results: Results, sizes: Sizes) -> dict[str, list[dict[str, Any]]]
 def main() -> None:
     """Parse the command line, measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--output-json", type=Path)
-    parser.add_argument("--rounds", type=int, default=2, help="each in new processes")
-    parser.add_argument("--turns", type=int, default=10, help="per round, at least 1")
-    parser.add_argument("--steps", type=int, default=24, help="decode steps per turn and point")
+    parser.add_argument("--launches", type=int, default=2, help="of all processes")
+    parser.add_argument("--rounds", type=int, default=10, help="per launch, at least 1")
+    parser.add_argument("--steps", type=int, default=24, help="decode steps per round and point")
     parser.add_argument(
         "--quick", action="store_true", help="small models and few steps: shows that it runs"
     )
     options = parser.parse_args()
-    if options.side:
+    if options.variant:
         # All models take as long requests, so that engines differ in nothing but the streams.
-        config = json.loads((Path(options.side) / "config.json").read_text())
+        config = json.loads((Path(options.variant) / "config.json").read_text())
         longest = config["backbone_config"]["max_position_embeddings"]
-        serve(lambda: ScalingSide(options.side, longest))
+        serve(lambda: ScalingVariant(options.variant, longest))
         return
-    if min(options.rounds, options.turns, options.steps) < 1:
-        parser.error("--rounds, --turns and --steps must be at least 1")
+    if min(options.launches, options.rounds, options.steps) < 1:
+        parser.error("--launches, --rounds and --steps must be at least 1")
     sizes = Sizes()
     if options.quick:
-        sizes, options.rounds, options.turns, options.steps = QUICK, 1, 1, 4
+        sizes, options.launches, options.rounds, options.steps = QUICK, 1, 1, 4
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        results = measure(Path(folder), sizes, options.rounds, options.turns, options.steps)
+        results = measure(Path(folder), sizes, options.launches, options.rounds, options.steps)
     tables = summarize(results, sizes)
     for name, rows in tables.items():
         for row in rows:
@@ -340,7 +340,7 @@ def main() -> None:
         "lane_requests": sizes.lane_requests,
         "stream_requests": sizes.stream_requests,
         "length_requests": sizes.length_requests,
-        "repeats": options.rounds * options.turns,
+        "repeats": options.launches * options.rounds,
         **tables,
         "seconds": round(time.perf_counter() - start),
     }

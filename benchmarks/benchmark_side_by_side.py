@@ -16,10 +16,10 @@ Two comparisons, each guided and unguided, at several numbers of requests:
   (naive_guidance.py). `pairs_apart` counts pairs whose two requests got different tokens. The
   unguided rows are ordinary requests on both.
 
-Both sides run in bfloat16 with as many threads, sample with the same temperature and top-k, and
-run without compilation: the engines with `enforce_eager`, each in its process. Each side has a
-process that stays open and warm for all its turns; the sides take turns, the first of a pair being
-the second in the next round. A ratio is the median of the rounds' ratios, beside their range;
+Both variants run in bfloat16 with as many threads, sample with the same temperature and top-k, and
+run without compilation: the engines with `enforce_eager`, each in its process. Each variant has a
+process that stays open and warm for all rounds; the variants are interleaved, the first of a round
+being the second in the next one. A ratio is the median of the rounds' ratios, beside their range;
 above 1 the fork is faster. It includes prefill, and all of what `LLM.generate` does.
 """
 
@@ -41,8 +41,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hardware import describe_machine
 from ratios import compare
-from side_process import SideProcess, serve
 from tqdm import tqdm
+from variant_process import VariantProcess, serve
 
 STREAMS = 8
 CODEBOOK = 1024
@@ -67,7 +67,7 @@ class Case(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Of one side and case: frames or tokens per second, and pairs that came apart."""
+    """Of one variant and case: frames or tokens per second, and pairs that came apart."""
 
     per_second: float
     pairs_apart: int
@@ -141,12 +141,12 @@ def text_prompts(count: int) -> list[list[int]]:
     return [[16 + (7 * row + 3 * i) % 250 for i in range(PROMPT_TOKENS)] for row in range(count)]
 
 
-class EngineSide:
+class EngineVariant:
     """An in-process bfloat16 engine, of whichever package this Python has.
 
     Args:
         model: folder of the checkpoint.
-        rows: most requests at once.
+        rows: maximum number of requests at once.
         options: further ones of `LLM`.
     """
 
@@ -199,7 +199,7 @@ def sampling(row: int, length: int) -> dict[str, Any]:
     }
 
 
-class ForkSpeechSide(EngineSide):
+class ForkSpeechVariant(EngineVariant):
     """The fork on the multi-stream model."""
 
     def run(self, count: int, guided: bool, length: int) -> Measurement:
@@ -213,7 +213,7 @@ class ForkSpeechSide(EngineSide):
         return Measurement(count * length / seconds, 0)
 
 
-class TransformersSide:
+class TransformersVariant:
     """transformers' own generate on the multi-stream model.
 
     Args:
@@ -250,7 +250,7 @@ class TransformersSide:
         return Measurement(count * length / seconds, 0)
 
 
-class ForkTextSide(EngineSide):
+class ForkTextVariant(EngineVariant):
     """The fork on the text-only model, guided by `guidance_scale`."""
 
     def run(self, count: int, guided: bool, length: int) -> Measurement:
@@ -265,7 +265,7 @@ class ForkTextSide(EngineSide):
         return Measurement(count * length / seconds, 0)
 
 
-class UpstreamTextSide(EngineSide):
+class UpstreamTextVariant(EngineVariant):
     """The unpatched package on the text-only model, guided by pairs of requests."""
 
     def __init__(self, model: str, rows: int) -> None:
@@ -299,33 +299,33 @@ class UpstreamTextSide(EngineSide):
         return Measurement(count * length / seconds, apart)
 
 
-SIDES: dict[str, Any] = {
-    "fork-speech": ForkSpeechSide,
-    "transformers": TransformersSide,
-    "fork-text": ForkTextSide,
-    "upstream": UpstreamTextSide,
+VARIANTS: dict[str, Any] = {
+    "fork-speech": ForkSpeechVariant,
+    "transformers": TransformersVariant,
+    "fork-text": ForkTextVariant,
+    "upstream": UpstreamTextVariant,
 }
 
 
-def open_sides(
+def open_variants(
     part: str, model: Path, rows: int, upstream_python: str, stack: ExitStack
-) -> tuple[dict[str, SideProcess], dict[str, Any]]:
-    """Processes of a part's two sides, warm to be called, and what they say of themselves.
+) -> tuple[dict[str, VariantProcess], dict[str, Any]]:
+    """Processes of a part's two variants, warm to be called, and what they say of themselves.
 
     Raises:
-        RuntimeError: a side failed, or the two have different numbers of threads.
+        RuntimeError: a variant failed, or the two have different numbers of threads.
     """
     script = Path(__file__)
 
     def start(name: str, kind: str, number: int, python: str = sys.executable) -> dict[str, Any]:
-        arguments = ["--side", kind, str(model), str(number)]
-        side = SideProcess(python, script, arguments, own_packages=python == sys.executable)
-        stack.callback(side.end)
-        side.wait_until_ready()
-        sides[name] = side
-        return side.call("describe")
+        arguments = ["--variant", kind, str(model), str(number)]
+        variant = VariantProcess(python, script, arguments, own_packages=python == sys.executable)
+        stack.callback(variant.end)
+        variant.wait_until_ready()
+        variants[name] = variant
+        return variant.call("describe")
 
-    sides: dict[str, SideProcess] = {}
+    variants: dict[str, VariantProcess] = {}
     if part == "transformers":
         fork = start("fork", "fork-speech", rows)
         other = start("transformers", "transformers", fork["threads"])
@@ -334,43 +334,43 @@ def open_sides(
         other = start("upstream", "upstream", rows, upstream_python)
     if fork["threads"] != other["threads"]:
         raise RuntimeError(
-            f"the sides have {fork['threads']} and {other['threads']} threads; set "
+            f"the variants have {fork['threads']} and {other['threads']} threads; set "
             "VLLM_CPU_OMP_THREADS_BIND"
         )
-    return sides, {"fork": fork, part: other}
+    return variants, {"fork": fork, part: other}
 
 
 def measure(
-    sides: dict[str, SideProcess], cases: Sequence[Case], length: int, rounds: int, bar: Any
+    variants: dict[str, VariantProcess], cases: Sequence[Case], length: int, rounds: int, bar: Any
 ) -> dict[Case, dict[str, list[Measurement]]]:
-    """Per case and side its rounds, the sides taking turns after a warm-up of every case."""
+    """Per case and variant its interleaved rounds, after a warm-up of every case."""
     results: dict[Case, dict[str, list[Measurement]]] = {
-        case: {name: [] for name in sides} for case in cases
+        case: {name: [] for name in variants} for case in cases
     }
-    for side in sides.values():
+    for variant in variants.values():
         for case in cases:
-            side.call("run", *case, min(length, WARM_UP_LENGTH))
-    for turn in range(rounds):
+            variant.call("run", *case, min(length, WARM_UP_LENGTH))
+    for number in range(rounds):
         for case in cases:
-            for name in list(sides)[:: -1 if turn % 2 else 1]:
-                measured = Measurement(*sides[name].call("run", *case, length))
+            for name in list(variants)[:: -1 if number % 2 else 1]:
+                measured = Measurement(*variants[name].call("run", *case, length))
                 results[case][name].append(measured)
                 bar.update()
     return results
 
 
 def summarize(part: str, results: dict[Case, dict[str, list[Measurement]]]) -> list[dict[str, Any]]:
-    """One row per case: each side's median and rounds, and the ratio."""
+    """One row per case: each variant's median and rounds, and the ratio."""
     rows = []
     for case, measured in results.items():
-        speeds = {name: [turn.per_second for turn in turns] for name, turns in measured.items()}
+        speeds = {name: [one.per_second for one in rounds] for name, rounds in measured.items()}
         row: dict[str, Any] = {"requests": case.requests, "guided": case.guided}
         for name, values in speeds.items():
             row[f"{name}_{UNITS[part]}_per_second"] = round(statistics.median(values), 1)
         row[f"fork_over_{part}"] = compare(speeds["fork"], speeds[part])
         if part == "upstream" and case.guided:
             row["pairs"] = case.requests * len(measured[part])
-            row["pairs_apart"] = sum(turn.pairs_apart for turn in measured[part])
+            row["pairs_apart"] = sum(one.pairs_apart for one in measured[part])
         row["rounds"] = {
             name: [round(value, 1) for value in values] for name, values in speeds.items()
         }
@@ -401,7 +401,7 @@ def positive(text: str) -> int:
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; `--quick` sets what makes a run short, unless it is given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--side", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--variant", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--output-json", type=Path)
     parser.add_argument("--upstream-python", help="Python with the unpatched upstream package")
     parser.add_argument("--only", choices=sorted(UNITS), help="one of the two comparisons")
@@ -412,7 +412,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
         "--requests", type=positive, nargs="+", help=f"at once (default: {REQUESTS})"
     )
     parser.add_argument("--length", type=positive, help=f"frames or tokens (default: {LENGTH})")
-    parser.add_argument("--rounds", type=positive, help="turns of each side (default: 3)")
+    parser.add_argument("--rounds", type=positive, help="of both variants (default: 3)")
     parser.add_argument(
         "--quick", action="store_true", help="a small model and few steps: shows that it runs"
     )
@@ -430,7 +430,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def measure_size(
     size: tuple[int, int], options: argparse.Namespace, folder: Path, bar: Any
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A model's tables, and what the sides say of themselves."""
+    """A model's tables, and what the variants say of themselves."""
     cases = [Case(count, guided) for count in options.requests for guided in (True, False)]
     tables: dict[str, Any] = {"hidden_size": size[0], "num_layers": size[1]}
     described: dict[str, Any] = {}
@@ -442,9 +442,9 @@ def measure_size(
         model = write(folder / f"{size[0]}x{size[1]}-{part}", *size)
         with ExitStack() as stack:
             rows = 2 * max(options.requests)
-            sides, said = open_sides(part, model, rows, options.upstream_python, stack)
+            variants, said = open_variants(part, model, rows, options.upstream_python, stack)
             described |= said
-            results = measure(sides, cases, options.length, options.rounds, bar)
+            results = measure(variants, cases, options.length, options.rounds, bar)
         tables[part] = summarize(part, results)
         bar.clear()
         for row in tables[part]:
@@ -454,16 +454,16 @@ def measure_size(
 
 def parts_of(options: argparse.Namespace) -> list[str]:
     """The comparisons that are to be made and can be."""
-    wanted = [options.only] if options.only else list(UNITS)
-    return [part for part in wanted if part != "upstream" or options.upstream_python]
+    parts = [options.only] if options.only else list(UNITS)
+    return [part for part in parts if part != "upstream" or options.upstream_python]
 
 
 def main() -> None:
     """Parse the command line, measure, print and write JSON."""
     options = parse_arguments()
-    if options.side:
-        kind, model, number = options.side
-        serve(lambda: SIDES[kind](model, int(number)))
+    if options.variant:
+        kind, model, number = options.variant
+        serve(lambda: VARIANTS[kind](model, int(number)))
         return
     report: dict[str, Any] = {
         "machine": describe_machine(),
@@ -479,7 +479,7 @@ def main() -> None:
             "top_k": TOP_K,
             "rounds": options.rounds,
         },
-        "sides": {},
+        "variants": {},
         "models": [],
     }
     per_size = len(parts_of(options)) * 2 * len(options.requests) * 2 * options.rounds
@@ -491,7 +491,7 @@ def main() -> None:
         for size in options.sizes:
             tables, described = measure_size(size, options, Path(folder), bar)
             report["models"].append(tables)
-            report["sides"] |= described
+            report["variants"] |= described
     report["seconds"] = round(time.perf_counter() - start)
     if options.output_json:
         options.output_json.write_text(json.dumps(report, indent=2) + "\n")

@@ -11,7 +11,7 @@ or uses the server at --url, and asks it for streamed speech:
 - closed loop: 1 to 64 clients, each asking again when its last answer has ended;
 - Poisson: requests come at given rates, whether or not others have ended.
 
-Each is done unguided and guided; the turns of both alternate. Clients run in this process, beside
+Each is done unguided and guided; the runs of both alternate. Clients run in this process, beside
 the server's. Of each request is noted when each piece of audio came: time to the first audio,
 real-time factor (seconds until the last piece per second of audio), underruns (pieces that came
 later than a player needs them that starts with the first piece), the seconds by which a player must
@@ -84,7 +84,7 @@ def percentiles(values: Sequence[float]) -> dict[str, float]:
 
 
 def summarize(heard: Sequence[Heard], seconds: float) -> dict[str, Any]:
-    """The figures of one turn."""
+    """The figures of one run."""
     done = [one for one in heard if one.outcome == "done"]
     factors = [one.real_time_factor for one in done if one.real_time_factor is not None]
     audio = sum(one.seconds for one in heard)
@@ -103,13 +103,13 @@ def summarize(heard: Sequence[Heard], seconds: float) -> dict[str, Any]:
 
 
 async def measure(server: SpeechServer, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All turns: a row each."""
-    turns: list[tuple[str, float]] = [("closed", clients) for clients in options.clients]
-    turns += [("poisson", rate) for rate in options.rates]
+    """All runs: a row each."""
+    loads: list[tuple[str, float]] = [("closed", clients) for clients in options.clients]
+    loads += [("poisson", rate) for rate in options.rates]
     scales = [1.0] if options.unguided_only else [1.0, options.guidance_scale]
     rows = []
-    with tqdm(total=len(turns) * len(scales), unit=" turns") as bar:
-        for number, (kind, load) in enumerate(turns):
+    with tqdm(total=len(loads) * len(scales), unit=" runs") as bar:
+        for number, (kind, load) in enumerate(loads):
             for scale in scales:
                 body = {"guidance_scale": scale, "max_tokens": options.max_tokens}
                 listener = Listener(server.url, body, seed=number)
@@ -131,7 +131,7 @@ async def measure(server: SpeechServer, options: argparse.Namespace) -> list[dic
 
 
 def summarize_transcriptions(done: Sequence[Transcribed], seconds: float) -> dict[str, Any]:
-    """The figures of one turn."""
+    """The figures of one run."""
     good = [one for one in done if one.outcome == "done"]
     audio = sum(one.seconds for one in good)
     return {
@@ -149,12 +149,12 @@ def summarize_transcriptions(done: Sequence[Transcribed], seconds: float) -> dic
 async def measure_transcriptions(
     server: SpeechServer, options: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """A turn for each number of clients: a row each."""
+    """A run for each number of clients: a row each."""
     clips = await spoken_clips(server.url, options.max_tokens)
     rows = []
     transcriber = Transcriber(server.url, clips, options.max_tokens)
     await closed_loop(transcriber, 2, 2)
-    for clients in tqdm(options.clients, unit=" turns"):
+    for clients in tqdm(options.clients, unit=" runs"):
         count = max(options.requests, clients * options.rounds)
         done, seconds = await closed_loop(transcriber, clients, count)
         row = {"kind": "transcription", "clients": clients}
@@ -165,8 +165,8 @@ async def measure_transcriptions(
 
 
 def max_streams(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """By guidance scale, the most clients up to which no request has an underrun or fails."""
-    most: dict[str, int] = {}
+    """By guidance scale, up to how many clients no request has an underrun or fails."""
+    counts: dict[str, int] = {}
     stopped: set[str] = set()
     for row in sorted(
         (row for row in rows if row["kind"] == "closed"), key=lambda row: row["clients"]
@@ -175,9 +175,9 @@ def max_streams(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
         if row["underruns"] or row["failed"]:
             stopped.add(scale)
         if scale not in stopped:
-            most[scale] = int(row["clients"])
-        most.setdefault(scale, 0)
-    return most
+            counts[scale] = int(row["clients"])
+        counts.setdefault(scale, 0)
+    return counts
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
@@ -289,20 +289,20 @@ async def soak(server: SpeechServer, options: argparse.Namespace) -> dict[str, A
 
 
 async def _rows_in_use(server: SpeechServer, options: argparse.Namespace) -> int:
-    """The most requests that run at once when all rows of the batch are asked for."""
+    """The largest number of requests that run at once when all rows of the batch are asked for."""
     body = {"guidance_scale": 1.0, "max_tokens": options.max_tokens}
     listener = Listener(server.url, body)
     count = options.max_num_seqs
     task = asyncio.create_task(closed_loop(listener, count, count))
-    most = 0
+    peak = 0
     while not task.done():
         held = await asyncio.to_thread(server.footprint)
-        most = max(most, held.running)
+        peak = max(peak, held.running)
         await asyncio.sleep(0.05)
     heard, _ = await task
     await listener.close()
     assert all(one.outcome == "done" for one in heard), heard
-    return most
+    return peak
 
 
 def parse() -> argparse.Namespace:
@@ -314,7 +314,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--url", help="a server that runs already, instead of --model")
     parser.add_argument("--clients", type=int, nargs="*", default=list(CLIENTS))
     parser.add_argument("--rates", type=float, nargs="*", default=[], help="requests per second")
-    parser.add_argument("--requests", type=int, default=16, help="least of a turn")
+    parser.add_argument("--requests", type=int, default=16, help="least of a run")
     parser.add_argument("--rounds", type=int, default=3, help="requests per client, at least")
     parser.add_argument("--max-tokens", type=int, default=150, help="frames per request, at most")
     parser.add_argument("--guidance-scale", type=float, default=SCALE)

@@ -3,8 +3,8 @@
 
     python benchmarks/evaluate_default_model.py --output-json benchmarks/results/default_model.json
 
-Sentences are held out from training. Originals come from flite, the judge is pocketsphinx with a
-grammar of the vocabulary; its error rate on the originals is the floor of all others.
+Sentences are held out from training. Originals come from flite, the evaluator is pocketsphinx
+with a grammar of the vocabulary; its error rate on the originals is the lower bound of all others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SCRIPTS = ROOT / "examples" / "train_default_model" / "version_1"
 sys.path[:0] = [str(ROOT / "benchmarks"), str(SCRIPTS)]
 
 from hardware import describe_machine  # noqa: E402
-from speech_judge import Judge, word_error_rate  # noqa: E402
+from speech_evaluator import Evaluator, word_error_rate  # noqa: E402
 from synthesize import HELD_OUT_SPEAKER, SAMPLE_RATE, SPEAKERS, synthesize  # noqa: E402
 from vocabulary import WORDS, sentences  # noqa: E402
 
@@ -68,9 +68,9 @@ def originals(count: int, speakers: Sequence[str]) -> list[Original]:
     return made
 
 
-def judged(judge: Judge, clips: Sequence[NDArray[np.float32]], what: str) -> list[str]:
-    """What the judge hears."""
-    return [judge.transcribe(clip) for clip in tqdm(clips, desc=f"judging {what}")]
+def transcribed(evaluator: Evaluator, clips: Sequence[NDArray[np.float32]], what: str) -> list[str]:
+    """What the evaluator hears."""
+    return [evaluator.transcribe(clip) for clip in tqdm(clips, desc=f"transcribing {what}")]
 
 
 def error_rates(spoken: Sequence[Original], heard: Sequence[str]) -> dict[str, Any]:
@@ -95,14 +95,14 @@ def mel_distance(codec: Any, one: NDArray[np.float32], other: NDArray[np.float32
     return float((spectra[0] - spectra[1]).abs().mean()) * 10 / float(np.log(10))
 
 
-def evaluate_codec(codec: Any, judge: Judge, spoken: list[Original]) -> dict[str, Any]:
+def evaluate_codec(codec: Any, evaluator: Evaluator, spoken: list[Original]) -> dict[str, Any]:
     """Error rate of speech that was encoded and decoded."""
     decoded = [
         codec.decode(codec.encode(torch.from_numpy(o.samples))).numpy()[: len(o.samples)]
         for o in tqdm(spoken, desc="codec")
     ]
     pairs = zip(spoken, decoded, strict=True)
-    return error_rates(spoken, judged(judge, decoded, "codec")) | {
+    return error_rates(spoken, transcribed(evaluator, decoded, "codec")) | {
         "mel_distance_db": statistics.mean(mel_distance(codec, o.samples, d) for o, d in pairs),
     }
 
@@ -144,7 +144,9 @@ def transcribe(llm: LLM, clips: Sequence[NDArray[np.float32]]) -> list[str]:
     return [output.outputs[0].text.strip() for output in outputs]
 
 
-def evaluate_speech(llm: LLM, judge: Judge, spoken: list[Original], scale: float) -> dict[str, Any]:
+def evaluate_speech(
+    llm: LLM, evaluator: Evaluator, spoken: list[Original], scale: float
+) -> dict[str, Any]:
     """Text to speech at one guidance scale."""
     completions = speak(llm, spoken, scale)
     clips = [
@@ -153,7 +155,7 @@ def evaluate_speech(llm: LLM, judge: Judge, spoken: list[Original], scale: float
     ratios = [len(clip) / len(o.samples) for clip, o in zip(clips, spoken, strict=True)]
     return {
         "guidance_scale": scale,
-        **error_rates(spoken, judged(judge, clips, f"scale {scale}")),
+        **error_rates(spoken, transcribed(evaluator, clips, f"scale {scale}")),
         "duration_ratio": statistics.mean(ratios),
         "did_not_stop": sum(c.finish_reason != "stop" for c in completions),
     }
@@ -250,7 +252,7 @@ def main() -> None:
     spec = multistream_spec(llm.llm_engine.model_config)
     assert spec is not None
     codec = codec_of(spec, "cpu")
-    judge = Judge(WORDS)
+    evaluator = Evaluator(WORDS)
     spoken = originals(options.utterances, SPEAKERS)
     texts = [o.text for o in spoken]
     defaults = spec.generation_defaults["text_to_speech"]
@@ -261,11 +263,11 @@ def main() -> None:
         "sampling": {name: defaults[name] for name in ("temperature", "top_k")},
     }
     result["originals"] = error_rates(
-        spoken, judged(judge, [o.samples for o in spoken], "originals")
+        spoken, transcribed(evaluator, [o.samples for o in spoken], "originals")
     )
-    result["codec"] = evaluate_codec(codec, judge, spoken)
+    result["codec"] = evaluate_codec(codec, evaluator, spoken)
     print(json.dumps({key: result[key] for key in ("originals", "codec")}, indent=2))
-    result["text_to_speech"] = [evaluate_speech(llm, judge, spoken, s) for s in options.scales]
+    result["text_to_speech"] = [evaluate_speech(llm, evaluator, spoken, s) for s in options.scales]
     print(json.dumps(result["text_to_speech"], indent=2))
     result["speech_to_text"] = {
         "known_voices": word_error_rate(texts, transcribe(llm, [o.samples for o in spoken])),

@@ -8,8 +8,8 @@ comparison: first as `LLM.generate` runs them, whose callers want the final outp
 streamed, with an output per step. Every part is a method of the engine that is timed from outside;
 time counts for the innermost part that runs, so the parts add up to the step. A step more counts
 the PyTorch operators that each part calls. The timers themselves cost about a microsecond per call,
-and count for the parts that they time. The kinds take turns in several rounds; given are medians of
-the rounds, and the range of the shares.
+and count for the parts that they time. The kinds are interleaved in several rounds; given are
+medians of the rounds, and the range of the shares.
 
 "Outside" is all but the backbone's forward: heads, sampling, preparation, scheduling and outputs.
 """
@@ -30,7 +30,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from benchmark_guidance import WARM_UP_STEPS, Side, write_model
+from benchmark_guidance import WARM_UP_STEPS, Variant, write_model
 from hardware import describe_machine
 from tqdm import tqdm
 
@@ -103,7 +103,7 @@ def instrument(engine: Any, timer: PartTimer) -> None:
     timer.wrap(engine, "step", "engine loop")
     timer.wrap(engine.output_processor, "process_outputs", "output processing")
     timer.wrap(core.scheduler, "schedule", "schedule")
-    timer.wrap(core.scheduler, "update_from_output", "take in outputs")
+    timer.wrap(core.scheduler, "update_from_output", "update from output")
     timer.wrap(runner, "execute_model", "input preparation")
     timer.wrap(runner, "_update_states", "batch update")
     timer.wrap(runner.adapter, "begin_step", "batch update")
@@ -138,7 +138,7 @@ def count_operators(timer: PartTimer) -> Any:
 
 
 def profile(
-    side: Side,
+    variant: Variant,
     timer: PartTimer,
     count: int,
     num_steps: int,
@@ -146,8 +146,8 @@ def profile(
     is_streamed: bool,
 ) -> dict[str, Any]:
     """Milliseconds and operators per step of each part, `count` requests running."""
-    engine = side.engine
-    ids = side.start(count, num_steps + WARM_UP_STEPS + 6, is_streamed=is_streamed)
+    engine = variant.engine
+    ids = variant.start(count, num_steps + WARM_UP_STEPS + 6, is_streamed=is_streamed)
     for _ in range(WARM_UP_STEPS):
         engine.step()
     steps: list[dict[str, float]] = []
@@ -213,7 +213,7 @@ def main() -> None:
     parser.add_argument("--num-layers", type=int, default=6)
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 4, 32])
     parser.add_argument("--steps", type=int, default=40, help="per round and kind")
-    parser.add_argument("--rounds", type=int, default=9, help="the kinds take turns in each")
+    parser.add_argument("--rounds", type=int, default=9, help="of all kinds, interleaved")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument(
         "--fastest",
@@ -247,16 +247,18 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as folder:
         model = write_model(Path(folder), options.hidden_size, options.num_layers)
-        side = Side("guided", str(model), enforce_eager=not options.compile)
+        variant = Variant("guided", str(model), enforce_eager=not options.compile)
         timer = PartTimer(clock)
-        instrument(side.engine, timer)
+        instrument(variant.engine, timer)
         for count in options.groups:
             found: dict[str, list[dict[str, Any]]] = defaultdict(list)
             for _ in tqdm(range(options.rounds), desc=f"{count} groups", unit=" rounds"):
                 for suffix, is_streamed in VARIANTS:
                     for kind, requests in (("guided", count), ("plain", 2 * count)):
-                        side.kind = kind
-                        row = profile(side, timer, requests, options.steps, statistic, is_streamed)
+                        variant.kind = kind
+                        row = profile(
+                            variant, timer, requests, options.steps, statistic, is_streamed
+                        )
                         found[kind + suffix].append(row)
             for name, rows in found.items():
                 row = middle(rows)

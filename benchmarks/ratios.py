@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two sides of a benchmark that took turns, as a ratio with its spread."""
+"""Two variants of a benchmark, measured in interleaved rounds, as a ratio with its spread."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def compare(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, Any]:
-    """Median and range of the turns' ratios."""
+    """Median and range of the rounds' ratios."""
     ratios = [n / d for n, d in zip(numerator, denominator, strict=True)]
     return {
         "ratio": round(statistics.median(ratios), 3),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the JSON of benchmarks to a page: tables, promises and what they were measured on.
+"""From the JSON of benchmarks to a page: tables, targets and what they were measured on.
 
 Pure functions; files are read and written by run_all.py. What a section shows is in
 report_tables.py and report_plots.py.
@@ -24,11 +24,11 @@ COMMAND_WIDTH = 96
 
 
 @dataclass(frozen=True)
-class Promise:
-    """A bound that measured numbers must keep.
+class Target:
+    """A bound that measured numbers should keep.
 
     Attributes:
-        text: what is promised of, without the bound.
+        text: what is measured, without the bound.
         bound: the number.
         at_most: whether it is the largest allowed number, or the smallest.
         values: from a report to the measured numbers, by where they were measured; those that the
@@ -42,7 +42,7 @@ class Promise:
     values: Callable[[Report], Mapping[str, float]]
     show: Callable[[float], str] = "{:.3f}".format
 
-    def keeps(self, value: float) -> bool:
+    def is_met_by(self, value: float) -> bool:
         """Whether a number is within the bound. NaN is not."""
         return value <= self.bound if self.at_most else value >= self.bound
 
@@ -52,29 +52,29 @@ class Promise:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What became of a promise.
+class Outcome:
+    """Whether a target is met.
 
     Attributes:
-        promise: what was promised.
+        target: what should hold.
         values: the measured numbers, by where.
     """
 
-    promise: Promise
+    target: Target
     values: Mapping[str, float]
 
     @property
     def missed(self) -> list[str]:
         """Where it is missed."""
-        return [where for where, value in self.values.items() if not self.promise.keeps(value)]
+        return [where for where, value in self.values.items() if not self.target.is_met_by(value)]
 
     @property
     def verdict(self) -> str:
-        """Kept, missed, or not measured."""
+        """Met, missed, or not measured."""
         if not self.values:
             return NOT_MEASURED
         if not self.missed:
-            return "kept"
+            return "met"
         if len(self.values) == 1:
             return "**missed**"
         return f"**missed** in {len(self.missed)} of {len(self.values)}"
@@ -85,12 +85,12 @@ class Judgement:
         if not self.values:
             return NOT_MEASURED
         # A number that cannot be compared is worse than any.
-        sign = 1 if self.promise.at_most else -1
+        sign = 1 if self.target.at_most else -1
         where = max(
             self.values,
             key=lambda name: (self.values[name] != self.values[name], sign * self.values[name]),
         )
-        shown = self.promise.show(self.values[where])
+        shown = self.target.show(self.values[where])
         return f"{shown} ({where})" if where else shown
 
 
@@ -106,7 +106,7 @@ class Section:
             stands for the Python of an environment with the unpatched upstream package.
         result: the JSON's name in RESULTS.
         body: from the report, and that of a CUDA machine or None, to Markdown.
-        promises: what must hold.
+        targets: what should hold.
         plot: draws a PNG of the report at a path.
         cuda_result: the name of the JSON that a CUDA machine writes.
     """
@@ -117,7 +117,7 @@ class Section:
     script: Sequence[str]
     result: str
     body: Callable[[Report, Report | None], str]
-    promises: Sequence[Promise] = ()
+    targets: Sequence[Target] = ()
     plot: Callable[[Report, Path], None] | None = None
     cuda_result: str | None = None
 
@@ -131,12 +131,12 @@ class Section:
         """The plot's file name in IMAGES."""
         return f"benchmark_{self.name}.png"
 
-    def judge(self, report: Report | None) -> list[Judgement]:
-        """What became of the promises."""
+    def evaluate(self, report: Report | None) -> list[Outcome]:
+        """Whether the targets are met."""
         try:
             return [
-                Judgement(promise, {} if report is None else promise.values(report))
-                for promise in self.promises
+                Outcome(target, {} if report is None else target.values(report))
+                for target in self.targets
             ]
         except KeyError as error:
             raise self.mismatch(error) from error
@@ -162,11 +162,11 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(lines)
 
 
-def ratio(value: Mapping[str, Any], promise: Promise | None = None) -> str:
-    """A ratio and its range; one that misses its promise says so."""
+def ratio(value: Mapping[str, Any], target: Target | None = None) -> str:
+    """A ratio and its range; one that misses its target says so."""
     low, high = value["range"]
     shown = f"{value['ratio']:.3f} ({low:.3f} to {high:.3f})"
-    if promise is not None and not promise.keeps(value["ratio"]):
+    if target is not None and not target.is_met_by(value["ratio"]):
         shown = f"**{shown}, missed**"
     return shown
 
@@ -197,7 +197,7 @@ def render_section(section: Section, report: Report | None, cuda: Report | None)
     parts = [f"## {section.title}", section.text, _command(section.arguments)]
     if report is None:
         missing = f"**Not measured**: `{RESULTS}/{section.result}` is missing."
-        return "\n\n".join([*parts, *_promise_lines(section.judge(None)), missing])
+        return "\n\n".join([*parts, *_target_lines(section.evaluate(None)), missing])
     measured = f"{describe_measurement(report)} ([JSON](../{RESULTS}/{section.result}))."
     if cuda is not None:
         measured += f" CUDA: {describe_measurement(cuda)} "
@@ -206,7 +206,7 @@ def render_section(section: Section, report: Report | None, cuda: Report | None)
         measured += f" On CUDA: {NOT_MEASURED}."
     parts.append(measured)
     try:
-        parts += _promise_lines(section.judge(report))
+        parts += _target_lines(section.evaluate(report))
         parts.append(section.body(report, cuda))
     except KeyError as error:
         raise section.mismatch(error) from error
@@ -228,16 +228,16 @@ def render_page(
     rows = [
         [
             f"[{section.title}](#{anchor(section.title)})",
-            judgement.promise.text,
-            judgement.promise.bound_text(),
-            judgement.worst,
-            judgement.verdict,
+            outcome.target.text,
+            outcome.target.bound_text(),
+            outcome.worst,
+            outcome.verdict,
         ]
         for section in sections
-        for judgement in section.judge(reports.get(section.result))
+        for outcome in section.evaluate(reports.get(section.result))
     ]
-    heads = ["<section", "<promise", "<bound", "<measured, the worst", "<outcome"]
-    parts = [introduction, "## Promises", table(heads, rows)]
+    heads = ["<section", "<target", "<bound", "<measured, the worst", "<outcome"]
+    parts = [introduction, "## Targets", table(heads, rows)]
     parts += [
         render_section(section, reports.get(section.result), reports.get(section.cuda_result or ""))
         for section in sections
@@ -251,20 +251,20 @@ def anchor(title: str) -> str:
     return kept.replace(" ", "-")
 
 
-def _promise_lines(judgements: Sequence[Judgement]) -> list[str]:
-    if not judgements:
+def _target_lines(outcomes: Sequence[Outcome]) -> list[str]:
+    if not outcomes:
         return []
     lines = [
-        f"- {judgement.promise.text}, {judgement.promise.bound_text()}: {_outcome(judgement)}"
-        for judgement in judgements
+        f"- {outcome.target.text}, {outcome.target.bound_text()}: {_outcome_text(outcome)}"
+        for outcome in outcomes
     ]
-    return ["Promised:\n\n" + "\n".join(lines)]
+    return ["Targets:\n\n" + "\n".join(lines)]
 
 
-def _outcome(judgement: Judgement) -> str:
-    if not judgement.values:
+def _outcome_text(outcome: Outcome) -> str:
+    if not outcome.values:
         return f"{NOT_MEASURED}."
-    return f"{judgement.verdict}, {judgement.worst}."
+    return f"{outcome.verdict}, {outcome.worst}."
 
 
 def _command(arguments: Sequence[str]) -> str:

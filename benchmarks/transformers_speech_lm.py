@@ -181,10 +181,10 @@ class TransformersSpeechLM(PreTrainedModel, GenerationMixin):
         if len({len(prompt) for prompt in prompts}) != 1:
             raise ValueError("prompts must be equally long")
         pads = torch.tensor(self.pads)
-        length, most_delayed = len(prompts[0]), max(self.delays)
+        length, max_delay = len(prompts[0]), max(self.delays)
         ids = pads[None, :, None].repeat(len(prompts), 1, length)
         ids[:, 0] = self.codebook + torch.tensor(prompts)
-        pattern = pads[None, :, None].repeat(len(prompts), 1, length + num_frames + most_delayed)
+        pattern = pads[None, :, None].repeat(len(prompts), 1, length + num_frames + max_delay)
         pattern[:, :, :length] = ids
         for stream, delay in enumerate(self.delays):
             pattern[:, stream, length + delay : length + delay + num_frames] = FREE
@@ -197,7 +197,7 @@ class TransformersSpeechLM(PreTrainedModel, GenerationMixin):
         emitted = self.generate(
             ids.flatten(0, 1),
             generation_config=GenerationConfig(
-                max_new_tokens=num_frames + most_delayed,
+                max_new_tokens=num_frames + max_delay,
                 do_sample=temperature > 0,
                 use_cache=True,
                 **sampling,

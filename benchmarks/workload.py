@@ -133,7 +133,7 @@ def add_shared_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare",
         action="store_true",
-        help="the same requests guided and unguided in turns, on one engine",
+        help="the same requests guided and unguided in interleaved rounds on one engine",
     )
     for name, default, least, multiple, meaning in (
         ("--streams", STREAMS, 1, 1, "streams"),
@@ -237,7 +237,7 @@ def _check_guidance(parser: argparse.ArgumentParser, options: argparse.Namespace
         parser.error(message)
     if options.compare and not is_guided(params):
         parser.error(
-            "--compare needs --guidance-scale, a finite number >= 0 other than 1 (which is no "
+            "--compare needs --guidance-scale, a number in [0, 100] other than 1 (which is no "
             f"guidance), not {options.guidance_scale}"
         )
 

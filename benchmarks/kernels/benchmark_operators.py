@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Time the step's operators against PyTorch operators and against their floors.
+"""Time the step's operators against PyTorch operators and against their rooflines.
 
     python benchmarks/kernels/benchmark_operators.py --output-json operators.json
 
 Each operator is compared with the composition of PyTorch operators that does the same, both called
 alternately in one process; reported are medians, their ratio, the bytes and operations that the
-operator must touch and compute, and the floor that these give (see floors.py). Sampling has a
+operator must touch and compute, and the roofline that these give (see roofline.py). Sampling has a
 script of its own, benchmark_sampling.py.
 """
 
@@ -28,8 +28,8 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from floors import Machine, measure_machine
 from hardware import describe_machine
+from roofline import Machine, measure_machine
 
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.phases import PhaseTable, StateKind
@@ -61,13 +61,13 @@ clock = time.perf_counter
 """What times are taken with: --cpu-time replaces it."""
 
 
-def median_times(sides: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median milliseconds of each side, calls interleaved."""
-    times: list[list[float]] = [[] for _ in sides]
+def median_times(variants: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Median milliseconds of each variant, calls interleaved."""
+    times: list[list[float]] = [[] for _ in variants]
     for repeat in range(repeats + 3):
-        for side, samples in zip(sides, times, strict=True):
+        for variant, samples in zip(variants, times, strict=True):
             start = clock()
-            side()
+            variant()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if repeat >= 3:
@@ -194,7 +194,7 @@ def measure_case(case: Case, machine: Machine, repeats: int) -> dict[str, Any]:
         "size": case.size,
         "bytes": case.num_bytes,
         "operations": case.operations,
-        "floor_ms": round(machine.floor_ms(case.num_bytes, case.operations), 5),
+        "roofline_ms": round(machine.roofline_ms(case.num_bytes, case.operations), 5),
         "operator_ms": round(compiled, 5),
         "composition_ms": round(composed, 5),
         "times_faster": round(composed / compiled, 2),
@@ -222,20 +222,20 @@ def main() -> None:
     report: dict[str, Any] = {
         "machine": describe_machine() | {"threads": torch.get_num_threads()},
         "clock": clock.__name__,
-        "floor": asdict(machine),
+        "roofline": asdict(machine),
         "operators": [],
     }
     if options.device == "cuda":
         report["machine"]["accelerator"] = torch.cuda.get_device_name()
     gigabytes, gigaoperations = (value / 1e9 for value in asdict(machine).values())
     print(f"{gigabytes:.1f} GB/s, {gigaoperations:.0f} Gop/s")
-    print(f"{'operator, size':<62} {'floor':>8} {'operator':>9} {'PyTorch':>8} {'faster':>7}")
+    print(f"{'operator, size':<62} {'roofline':>8} {'operator':>9} {'PyTorch':>8} {'faster':>7}")
     for cases in (merge_cases, embedding_cases, phase_cases):
         for case in cases(options.device):
             row = measure_case(case, machine, options.repeats)
             report["operators"].append(row)
             print(
-                f"{row['operator'] + ', ' + row['size']:<62} {row['floor_ms'] * 1e3:>6.1f}us "
+                f"{row['operator'] + ', ' + row['size']:<62} {row['roofline_ms'] * 1e3:>6.1f}us "
                 f"{row['operator_ms'] * 1e3:>7.1f}us {row['composition_ms'] * 1e3:>6.1f}us "
                 f"{row['times_faster']:>6.1f}x"
             )

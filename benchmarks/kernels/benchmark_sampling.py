@@ -5,14 +5,14 @@
 
 The composition is the usual one: mask, divide by the temperature, topk, sort and cumulative softmax
 for top-p, softmax, and argmax of probability over exponential noise. It is written in its favour:
-filters that are off are not run, and its noise is not seeded per row. Both sides run interleaved in
-one process; reported are medians and their ratio.
+filters that are off are not run, and its noise is not seeded per row. Both variants run interleaved
+in one process; reported are medians and their ratio.
 
-The floor (see floors.py) counts what every item must touch and compute: its logits, candidate ids
-and mask read once; per candidate the noise's random word (Philox4x32-10: 10 rounds of 10 operations
-for four words), a bound of the noise, the mask, the temperature and two comparisons. With top-k the
-words of k candidates suffice. Filters' own work is not counted: no fixed number of operations finds
-a threshold.
+The roofline (see roofline.py) counts what every item must touch and compute: its logits, candidate
+ids and mask read once; per candidate the noise's random word (Philox4x32-10: 10 rounds of 10
+operations for four words), a bound of the noise, the mask, the temperature and two comparisons.
+With top-k the words of k candidates suffice. Filters' own work is not counted: no fixed number of
+operations finds a threshold.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from floors import Machine, measure_machine
 from hardware import describe_machine
+from roofline import Machine, measure_machine
 
 from vllm.unison.ops.sample import SampleArguments, sample_streams
 
@@ -51,7 +51,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """Median milliseconds of one call on both sides."""
+    """Median milliseconds of one call of both variants."""
 
     case: Case
     operator_ms: float
@@ -59,7 +59,7 @@ class Result:
     ratio: float
     num_bytes: int
     operations: int
-    floor_ms: float
+    roofline_ms: float
 
 
 CASES = tuple(
@@ -95,13 +95,13 @@ def composition(
     return candidate_ids.expand(len(logits), -1, -1).gather(-1, choice.unsqueeze(-1)).squeeze(-1)
 
 
-def median_times(sides: list[Callable[[], object]], repeats: int) -> list[float]:
-    """Median milliseconds of each side, calls interleaved."""
-    times: list[list[float]] = [[] for _ in sides]
+def median_times(variants: list[Callable[[], object]], repeats: int) -> list[float]:
+    """Median milliseconds of each variant, calls interleaved."""
+    times: list[list[float]] = [[] for _ in variants]
     for repeat in range(repeats + 3):
-        for side, samples in zip(sides, times, strict=True):
+        for variant, samples in zip(variants, times, strict=True):
             start = time.perf_counter()
-            side()
+            variant()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if repeat >= 3:
@@ -167,7 +167,7 @@ def run(case: Case, repeats: int, device: str, machine: Machine) -> Result:
         composition_ms / operator_ms,
         num_bytes,
         operations,
-        machine.floor_ms(num_bytes, operations),
+        machine.roofline_ms(num_bytes, operations),
     )
 
 
@@ -185,7 +185,7 @@ def main() -> None:
     print(f"{described['processor']}, accelerator: {described['accelerator']}")
     print(
         f"{'R x K x C':>16} {'dtype':>9} {'top-k':>5} {'top-p':>5} "
-        f"{'operator ms':>12} {'PyTorch ms':>11} {'ratio':>6} {'floor ms':>9}"
+        f"{'operator ms':>12} {'PyTorch ms':>11} {'ratio':>6} {'roofline ms':>9}"
     )
     results = []
     machine = measure_machine(arguments.device)
@@ -196,12 +196,12 @@ def main() -> None:
         print(
             f"{shape:>16} {case.dtype:>9} {case.top_k:>5} {case.top_p:>5} "
             f"{result.operator_ms:>12.3f} {result.composition_ms:>11.3f} {result.ratio:>6.1f} "
-            f"{result.floor_ms:>9.3f}"
+            f"{result.roofline_ms:>9.3f}"
         )
     if arguments.output_json:
         report = {
             "machine": described,
-            "floor": asdict(machine),
+            "roofline": asdict(machine),
             "results": [asdict(result) for result in results],
         }
         arguments.output_json.write_text(json.dumps(report, indent=2) + "\n")

@@ -30,7 +30,7 @@ inline void define_operators(torch::Library& library) {
       "Tensor(a!) ids) -> ()");
   library.def(
       "constrain_streams(Tensor kind, Tensor forced_token, Tensor delays, Tensor pads, "
-      "int max_delay, Tensor state, Tensor segment_start, Tensor flush_end, Tensor tail_end, "
+      "int max_delay, Tensor state, Tensor segment_start, Tensor flush_end, Tensor suffix_end, "
       "Tensor earliest_end, Tensor history, Tensor slots, Tensor position, Tensor(a!) forced, "
       "Tensor(b!) mask_index, Tensor(c!) tokens) -> ()");
   library.def(

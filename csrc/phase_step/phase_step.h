@@ -92,7 +92,7 @@ struct ConstrainProblem {
   const int64_t* state;  // [slots], as the next four
   const int64_t* segment_start;
   const int64_t* flush_end;
-  const int64_t* tail_end;
+  const int64_t* suffix_end;
   const int64_t* earliest_end;
   History<const int32_t> history;
   const int64_t* slots;     // [rows]
@@ -109,7 +109,7 @@ struct ConstrainProblem {
     const bool in_audio = own_kind == kAudio;
     const bool in_flush = own_kind == kFlush;
     const int64_t num_streams = history.num_streams;
-    const int32_t* tail = here < tail_end[slot] ? history.at(slot, here) : nullptr;
+    const int32_t* suffix = here < suffix_end[slot] ? history.at(slot, here) : nullptr;
     int32_t* own_forced = forced + row * (1 + num_streams);
     for (int64_t stream = 0; stream < num_streams; ++stream) {
       const bool started = here >= segment_start[slot] + delays[stream];
@@ -119,8 +119,8 @@ struct ConstrainProblem {
       if (stream == 0) {
         token = in_audio ? token : static_cast<int32_t>(forced_token[own]);
         own_forced[0] = own_kind == kText ? token : kKeepOutput;
-      } else if (tail != nullptr && tail[stream] >= 0) {
-        token = tail[stream];
+      } else if (suffix != nullptr && suffix[stream] >= 0) {
+        token = suffix[stream];
       }
       own_forced[1 + stream] = in_audio || in_flush ? token : kKeepOutput;
       tokens[row * num_streams + stream] = token;
@@ -134,7 +134,7 @@ template <typename launcher_t>
 void constrain_streams(const at::Tensor& kind, const at::Tensor& forced_token,
                        const at::Tensor& delays, const at::Tensor& pads, int64_t max_delay,
                        const at::Tensor& state, const at::Tensor& segment_start,
-                       const at::Tensor& flush_end, const at::Tensor& tail_end,
+                       const at::Tensor& flush_end, const at::Tensor& suffix_end,
                        const at::Tensor& earliest_end, const at::Tensor& history,
                        const at::Tensor& slots, const at::Tensor& position,
                        const at::Tensor& forced, const at::Tensor& mask_index,
@@ -151,7 +151,7 @@ void constrain_streams(const at::Tensor& kind, const at::Tensor& forced_token,
       vector_data<const int64_t>(state, "state", past.num_slots),
       vector_data<const int64_t>(segment_start, "segment_start", past.num_slots),
       vector_data<const int64_t>(flush_end, "flush_end", past.num_slots),
-      vector_data<const int64_t>(tail_end, "tail_end", past.num_slots),
+      vector_data<const int64_t>(suffix_end, "suffix_end", past.num_slots),
       vector_data<const int64_t>(earliest_end, "earliest_end", past.num_slots),
       past,
       vector_data<const int64_t>(slots, "slots", num_rows),

@@ -106,7 +106,7 @@ class Engine:
         self.depth = depth
         # As in the worker: a slot rests for two steps after its release.
         self.free = list(range(num_slots))
-        self.resting: deque[list[int]] = deque([[], []])
+        self.quarantined: deque[list[int]] = deque([[], []])
         self.in_flight: deque[Callable[[], None]] = deque()
         self.num_preempted = 0
 
@@ -121,13 +121,13 @@ class Engine:
         self.executor.change_batch(set(), [])
 
     def _launch(self) -> bool:
-        self.free += self.resting.popleft()
-        self.resting.append([])
+        self.free += self.quarantined.popleft()
+        self.quarantined.append([])
         for one in self.all.values():
             leaves = one.finished or self.source.random() < 0.05
             if one.slot is not None and leaves:
                 self.num_preempted += not one.finished
-                self.resting[-1].append(one.slot)
+                self.quarantined[-1].append(one.slot)
                 one.slot = None
         staying = {name for name, one in self.all.items() if one.slot is not None}
         admissions = []

@@ -34,14 +34,14 @@ def test_frames_of_a_crowd_are_those_of_the_whole_requests(layout: StreamLayout,
     source = random.Random(seed)
     table = PhaseTable(layout)
     requests = [make_request(layout, table, source) for _ in range(5)]
-    tracker = FrameCollector(layout, table, 12, CAPACITY)
+    collector = FrameCollector(layout, table, 12, CAPACITY)
     slot_of: dict[int, int] = {}
     done = [0] * len(requests)
     taken: list[list[list[int]]] = [[] for _ in requests]
     while any(count < request.num_output for count, request in zip(done, requests, strict=True)):
         for name, request in enumerate(requests):
             if name in slot_of and source.random() < 0.1:
-                tracker.release(slot_of.pop(name))
+                collector.release(slot_of.pop(name))
             if name in slot_of or done[name] == request.num_output or source.random() < 0.4:
                 continue
             slot = source.choice([s for s in range(12) if s not in slot_of.values()])
@@ -49,7 +49,7 @@ def test_frames_of_a_crowd_are_those_of_the_whole_requests(layout: StreamLayout,
             replayed = request.replayed(table, done[name])
             segments = segments_so_far(table, replayed, request.num_prompt, len(known))
             codes = CodeReader(layout).codes(frames_of_segments(layout, known, segments))
-            tracker.admit(
+            collector.admit(
                 slot,
                 known,
                 request.num_prompt,
@@ -76,15 +76,15 @@ def test_frames_of_a_crowd_are_those_of_the_whole_requests(layout: StreamLayout,
                 tokens[row] = request.tokens[request.num_prompt + step]
                 state[row], start[row] = request.state[step], request.segment_start[step]
                 done[name] += 1
-        tracked = tracker.update(slots, sampled, tokens, state, start)
-        assert tracked.rows.tolist() == np.flatnonzero(sampled).tolist()
-        assert len(tracked.failed) == 0
+        collected = collector.update(slots, sampled, tokens, state, start)
+        assert collected.rows.tolist() == np.flatnonzero(sampled).tolist()
+        assert len(collected.failed) == 0
         for name, slot in list(slot_of.items()):
-            waiting = tracker.num_frames[slot] - tracker.num_taken[slot]
+            waiting = collector.num_frames[slot] - collector.num_taken[slot]
             finished = done[name] == requests[name].num_output
             if waiting == CAPACITY or finished or source.random() < 0.3:
-                taken[name] += tracker.take(slot).tolist()
+                taken[name] += collector.take(slot).tolist()
             if finished:
-                tracker.release(slot_of.pop(name))
+                collector.release(slot_of.pop(name))
     for name, request in enumerate(requests):
         assert taken[name] == whole_codes(layout, table, request)

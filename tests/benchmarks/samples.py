@@ -26,7 +26,7 @@ MACHINE = {
 
 
 def scaling() -> dict[str, Any]:
-    """Steps of 2 ms and 0.1 ms per row, 0.05 ms per stream, two turns."""
+    """Steps of 2 ms and 0.1 ms per row, 0.05 ms per stream, two rounds."""
     sizes = Sizes()
     results = {}
     for point in plan_points(sizes):
@@ -47,7 +47,7 @@ def scaling() -> dict[str, Any]:
     }
 
 
-def _side(guided: bool) -> dict[str, Any]:
+def _variant(guided: bool) -> dict[str, Any]:
     return {
         "avg_latency": 0.5 if guided else 0.4,
         "percentiles": {"10": 0.3, "25": 0.3, "50": 0.4, "75": 0.4, "90": 0.5, "99": 0.6},
@@ -71,9 +71,9 @@ def compared(parameters: dict[str, Any]) -> dict[str, Any]:
             "streams": 8,
         },
         "parameters": {"input_len": 32, "output_len": 128, "guidance_scale": 3.0} | parameters,
-        "side": "guided",
-        **_side(True),
-        "unguided": _side(False),
+        "variant": "guided",
+        **_variant(True),
+        "unguided": _variant(False),
         "guided_over_unguided": {"ratio": 0.88, "range": [0.87, 0.89]},
     }
 
@@ -122,7 +122,7 @@ def acoustic_decoding() -> dict[str, Any]:
     """One codec."""
     return {
         "machine": MACHINE,
-        "turns": 5,
+        "rounds": 5,
         "results": [
             {
                 "codec": "dac",

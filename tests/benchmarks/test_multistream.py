@@ -25,14 +25,14 @@ def test_sections_of_the_same_machine_stay(tmp_path: Path) -> None:
         benchmark.kept_sections(file, MACHINE | {"cores": 3})
 
 
-def test_every_side_is_first_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_variant_is_first_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
 
-    def run(side: str) -> dict[str, float]:
-        order.append(side)
+    def run(variant: str) -> dict[str, float]:
+        order.append(variant)
         return {"value": len(order)}
 
-    monkeypatch.setattr(benchmark, "run_side", run)
-    one, other = benchmark.in_turns([("a",), ("b",)], 3)
+    monkeypatch.setattr(benchmark, "run_variant", run)
+    one, other = benchmark.run_interleaved([("a",), ("b",)], 3)
     assert order == ["a", "b", "b", "a", "a", "b"]
     assert [r["value"] for r in one] == [1, 4, 5] and [r["value"] for r in other] == [2, 3, 6]

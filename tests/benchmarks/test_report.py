@@ -21,9 +21,9 @@ from benchmarks.report import (
     IMAGES,
     RESULTS,
     UPSTREAM_PYTHON,
-    Judgement,
-    Promise,
+    Outcome,
     Section,
+    Target,
     ratio,
     table,
 )
@@ -54,7 +54,7 @@ def section_of(page: str, name: str) -> str:
 
 
 def summary_of(page: str, name: str) -> list[str]:
-    """One section's rows of the table of promises."""
+    """One section's rows of the table of targets."""
     return [line for line in page.splitlines() if line.startswith(f"| [{SECTIONS[name].title}]")]
 
 
@@ -115,12 +115,12 @@ def test_one_missing_json_leaves_the_others(measured: dict[str, Any]) -> None:
     assert section_of(page, "multistream") == section_of(whole, "multistream")
 
 
-def test_every_promise_reads_its_json(reports: dict[str, Any]) -> None:
+def test_every_target_reads_its_json(reports: dict[str, Any]) -> None:
     for section in run_all.SECTIONS:
         if section.result not in reports:
             continue
-        for judgement in section.judge(reports[section.result]):
-            assert judgement.values, (section.name, judgement.promise.text)
+        for outcome in section.evaluate(reports[section.result]):
+            assert outcome.values, (section.name, outcome.target.text)
 
 
 def test_each_section_names_its_own_machine(reports: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ def test_each_section_names_its_own_machine(reports: dict[str, Any]) -> None:
 
 
 def set_guided_step(report: Any, value: float) -> None:
-    # What was measured may miss the promise, too.
+    # What was measured may miss the target, too.
     for model in report["models"]:
         for row in model["step"]:
             row["guided_over_plain_2n"]["ratio"] = min(value, 1.0)
@@ -182,7 +182,7 @@ def set_blocks(report: Any, value: float) -> None:
         ("speech_soak", set_blocks, 1, 0.0, 1.0, "1"),
     ],
 )
-def test_a_missed_promise_is_shown(
+def test_a_missed_target_is_shown(
     reports: dict[str, Any],
     name: str,
     change: Callable[[Any, float], None],
@@ -194,16 +194,14 @@ def test_a_missed_promise_is_shown(
     report = reports[SECTIONS[name].result]
     change(report, good)
     page = run_all.page(reports)
-    assert summary_of(page, name)[number].endswith("| kept |")
+    assert summary_of(page, name)[number].endswith("| met |")
     change(report, bad)
     page = run_all.page(reports)
     line = summary_of(page, name)[number]
     assert "**missed**" in line and f"| {shown}" in line
-    promise = SECTIONS[name].promises[number]
+    target = SECTIONS[name].targets[number]
     item = next(
-        item
-        for item in section_of(page, name).splitlines()
-        if item.startswith(f"- {promise.text},")
+        item for item in section_of(page, name).splitlines() if item.startswith(f"- {target.text},")
     )
     assert "**missed**" in item and shown in item
 
@@ -225,14 +223,14 @@ def test_a_missed_cell_is_marked(reports: dict[str, Any]) -> None:
     at_most=st.booleans(),
     values=st.lists(st.floats(allow_infinity=False), min_size=1, max_size=5),
 )
-def test_a_judgement_counts_every_miss(bound: float, at_most: bool, values: list[float]) -> None:
+def test_an_outcome_counts_every_miss(bound: float, at_most: bool, values: list[float]) -> None:
     named = {str(index): value for index, value in enumerate(values)}
-    promise = Promise("something", bound, at_most, dict, repr)
-    judgement = Judgement(promise, named)
-    kept = [v <= bound if at_most else v >= bound for v in values]
-    assert len(judgement.missed) == kept.count(False)
-    assert (judgement.verdict == "kept") is all(kept)
-    worst = float(judgement.worst.split()[0])
+    target = Target("something", bound, at_most, dict, repr)
+    outcome = Outcome(target, named)
+    met = [v <= bound if at_most else v >= bound for v in values]
+    assert len(outcome.missed) == met.count(False)
+    assert (outcome.verdict == "met") is all(met)
+    worst = float(outcome.worst.split()[0])
     if any(map(math.isnan, values)):
         assert math.isnan(worst)
     else:

@@ -22,7 +22,7 @@ from benchmarks.benchmark_side_by_side import (
     summarize,
 )
 from benchmarks.naive_guidance import CONDITIONAL, PairedGuidance, pair_params, tokens_apart
-from benchmarks.side_process import SideProcess
+from benchmarks.variant_process import VariantProcess
 from vllm import SamplingParams
 from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
@@ -154,23 +154,23 @@ def test_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_side_process_answers_and_says_why_it_failed(tmp_path: Path) -> None:
     folder = Path(__file__).parents[2] / "benchmarks"
-    script = tmp_path / "side.py"
+    script = tmp_path / "variant.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(folder)!r})\n"
-        "from side_process import serve\n"
-        "class Side:\n"
+        "from variant_process import serve\n"
+        "class Variant:\n"
         "    def add(self, a, b):\n"
         "        print('noise'); return a + b\n"
         "    def fail(self):\n"
         "        raise ValueError('a reason')\n"
-        "serve(Side)\n"
+        "serve(Variant)\n"
     )
-    side = SideProcess(sys.executable, script, [])
+    variant = VariantProcess(sys.executable, script, [])
     try:
-        side.wait_until_ready()
-        assert side.call("add", 2, 3) == 5
-        assert side.call("add", 2.5, 3) == 5.5
+        variant.wait_until_ready()
+        assert variant.call("add", 2, 3) == 5
+        assert variant.call("add", 2.5, 3) == 5.5
         with pytest.raises(RuntimeError, match="a reason"):
-            side.call("fail")
+            variant.call("fail")
     finally:
-        side.end()
+        variant.end()

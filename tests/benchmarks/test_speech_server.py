@@ -11,7 +11,7 @@ import threading
 import pytest
 
 from benchmarks import speech_server
-from benchmarks.speech_judge import word_error_rate
+from benchmarks.speech_evaluator import word_error_rate
 
 METRICS = b"""# HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.
 # TYPE vllm:kv_cache_usage_perc gauge

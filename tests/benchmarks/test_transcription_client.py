@@ -41,7 +41,7 @@ def test_no_clip_is_sent_twice() -> None:
     assert {(one.words, one.seconds) for one in done if one.outcome == "done"} == {(2, 0.05)}
 
 
-def test_figures_of_a_turn() -> None:
+def test_figures_of_a_run() -> None:
     done = [Transcribed(0.0, 0.1 * n, 2.0, 3) for n in range(1, 11)]
     figures = summarize_transcriptions([*done, Transcribed(0.0, 9.0, 2.0, 0, "status 500")], 4.0)
     assert figures == {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prompts, refusals and counting of the benchmarks of throughput and latency, without an engine."""
+"""Prompts, errors and counting of the benchmarks of throughput and latency, without an engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import benchmark_latency
 import benchmark_throughput
-from engine_turns import Turn, TurnEngine, middle
+from engine_rounds import Round, RoundEngine, median_round
 from workload import Model, make_requests, open_model, parse_command_line, whole_number
 
 from vllm import SamplingParams
@@ -78,12 +78,12 @@ def test_sharegpt_is_read_by_upstream(tmp_path: Path) -> None:
         ("--output-len 0", "argument --output-len: must be an integer of at least 1"),
         ("--dataset-name hf", "argument --dataset-name: invalid choice: 'hf' (choose from "),
         ("--n 0", "argument --n: must be an integer of at least 1"),
-        ("--guidance-scale nan", "--guidance-scale must be a finite number >= 0, not nan"),
-        ("--guidance-scale -1", "--guidance-scale must be a finite number >= 0, not -1.0"),
+        ("--guidance-scale nan", "--guidance-scale must be a number in [0, 100], not nan"),
+        ("--guidance-scale -1", "--guidance-scale must be a number in [0, 100], not -1.0"),
         ("--guidance-interval 1 2", "--guidance-interval needs --guidance-scale"),
         ("--guidance-scale 2 --guidance-interval 3 2", "--guidance-interval must"),
         ("--negative-prompt no", "--negative-prompt needs --guidance-scale"),
-        ("--compare", "--compare needs --guidance-scale, a finite number >= 0 other than 1"),
+        ("--compare", "--compare needs --guidance-scale, a number in [0, 100] other than 1"),
         ("--compare --guidance-scale 1", "--compare needs --guidance-scale"),
         ("--data-parallel-size 2", "--data-parallel-size must be 1, not 2"),
         ("--max-modellen=4", "arguments: --max-modellen=4; did you mean --max-model-len?"),
@@ -99,10 +99,10 @@ def test_bad_flags_are_refused_by_name(
 ) -> None:
     with pytest.raises(SystemExit):
         benchmark.main(arguments.split())
-    told = capsys.readouterr().err
-    assert error in told
+    printed = capsys.readouterr().err
+    assert error in printed
     # Warnings of engines come before it; the usage of all their flags does not.
-    assert "usage:" not in told and told.count("error: ") == 1 and told.endswith("\n")
+    assert "usage:" not in printed and printed.count("error: ") == 1 and printed.endswith("\n")
 
 
 @pytest.mark.parametrize(
@@ -171,14 +171,14 @@ class FakeEngine:
 
         model: Any = SimpleNamespace(spec=None, num_streams=1, num_flush_steps=0)
         llm: Any = self
-        return TurnEngine(llm, model, params).run([Request({"prompt": "a"}, 3, 2)], guided)
+        return RoundEngine(llm, model, params).run([Request({"prompt": "a"}, 3, 2)], guided)
 
 
 def test_steps_without_tokens_do_not_count() -> None:
-    turn = FakeEngine(None).run(guided=False)
-    assert (turn.num_steps, turn.num_rows, turn.num_guided_samples) == (1, 2, 0)
-    assert (turn.num_prompt_tokens, turn.num_output_tokens) == (2, 3)
-    assert turn.audio_seconds is None
+    measured = FakeEngine(None).run(guided=False)
+    assert (measured.num_steps, measured.num_rows, measured.num_guided_samples) == (1, 2, 0)
+    assert (measured.num_prompt_tokens, measured.num_output_tokens) == (2, 3)
+    assert measured.audio_seconds is None
 
 
 @pytest.mark.parametrize(
@@ -191,16 +191,18 @@ def test_steps_without_tokens_do_not_count() -> None:
         (FakeEngine(None, token_ids=[5] * 4), False, "after 4 steps, of which 3 were due"),
     ],
 )
-def test_a_turn_that_did_not_do_its_work_is_an_error(
+def test_a_round_that_did_not_do_its_work_is_an_error(
     engine: FakeEngine, guided: bool, error: str
 ) -> None:
     with pytest.raises(RuntimeError, match=error):
         engine.run(guided)
 
 
-def test_figures_of_several_turns_agree_with_each_other() -> None:
-    turns = [Turn(seconds, 4, 4, 8, 40, 40, 80, 12, 48, 0, 2.0) for seconds in (1.0, 9.0, 2.0, 4.0)]
-    report = middle(turns).report()
+def test_figures_of_several_rounds_agree_with_each_other() -> None:
+    rounds = [
+        Round(seconds, 4, 4, 8, 40, 40, 80, 12, 48, 0, 2.0) for seconds in (1.0, 9.0, 2.0, 4.0)
+    ]
+    report = median_round(rounds).report()
     assert report["elapsed_time"] == 3.0
     assert report["num_steps"] == 12
     assert report["requests_per_second"] == pytest.approx(4 / 3)

@@ -327,7 +327,7 @@ def spoken(monkeypatch: pytest.MonkeyPatch, *outputs: Any) -> tuple[LocalLLM, li
     llm = LocalLLM(*outputs)
     engine._engine = llm  # type: ignore[assignment]
     engine.spec, engine._defaults = SPEC, {}
-    return llm, [engine.generate(SpeechInput(wanted=frozenset({"audio"})))]
+    return llm, [engine.generate(SpeechInput(modalities=frozenset({"audio"})))]
 
 
 @pytest.mark.parametrize("reason", [reason for reason, _ in ENDS])

@@ -74,13 +74,13 @@ def test_a_plan_is_a_prompt_for_the_task_that_fits() -> None:
     prompt, _ = plan_request(spec, defaults, SpeechInput(text, clip=clip))
     assert prompt["mm_processor_kwargs"] == {"task": TEXT} and prompt["prompt"] == ""
     assert prompt["multi_modal_data"]["audio"] == (clip.samples, 16000)
-    asked = SpeechInput(audio, text="hi", task="voice_prompted_speech", clip=clip)
-    prompt, _ = plan_request(spec, defaults, asked)
+    request = SpeechInput(audio, text="hi", task="voice_prompted_speech", clip=clip)
+    prompt, _ = plan_request(spec, defaults, request)
     assert prompt["mm_processor_kwargs"] == {"task": "voice_prompted_speech"}
     with pytest.raises(
         InvalidRequestError, match="voice must not be given: task 'voice_prompted_spe"
     ):
-        plan_request(spec, defaults, replace(asked, voice="slt"))
+        plan_request(spec, defaults, replace(request, voice="slt"))
     # A model without a voice of that name has its default.
     prompt, _ = plan_request(spec, defaults, SpeechInput(audio, text="hi", voice="default"))
     assert "voice" not in prompt["mm_processor_kwargs"]
@@ -96,11 +96,11 @@ def voiced_spec(**more: Any) -> SpeechSpec:
 
 
 def test_a_voice_has_the_names_that_the_server_gives_it() -> None:
-    asked = SpeechInput(frozenset({"audio"}), text="hi")
+    request = SpeechInput(frozenset({"audio"}), text="hi")
     aliases = {"alloy": "slt"}
 
     def voice(name: str, aliases: dict[str, str] = aliases) -> str | None:
-        given = replace(asked, voice=name)
+        given = replace(request, voice=name)
         options = plan_request(voiced_spec(), {SPEECH: {}}, given, aliases)[0]
         return options["mm_processor_kwargs"].get("voice")
 
@@ -110,7 +110,7 @@ def test_a_voice_has_the_names_that_the_server_gives_it() -> None:
         InvalidRequestError, match=r"voice must be one of \['alloy', 'default', 'rms', "
     ):
         voice("nova")
-    chat = replace(asked, voice="nova", fields=FieldNames(voice="audio.voice"))
+    chat = replace(request, voice="nova", fields=FieldNames(voice="audio.voice"))
     with pytest.raises(InvalidRequestError) as caught:
         plan_request(voiced_spec(), {SPEECH: {}}, chat)
     assert caught.value.parameter == "audio.voice"
@@ -144,16 +144,16 @@ def parsed(*aliases: str) -> Namespace:
 
 
 def test_languages_are_those_of_the_model() -> None:
-    asked = SpeechInput(frozenset({"audio"}), text="hi")
+    request = SpeechInput(frozenset({"audio"}), text="hi")
     spec = voiced_spec(languages=("en", "de"))
     for language in ("en", "EN", "de"):
-        plan_request(spec, {SPEECH: {}}, replace(asked, language=language))
+        plan_request(spec, {SPEECH: {}}, replace(request, language=language))
     with pytest.raises(
         InvalidRequestError, match=r"language must be one of \['en', 'de'\], not 'fr'"
     ):
-        plan_request(spec, {SPEECH: {}}, replace(asked, language="fr"))
+        plan_request(spec, {SPEECH: {}}, replace(request, language="fr"))
     with pytest.raises(InvalidRequestError, match=r"language must not be given: .* names none"):
-        plan_request(voiced_spec(), {SPEECH: {}}, replace(asked, language="en"))
+        plan_request(voiced_spec(), {SPEECH: {}}, replace(request, language="en"))
 
 
 def test_without_a_default_the_context_limits_the_tokens() -> None:

@@ -81,5 +81,5 @@ def test_of_equally_quiet_places_the_last_is_taken() -> None:
 
 
 def test_parts_must_have_some_samples() -> None:
-    with pytest.raises(ValueError, match="most_samples must be at least 4, not 3"):
+    with pytest.raises(ValueError, match="max_samples must be at least 4, not 3"):
         cut_points(noise(10), RATE, 3)

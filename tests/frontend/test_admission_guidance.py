@@ -205,7 +205,7 @@ def test_a_default_of_max_tokens_is_lowered_to_what_all_lanes_have_room_for(
     assert params.max_tokens == expected
     # One more is refused if it is asked for.
     if expected < 60:
-        with pytest.raises(ValueError, match="max_model_len = 64|KV cache blocks"):
+        with pytest.raises(ValueError, match=r"max_model_len = 64|KV cache blocks"):
             admit_params(config, SamplingParams(max_tokens=expected + 1, **fields))
 
 

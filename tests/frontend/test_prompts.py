@@ -155,7 +155,7 @@ def test_text_goes_where_the_task_says(setting: Setting) -> None:
 def test_audio_goes_where_the_task_says(monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting(monkeypatch, delay_scope="sequence")
     ids, auxiliary = setting.build([], **audio((clip(1, 2), RATE)))
-    # Frames (1, 2, 3) and (2, 3, 0); the tail of stream 2 lies beside what is generated first.
+    # Frames (1, 2, 3) and (2, 3, 0); the suffix of stream 2 lies beside what is generated first.
     assert ids == [5, 21, 22, 1]
     assert auxiliary == [[0, 0], [0, 0], [26, 0], [27, 31], [0, 28], [-1, 0]]
 
@@ -255,9 +255,9 @@ def test_without_a_voice_the_default_or_none_is_used(monkeypatch: pytest.MonkeyP
 def test_a_voice_that_has_no_place_is_refused(
     monkeypatch: pytest.MonkeyPatch, given_options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(InvalidRequestError, match=message) as refusal:
+    with pytest.raises(InvalidRequestError, match=message) as raised:
         voice_setting(monkeypatch).build([10], **options(**given_options))
-    assert refusal.value.parameter == message.split(" ")[0].replace("must", "auxiliary_token_ids")
+    assert raised.value.parameter == message.split(" ")[0].replace("must", "auxiliary_token_ids")
 
 
 def test_a_model_without_voices_takes_none(setting: Setting) -> None:
@@ -281,7 +281,7 @@ def test_given_steps_are_taken_as_they_are(setting: Setting) -> None:
             [5, 20, 21, 1], mm_processor_kwargs={"auxiliary_token_ids": form}
         )
         assert (ids, auxiliary) == ([5, 20, 21, 1], steps)
-    # Up to max(delays) rows of tail may follow.
+    # Up to max(delays) rows of suffix may follow.
     with_tail = [*steps, [0, 30], [0, 0]]
     _, auxiliary = setting.build(
         [5, 20, 21, 1], mm_processor_kwargs={"auxiliary_token_ids": with_tail}

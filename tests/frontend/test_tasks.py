@@ -37,15 +37,15 @@ def test_what_a_task_emits_follows_from_its_last_begin_token_and_the_phases() ->
 
 
 @pytest.mark.parametrize(
-    ("given", "wanted", "name"),
+    ("inputs", "modalities", "name"),
     [
         (["text"], ["audio"], "text_to_speech"),
         (["audio"], ["text"], "speech_to_text"),
         (["text", "audio"], ["audio"], "voice_prompted_speech"),
     ],
 )
-def test_the_task_that_fits_is_chosen(given: list[str], wanted: list[str], name: str) -> None:
-    assert choose_task(spec_of(), given, wanted).name == name
+def test_the_task_that_fits_is_chosen(inputs: list[str], modalities: list[str], name: str) -> None:
+    assert choose_task(spec_of(), inputs, modalities).name == name
 
 
 def test_a_task_that_emits_only_what_is_wanted_comes_first() -> None:
@@ -67,7 +67,7 @@ def test_audio_that_is_not_wanted_is_not_made() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "wanted", "message"),
+    ("name", "inputs", "modalities", "message"),
     [
         ("text_to_speech", ["text"], ["text"], "makes audio, but the request wants text"),
         ("text_to_speech", ["audio"], ["audio"], "needs text, but the request gives audio"),
@@ -79,10 +79,10 @@ def test_audio_that_is_not_wanted_is_not_made() -> None:
     ],
 )
 def test_a_named_task_must_fit_what_is_given_and_wanted(
-    name: str, given: list[str], wanted: list[str] | None, message: str
+    name: str, inputs: list[str], modalities: list[str] | None, message: str
 ) -> None:
     with pytest.raises(InvalidRequestError, match=message) as caught:
-        choose_task(spec_of(), given, wanted, name=name)
+        choose_task(spec_of(), inputs, modalities, name=name)
     assert caught.value.parameter == "task"
 
 
@@ -97,13 +97,13 @@ def test_a_named_task_may_write_text_on_its_way_to_audio() -> None:
 
 def test_the_field_to_change_is_blamed_when_no_task_fits() -> None:
     fields = FieldNames("messages[0].content", "messages[0].content[1]", "modalities")
-    for given, wanted, field in (
+    for inputs, modalities, field in (
         (["text"], ["text"], "modalities"),
         (["audio"], ["audio"], "modalities"),
         (["text", "audio"], ["text"], "modalities"),
     ):
         with pytest.raises(InvalidRequestError) as caught:
-            choose_task(spec_of(), given, wanted, fields=fields)
+            choose_task(spec_of(), inputs, modalities, fields=fields)
         assert caught.value.parameter == field
     one_task = SpeechSpec(spec_of().layout, tasks=spec_of().tasks[:1])
     with pytest.raises(InvalidRequestError) as caught:

@@ -28,13 +28,13 @@ def random_state(layout: StreamLayout, generator: torch.Generator) -> SlotTable:
     """Slots in any state of the phase table, whether or not requests can get there."""
     table = PhaseTable(layout)
     state = SlotTable(layout, table, MAX_REQUESTS, MAX_MODEL_LEN, CPU)
-    slots = len(state.tail_end)
+    slots = len(state.suffix_end)
 
     def integers(low: int, high: int, *size: int) -> torch.Tensor:
         return torch.randint(low, high, size or (slots,), generator=generator)
 
     state.history[:] = integers(-1, layout.vocabulary_size, *state.history.shape)
-    state.tail_end[:] = integers(0, MAX_MODEL_LEN + 1)
+    state.suffix_end[:] = integers(0, MAX_MODEL_LEN + 1)
     state.progress.state[:] = integers(0, table.num_states)
     state.progress.segment_start[:] = integers(0, MAX_MODEL_LEN)
     state.progress.flush_end[:] = integers(0, MAX_MODEL_LEN)

@@ -38,7 +38,7 @@ def test_slots_and_histories_of_random_batches(seed: int) -> None:
     max_requests = source.randint(1, 4)
     state = make_state(max_requests)
     streams: dict[str, np.ndarray] = {}
-    resting: list[set[int]] = [set(), set()]
+    quarantined: list[set[int]] = [set(), set()]
     batch: list[str] = []
     names = 0
     for _ in range(120):
@@ -55,13 +55,13 @@ def test_slots_and_histories_of_random_batches(seed: int) -> None:
 
         kept = set(batch) - set(entering)
         state.release_except(kept)
-        resting = [resting[1], {slot for name, slot in held.items() if name not in kept}]
+        quarantined = [quarantined[1], {slot for name, slot in held.items() if name not in kept}]
         assert state.num_slots_in_use() == len(kept)
         for name in entering:
             prompt = [source.randrange(40) for _ in range(source.randint(1, 8))]
             output = [source.randrange(10, 20) for _ in range(source.randint(0, 4))]
-            tail = source.randint(0, LAYOUT.max_delay)
-            streams[name] = ids(source, len(prompt) + len(output) + tail)
+            suffix = source.randint(0, LAYOUT.max_delay)
+            streams[name] = ids(source, len(prompt) + len(output) + suffix)
             state.admit(name, prompt, output, streams[name], params())
         if entering:
             state.invalidate_rows()
@@ -70,22 +70,22 @@ def test_slots_and_histories_of_random_batches(seed: int) -> None:
         slots = {name: state.slot_of(name) for name in batch}
         assert len(set(slots.values())) == len(batch) == state.num_slots_in_use()
         assert all(slots[name] == held[name] for name in kept)
-        for rested in resting:
-            assert not rested & {slots[name] for name in entering}
+        for unusable in quarantined:
+            assert not unusable & {slots[name] for name in entering}
         assert state.row_slots.tolist() == [slots[name] for name in batch]
         np.testing.assert_array_equal(state.row_slots_host, state.row_slots.numpy())
 
-        asked = [
+        gathered = [
             (row, position)
             for row, name in enumerate(batch)
             for position in range(len(streams[name]))
             if source.random() < 0.5
         ]
-        rows = torch.tensor([row for row, _ in asked], dtype=torch.int64)
-        positions = torch.tensor([position for _, position in asked], dtype=torch.int64)
-        out = torch.full((len(asked) + 2, 2), -5, dtype=torch.int32)
+        rows = torch.tensor([row for row, _ in gathered], dtype=torch.int64)
+        positions = torch.tensor([position for _, position in gathered], dtype=torch.int64)
+        out = torch.full((len(gathered) + 2, 2), -5, dtype=torch.int32)
         state.gather_inputs(rows, positions, out)
-        expected = [streams[batch[row]][position].tolist() for row, position in asked]
+        expected = [streams[batch[row]][position].tolist() for row, position in gathered]
         assert out.tolist() == [*expected, [-5, -5], [-5, -5]]
 
 
@@ -126,19 +126,19 @@ def test_history_and_progress_of_an_admitted_request() -> None:
     slot = state.slot_of("a")
     np.testing.assert_array_equal(state.history[slot, :7, 0], prompt + output)
     np.testing.assert_array_equal(state.history[slot, :9, 1:], auxiliary)
-    assert state.tail_end[slot] == 9
+    assert state.suffix_end[slot] == 9
     expected = replay(state.table, prompt, output, 4 + 20)
     assert state.known_state[slot] == state.progress.state[slot] == expected.state
     assert state.progress.segment_start[slot] == expected.segment_start == 3
     assert state.progress.flush_end[slot] == expected.flush_end == 8
 
 
-def test_the_tail_ends_where_it_is_known() -> None:
+def test_the_suffix_ends_where_it_is_known() -> None:
     state = make_state()
-    state.admit("no tail", [1, 10], [11], ids(random.Random(0), 3), params())
-    assert state.tail_end[state.slot_of("no tail")] == 0
-    state.admit("tail", [1, 10], [], ids(random.Random(0), 4), params())
-    assert state.tail_end[state.slot_of("tail")] == 4
+    state.admit("no suffix", [1, 10], [11], ids(random.Random(0), 3), params())
+    assert state.suffix_end[state.slot_of("no suffix")] == 0
+    state.admit("suffix", [1, 10], [], ids(random.Random(0), 4), params())
+    assert state.suffix_end[state.slot_of("suffix")] == 4
 
 
 def test_settings_are_per_slot() -> None:

@@ -39,7 +39,7 @@ class Request:
     """A request and what it must emit.
 
     Attributes:
-        auxiliary_ids: of the prompt and its tail.
+        auxiliary_ids: of the prompt and its suffix.
         broken: (position, stream) whose logits are NaN, for tests of failures.
     """
 
@@ -133,10 +133,10 @@ def run_reference(request: Request) -> None:
                 StateKind.AUDIO: MAX_MODEL_LEN,
                 StateKind.FLUSH: first + reference.num_frames,
             }.get(reference.kind, 0)
-            in_tail = position < len(request.auxiliary_ids)
-            tail = request.auxiliary_ids[position, stream - 1] if stream and in_tail else -1
-            if tail >= 0:
-                row.append(int(tail))
+            in_suffix = position < len(request.auxiliary_ids)
+            suffix = request.auxiliary_ids[position, stream - 1] if stream and in_suffix else -1
+            if suffix >= 0:
+                row.append(int(suffix))
             elif stream == 0 and reference.forced_token != NO_TOKEN:
                 row.append(reference.forced_token)
             elif stream == 0 and reference.kind is StateKind.TEXT:

@@ -37,7 +37,7 @@ def make_main(prompt: list[list[int]], num_streams: int) -> Request:
 
 
 def emit(main: Request, rows: list[list[int]]) -> None:
-    """Take in what steps emitted, as the scheduler does."""
+    """Record what steps emitted, as the scheduler does."""
     for row in rows:
         if main.streams is not None:
             main.streams.append_ids(np.array([row[1:]], np.int32))

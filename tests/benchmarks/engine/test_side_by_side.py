@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sides of benchmark_side_by_side.py generate the same in float32, greedily."""
+"""The variants of benchmark_side_by_side.py generate the same in float32, greedily."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_quick_run_without_upstream(tmp_path: Path) -> None:
         cwd=tmp_path,
     )
     report = json.loads(output.read_text())
-    assert report["sides"]["fork"]["threads"] == report["sides"]["transformers"]["threads"]
+    assert report["variants"]["fork"]["threads"] == report["variants"]["transformers"]["threads"]
     (model,) = report["models"]
     assert model["upstream"] == "not measured"
     assert [(row["requests"], row["guided"]) for row in model["transformers"]] == [

@@ -27,21 +27,21 @@ RATES = {
 }
 
 
-def check_rates(turn: dict[str, Any]) -> None:
+def check_rates(measured: dict[str, Any]) -> None:
     for rate, count in RATES.items():
-        assert turn[rate] == pytest.approx(turn[count] / turn["elapsed_time"])
+        assert measured[rate] == pytest.approx(measured[count] / measured["elapsed_time"])
 
 
-def check_audio(turn: dict[str, Any], frames: int) -> None:
-    assert turn["num_frames"] == frames
-    assert turn["audio_seconds"] == pytest.approx(frames / FRAMES_PER_SECOND)
-    rate = turn["audio_seconds"] / turn["elapsed_time"]
-    assert turn["audio_seconds_per_second"] == pytest.approx(rate)
+def check_audio(measured: dict[str, Any], frames: int) -> None:
+    assert measured["num_frames"] == frames
+    assert measured["audio_seconds"] == pytest.approx(frames / FRAMES_PER_SECOND)
+    rate = measured["audio_seconds"] / measured["elapsed_time"]
+    assert measured["audio_seconds_per_second"] == pytest.approx(rate)
 
 
-def check_ratio(told: dict[str, Any], ratios: list[float]) -> None:
-    assert told["ratio"] == round(statistics.median(ratios), 3)
-    assert told["range"] == [round(min(ratios), 3), round(max(ratios), 3)]
+def check_ratio(reported: dict[str, Any], ratios: list[float]) -> None:
+    assert reported["ratio"] == round(statistics.median(ratios), 3)
+    assert reported["range"] == [round(min(ratios), 3), round(max(ratios), 3)]
 
 
 def test_throughput_guided_and_unguided(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,7 +63,7 @@ def test_throughput_guided_and_unguided(tmp_path: Path, capsys: pytest.CaptureFi
     assert report["machine"]["cores"] >= 1
     assert report["parameters"]["guidance_scale"] == 2.5
     assert report["engine_arguments"]["max_num_seqs"] == 8
-    assert report["side"] == "guided"
+    assert report["variant"] == "guided"
 
     steps = output + FLUSH
     # Eight rows hold four groups; the fifth begins when they have ended.
@@ -71,29 +71,29 @@ def test_throughput_guided_and_unguided(tmp_path: Path, capsys: pytest.CaptureFi
         "guided": (report, 2 * steps, 2 * requests * steps, requests * steps),
         "unguided": (report["unguided"], steps, requests * steps, 0),
     }
-    for side, num_steps, num_rows, num_guided in expected.values():
-        assert len(side["turns"]) == repeats
-        for turn in [side, *side["turns"]]:
-            assert turn["num_requests"] == requests
-            assert turn["total_prompt_tokens"] == requests * prompt
-            assert turn["total_output_tokens"] == requests * output
-            assert turn["total_num_tokens"] == requests * (prompt + output)
-            assert turn["total_stream_tokens"] == requests * output * STREAMS
-            assert turn["num_steps"] == num_steps
-            assert turn["num_rows"] == num_rows
-            assert turn["num_guided_samples"] == num_guided
-        for turn in side["turns"]:
-            check_rates(turn)
-            check_audio(turn, requests * output)
-            factor = turn["elapsed_time"] / turn["audio_seconds"]
-            assert turn["real_time_factor"] == pytest.approx(factor)
-        times = [turn["elapsed_time"] for turn in side["turns"]]
-        assert side["elapsed_time"] == statistics.median(times)
+    for variant, num_steps, num_rows, num_guided in expected.values():
+        assert len(variant["rounds"]) == repeats
+        for measured in [variant, *variant["rounds"]]:
+            assert measured["num_requests"] == requests
+            assert measured["total_prompt_tokens"] == requests * prompt
+            assert measured["total_output_tokens"] == requests * output
+            assert measured["total_num_tokens"] == requests * (prompt + output)
+            assert measured["total_stream_tokens"] == requests * output * STREAMS
+            assert measured["num_steps"] == num_steps
+            assert measured["num_rows"] == num_rows
+            assert measured["num_guided_samples"] == num_guided
+        for measured in variant["rounds"]:
+            check_rates(measured)
+            check_audio(measured, requests * output)
+            factor = measured["elapsed_time"] / measured["audio_seconds"]
+            assert measured["real_time_factor"] == pytest.approx(factor)
+        times = [measured["elapsed_time"] for measured in variant["rounds"]]
+        assert variant["elapsed_time"] == statistics.median(times)
     check_ratio(
         report["guided_over_unguided"],
         [
             guided["requests_per_second"] / unguided["requests_per_second"]
-            for guided, unguided in zip(report["turns"], report["unguided"]["turns"], strict=True)
+            for guided, unguided in zip(report["rounds"], report["unguided"]["rounds"], strict=True)
         ],
     )
     printed = capsys.readouterr().out
@@ -118,19 +118,21 @@ def test_latency_with_a_guidance_interval(capsys: pytest.CaptureFixture[str]) ->
     assert report["engine_arguments"]["enable_prefix_caching"] is False
     # Stream k is guided in steps 2 + k to 4 + k.
     guided_steps = 5
-    for side, num_guided in ((report, batch * guided_steps), (report["unguided"], 0)):
-        assert len(side["latencies"]) == len(side["turns"]) == iterations
-        assert side["avg_latency"] == pytest.approx(statistics.mean(side["latencies"]))
-        assert side["percentiles"]["50"] == pytest.approx(statistics.median(side["latencies"]))
-        assert list(side["percentiles"]) == ["10", "25", "50", "75", "90", "99"]
-        for turn in side["turns"]:
-            assert turn["num_steps"] == output + FLUSH
-            assert turn["num_guided_samples"] == num_guided
-            assert turn["num_rows"] == batch * (output + FLUSH) + num_guided
-            check_rates(turn)
-            check_audio(turn, batch * output)
-            factor = turn["elapsed_time"] / (output / FRAMES_PER_SECOND)
-            assert turn["real_time_factor"] == pytest.approx(factor)
+    for variant, num_guided in ((report, batch * guided_steps), (report["unguided"], 0)):
+        assert len(variant["latencies"]) == len(variant["rounds"]) == iterations
+        assert variant["avg_latency"] == pytest.approx(statistics.mean(variant["latencies"]))
+        assert variant["percentiles"]["50"] == pytest.approx(
+            statistics.median(variant["latencies"])
+        )
+        assert list(variant["percentiles"]) == ["10", "25", "50", "75", "90", "99"]
+        for measured in variant["rounds"]:
+            assert measured["num_steps"] == output + FLUSH
+            assert measured["num_guided_samples"] == num_guided
+            assert measured["num_rows"] == batch * (output + FLUSH) + num_guided
+            check_rates(measured)
+            check_audio(measured, batch * output)
+            factor = measured["elapsed_time"] / (output / FRAMES_PER_SECOND)
+            assert measured["real_time_factor"] == pytest.approx(factor)
     check_ratio(
         report["guided_over_unguided"],
         [g / u for g, u in zip(report["latencies"], report["unguided"]["latencies"], strict=True)],
@@ -159,13 +161,13 @@ def test_throughput_of_a_text_model_on_a_file_of_prompts(text_model: Path, tmp_p
             *f"--guidance-scale {scale} --negative-prompt no".split(),
         ]
     )
-    asked = [lines[index % len(lines)] for index in range(requests)]
-    output = n * sum(length for _, length in asked)
-    assert report["total_prompt_tokens"] == sum(len(text) for text, _ in asked)
+    chosen = [lines[index % len(lines)] for index in range(requests)]
+    output = n * sum(length for _, length in chosen)
+    assert report["total_prompt_tokens"] == sum(len(text) for text, _ in chosen)
     assert report["total_output_tokens"] == report["total_stream_tokens"] == output
     assert report["num_guided_samples"] == output
     assert report["num_rows"] == 2 * output
-    assert report["num_steps"] == max(length for _, length in asked)
+    assert report["num_steps"] == max(length for _, length in chosen)
     assert report["num_frames"] == 0
     assert report["model"]["streams"] == 1
     assert report["parameters"]["dataset_path"] == "prompts.jsonl"

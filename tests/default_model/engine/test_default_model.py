@@ -2,7 +2,7 @@
 """The packaged model really speaks and listens; what breaks a stream or guidance is noticed.
 
 A short version of benchmarks/evaluate_default_model.py. Sentences are held out from training, the
-judge of speech is pocketsphinx.
+evaluator of speech is pocketsphinx.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.speech_judge import Judge, word_error_rate
+from benchmarks.speech_evaluator import Evaluator, word_error_rate
 from tests.engine.streams.conftest import open_engine
 from tests.engine.streams.reference import Guidance, Reference, Settings
 from vllm import LLM, SamplingParams
@@ -48,8 +48,8 @@ def engine() -> Iterator[LLM]:
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge(vocabulary.WORDS)
+def evaluator() -> Evaluator:
+    return Evaluator(vocabulary.WORDS)
 
 
 def speak(llm: LLM, **options: Any) -> list[Any]:
@@ -70,8 +70,8 @@ def spoken(engine: LLM) -> list[Any]:
     return speak(engine)
 
 
-def errors(judge: Judge, clips: list[NDArray[np.float32]]) -> float:
-    return word_error_rate(SENTENCES, [judge.transcribe(clip) for clip in clips])
+def errors(evaluator: Evaluator, clips: list[NDArray[np.float32]]) -> float:
+    return word_error_rate(SENTENCES, [evaluator.transcribe(clip) for clip in clips])
 
 
 def transcribe(llm: LLM, clips: list[Any]) -> list[str]:
@@ -92,12 +92,12 @@ def test_the_package_stays_small():
     assert size <= 30_000_000
 
 
-def test_an_independent_recognizer_understands_what_it_says(spoken, judge):
+def test_an_independent_recognizer_understands_what_it_says(spoken, evaluator):
     assert {completion.finish_reason for completion in spoken} == {"stop"}
-    assert errors(judge, [c.audio.samples for c in spoken]) <= MAX_ERRORS
+    assert errors(evaluator, [c.audio.samples for c in spoken]) <= MAX_ERRORS
 
 
-def test_the_demonstrations_sentence_is_understood(engine, judge):
+def test_the_demonstrations_sentence_is_understood(engine, evaluator):
     makefile = (Path(__file__).parents[3] / "Makefile").read_text()
     (sentence,) = re.findall(r"^demo: sentence := (.*)$", makefile, re.MULTILINE)
     spec = multistream_spec(engine.model_config)
@@ -105,7 +105,7 @@ def test_the_demonstrations_sentence_is_understood(engine, judge):
     params = SamplingParams(seed=0, **spec.generation_defaults["text_to_speech"])
     (output,) = engine.generate(sentence, params, use_tqdm=False)
     samples = output.outputs[0].audio.samples
-    assert judge.transcribe(samples) == sentence
+    assert evaluator.transcribe(samples) == sentence
     assert transcribe(engine, [samples]) == [sentence]
 
 
@@ -208,7 +208,7 @@ BREAKAGES = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("change", BREAKAGES.values(), ids=list(BREAKAGES))
-def test_a_broken_layout_is_heard(change, judge, tmp_path):
+def test_a_broken_layout_is_heard(change, evaluator, tmp_path):
     """The bound on errors is tight enough to notice a stream that is wrong."""
     folder = tmp_path / "broken"
     shutil.copytree(packaged_model(), folder)
@@ -217,7 +217,7 @@ def test_a_broken_layout_is_heard(change, judge, tmp_path):
     (folder / "config.json").write_text(json.dumps(config))
     with open_engine(folder) as llm:
         clips = [c.audio.samples for c in speak(llm) if c.audio is not None]
-    heard = [judge.transcribe(clip) for clip in clips] + [""] * (COUNT - len(clips))
+    heard = [evaluator.transcribe(clip) for clip in clips] + [""] * (COUNT - len(clips))
     assert word_error_rate(SENTENCES, heard) > MAX_ERRORS
 
 

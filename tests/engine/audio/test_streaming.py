@@ -270,16 +270,16 @@ def test_audio_at_the_end_does_not_depend_on_streams_beside_it(llm: LLM) -> None
 
 
 def test_frames_with_codes_outside_the_codebook(tmp_path: Path) -> None:
-    """A prompt's tail may put pads into the first generated frames."""
+    """A prompt's suffix may put pads into the first generated frames."""
     folder = write_random_speech_lm(tmp_path, layout=stream_layout(3, delays=[0, 0, 4]))
     config = json.loads((folder / "config.json").read_text())
-    # Stream 1 is not delayed, but the tail is as long as the longest delay.
-    tail = np.full((4, 2), -1, np.int32)
-    tail[1:3, 0] = 0
+    # Stream 1 is not delayed, but the suffix is as long as the longest delay.
+    suffix = np.full((4, 2), -1, np.int32)
+    suffix[1:3, 0] = 0
     prompt = np.zeros((2, 2), np.int32)
     case = Case(
         token_ids=(FIRST_TEXT, BEGIN_AUDIO),
-        auxiliary_ids=np.concatenate([prompt, tail]),
+        auxiliary_ids=np.concatenate([prompt, suffix]),
         options={"max_tokens": 20, "ignore_eos": True},
     )
     for rule, num_frames in (("fail", None), ("drop", 18), (7, 20)):

@@ -181,7 +181,9 @@ def test_logprobs_are_of_what_was_sampled(llm: LLM, watch: Watch) -> None:
 def test_a_negative_prompt_must_be_given(llm: LLM) -> None:
     with pytest.raises(ValueError, match="negative_prompt must be given"):
         llm.generate("hello", SamplingParams(guidance_scale=3.0), use_tqdm=False)
-    with pytest.raises(ValueError, match="negative_prompt must hold text that the model's tokenizer knows"):
+    with pytest.raises(
+        ValueError, match="negative_prompt must hold text that the model's tokenizer knows"
+    ):
         params = SamplingParams(guidance_scale=3.0, negative_prompt="")
         llm.generate("hello", params, use_tqdm=False)
     params = SamplingParams(guidance_scale=3.0, negative_prompt="n", max_tokens=3, ignore_eos=True)

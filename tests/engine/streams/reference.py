@@ -22,7 +22,7 @@ from vllm.unison.ops.sample import SampleArguments
 from vllm.unison.ops.sample_reference import sample_streams_reference
 
 FREE = None
-"""A cell of the prompt's tail that generation may fill."""
+"""A cell of the prompt's suffix that generation may fill."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,11 @@ class Prompt:
 
     Attributes:
         steps: per step the ids of all streams.
-        tail: per step after the prompt, the ids of streams 1.., or FREE.
+        suffix: per step after the prompt, the ids of streams 1.., or FREE.
     """
 
     steps: list[list[int]]
-    tail: list[list[int | None]] = field(default_factory=list)
+    suffix: list[list[int | None]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Reference:
         ]
 
     def delayed(self, frames: Sequence[Sequence[int]]) -> Prompt:
-        """Frame f of stream k goes to step f + delays[k]; what is left over is the tail."""
+        """Frame f of stream k goes to step f + delays[k]; what is left over is the suffix."""
         count = len(frames)
 
         def cell(step: int, stream: int) -> int | None:
@@ -212,11 +212,11 @@ class Reference:
             return frames[frame][stream] if frame < count else FREE
 
         steps = [[cell(step, k) for k in range(self.num_streams)] for step in range(count)]
-        tail = [
+        suffix = [
             [cell(step, k) for k in range(1, self.num_streams)]
             for step in range(count, count + max(self.delays))
         ]
-        return Prompt(steps, tail)  # type: ignore[arg-type]
+        return Prompt(steps, suffix)  # type: ignore[arg-type]
 
     # Generation
 
@@ -278,12 +278,12 @@ class Reference:
                 step = [self.pads[0]]
             else:
                 step = [choose(0)]
-            tail = prompt.tail[position - start_of_output : position - start_of_output + 1]
+            suffix = prompt.suffix[position - start_of_output : position - start_of_output + 1]
             for stream in range(1, self.num_streams):
                 delay = self.delays[stream]
                 late = flush is not None and position >= flush.end + delay
-                if tail and tail[0][stream - 1] is not FREE:
-                    step.append(tail[0][stream - 1])  # type: ignore[arg-type]
+                if suffix and suffix[0][stream - 1] is not FREE:
+                    step.append(suffix[0][stream - 1])  # type: ignore[arg-type]
                 elif is_audio and position >= segment_start + delay and not late:
                     step.append(choose(stream))
                 else:

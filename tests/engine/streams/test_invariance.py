@@ -108,7 +108,7 @@ def test_requests_that_switch_phases_survive_preemption(
     preempted: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Against the reference: several segments of audio per request, with tails that overlap."""
+    """Against the reference: several segments of audio per request, delayed suffixes overlap."""
     monkeypatch.setenv("UNISON_CPU_ASYNC_SCHEDULING", "1")
     cases = [
         Case(text=f"request {i}", options={"max_tokens": 70, "min_tokens": 40 + i})

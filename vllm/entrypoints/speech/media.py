@@ -44,7 +44,7 @@ class AudioLimits:
     seconds: float
     decoded_bytes: int
 
-    def most_samples(self, rate: int) -> int:
+    def max_samples(self, rate: int) -> int:
         """Samples per channel that a clip of a rate may have."""
         # Limits of a context are quotients: as much as their rounding is not held against a clip.
         return math.floor(self.seconds * rate + 1e-3)
@@ -110,7 +110,7 @@ def _read(file: AudioFile, limits: AudioLimits, field: str) -> Clip:
             )
         blocks.append(block)
         total += block.shape[1]
-        if total > limits.most_samples(rate):
+        if total > limits.max_samples(rate):
             raise InvalidRequestError(f"{field} must be at most {limits.seconds:g} seconds long")
         if total * channels * 4 > limits.decoded_bytes:
             raise InvalidRequestError(

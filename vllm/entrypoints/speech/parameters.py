@@ -22,16 +22,16 @@ class SpeechInput:
     """What a client asks for.
 
     Attributes:
-        wanted: what is to be made, any of "text" and "audio".
-        text, clip: what is given.
+        modalities: of the output, any of "text" and "audio".
+        text, clip: the inputs.
         voice: name of a voice.
         task: name of a task; None: the one that fits.
-        sampling: SamplingParams fields that are given.
+        sampling: SamplingParams fields that the request sets.
         language: code of the language that is spoken.
         fields: what the request calls these, for errors.
     """
 
-    wanted: frozenset[str]
+    modalities: frozenset[str]
     text: str | None = None
     clip: Clip | None = None
     voice: str | None = None
@@ -44,7 +44,7 @@ class SpeechInput:
 def plan_request(
     spec: SpeechSpec,
     defaults: Mapping[str, Mapping[str, Any]],
-    asked: SpeechInput,
+    request: SpeechInput,
     voice_aliases: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, Any], SamplingParams]:
     """The prompt and the sampling parameters of a request, whose outputs are deltas.
@@ -52,41 +52,43 @@ def plan_request(
     Args:
         spec: the model's specification.
         defaults: see `task_defaults`.
-        asked: what the client asks for.
+        request: what the client asks for.
         voice_aliases: names that stand for the model's voices.
 
     Raises:
         InvalidRequestError: naming the field.
     """
-    if asked.language is not None:
-        check_language(spec, asked.language)
-    voice = _voice(spec, asked, voice_aliases or {})
-    given = {"text": asked.text, "audio": asked.clip}
-    names = {name for name, value in given.items() if value is not None}
+    if request.language is not None:
+        check_language(spec, request.language)
+    voice = _voice(spec, request, voice_aliases or {})
+    inputs = {"text": request.text, "audio": request.clip}
+    names = {name for name, value in inputs.items() if value is not None}
     task = choose_task(
         spec,
         names,
-        asked.wanted,
-        name=asked.task,
+        request.modalities,
+        name=request.task,
         voice=voice is not None,
-        fields=asked.fields,
+        fields=request.fields,
     ).name
     options = {"task": task} | ({} if voice is None else {"voice": voice})
-    prompt: dict[str, Any] = {"prompt": asked.text or "", "mm_processor_kwargs": options}
-    if asked.clip is not None:
-        prompt["multi_modal_data"] = {"audio": (asked.clip.samples, asked.clip.sample_rate)}
-    return prompt, make_params(defaults[task], asked.sampling)
+    prompt: dict[str, Any] = {"prompt": request.text or "", "mm_processor_kwargs": options}
+    if request.clip is not None:
+        prompt["multi_modal_data"] = {"audio": (request.clip.samples, request.clip.sample_rate)}
+    return prompt, make_params(defaults[task], request.sampling)
 
 
-def _voice(spec: SpeechSpec, asked: SpeechInput, aliases: Mapping[str, str]) -> str | None:
-    if asked.voice is None or asked.voice in spec.voices:
-        return asked.voice
-    if asked.voice in aliases:
-        return aliases[asked.voice]
-    if asked.voice == DEFAULT_VOICE:
+def _voice(spec: SpeechSpec, request: SpeechInput, aliases: Mapping[str, str]) -> str | None:
+    if request.voice is None or request.voice in spec.voices:
+        return request.voice
+    if request.voice in aliases:
+        return aliases[request.voice]
+    if request.voice == DEFAULT_VOICE:
         return None
     known = sorted({*spec.voices, *aliases, DEFAULT_VOICE})
-    raise InvalidRequestError(f"{asked.fields.voice} must be one of {known}, not {asked.voice!r}")
+    raise InvalidRequestError(
+        f"{request.fields.voice} must be one of {known}, not {request.voice!r}"
+    )
 
 
 def check_language(spec: SpeechSpec, language: str) -> None:
@@ -104,23 +106,23 @@ def check_language(spec: SpeechSpec, language: str) -> None:
 
 
 @reports_invalid_request
-def make_params(defaults: Mapping[str, Any], given: Mapping[str, Any]) -> SamplingParams:
+def make_params(defaults: Mapping[str, Any], sampling: Mapping[str, Any]) -> SamplingParams:
     """Sampling parameters for a streamed request.
 
     Args:
         defaults: of the request's task.
-        given: what the request says; wins over the defaults.
+        sampling: fields that the request sets; they win over the defaults.
 
     Raises:
         InvalidRequestError: naming the field.
     """
-    values = {"max_tokens": None} | dict(defaults) | dict(given)
+    values = {"max_tokens": None} | dict(defaults) | dict(sampling)
     # A temperature or the like that a request gives is meant for all streams.
     for name in ("temperature", "top_k", "top_p"):
-        if name in given:
+        if name in sampling:
             values.pop(f"stream_{name}", None)
     if "negative_prompt" in values and values.get("guidance_scale") == 1.0:
         raise InvalidRequestError("negative_prompt needs a guidance_scale other than 1.0")
     params = SamplingParams(output_kind=RequestOutputKind.DELTA, **values)
-    params.max_tokens_is_default = "max_tokens" not in given
+    params.max_tokens_is_default = "max_tokens" not in sampling
     return params

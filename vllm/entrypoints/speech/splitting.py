@@ -10,32 +10,32 @@ _HOP = 0.02
 """Seconds by which levels are measured."""
 _PAUSE = 0.2
 """Seconds of quiet that a cut is put in the middle of, so that no word loses its edge."""
-_EARLIEST = 0.5
-_LEAST_REST = 0.25
-"""A part has at least _EARLIEST of the most samples, and the last one _LEAST_REST."""
+_MIN_PART = 0.5
+_MIN_REST = 0.25
+"""A part has at least _MIN_PART of the maximal length, and the last one _MIN_REST."""
 
 
-def cut_points(samples: NDArray[np.float32], sample_rate: int, most_samples: int) -> list[int]:
+def cut_points(samples: NDArray[np.float32], sample_rate: int, max_samples: int) -> list[int]:
     """Where to cut audio so that no part is longer than a model takes.
 
     Args:
         samples: [num_channels, num_samples].
         sample_rate: Hz.
-        most_samples: of a part; at least 4.
+        max_samples: of a part; at least 4.
 
     Returns:
         Offsets of samples, ascending, without 0 and the end; none if the audio is short enough.
         Each is the quietest place, over _PAUSE seconds, of those that keep the parts' lengths in
         bounds; of equally quiet ones the last, so that there are few parts.
     """
-    if most_samples < 4:
-        raise ValueError(f"most_samples must be at least 4, not {most_samples}")
+    if max_samples < 4:
+        raise ValueError(f"max_samples must be at least 4, not {max_samples}")
     total = samples.shape[1]
     cuts: list[int] = []
     begin = 0
-    while total - begin > most_samples:
-        first = begin + max(1, int(_EARLIEST * most_samples))
-        last = min(begin + most_samples, total - max(1, int(_LEAST_REST * most_samples)))
+    while total - begin > max_samples:
+        first = begin + max(1, int(_MIN_PART * max_samples))
+        last = min(begin + max_samples, total - max(1, int(_MIN_REST * max_samples)))
         begin = _quietest(samples, sample_rate, first, last)
         cuts.append(begin)
     return cuts

@@ -164,7 +164,7 @@ class AudioExecutor:
         return request_id in self._slot_of or request_id in self._ended
 
     def change_batch(self, kept: set[str], admissions: Sequence[Admission]) -> None:
-        """Forget all requests that are not among `kept`, and take in those that enter."""
+        """Forget all requests that are not among `kept`, and add those that enter."""
         with self._lock:
             self._changes.append(_Change(self._num_launched, kept, admissions))
             self._apply_changes()
@@ -228,7 +228,7 @@ class AudioExecutor:
         segment_start: NDArray[np.int64],
         finish: NDArray[Any],
     ) -> AudioStep:
-        """Take in what a step emitted, and decode what has become due.
+        """Record what a step emitted, and decode what has become due.
 
         Args:
             slots: [num_rows] slot of each row.

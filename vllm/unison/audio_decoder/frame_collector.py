@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """De-interleaves the frames of all streaming requests, step by step, without a loop over them.
 
-A frame is complete when its most delayed stream has emitted its part. What the tracker keeps per
+A frame is complete when its most delayed stream has emitted its part. What the collector keeps per
 slot is bounded: the steps that the delays span, and the frames that nobody has taken yet.
 """
 
@@ -37,7 +37,7 @@ class FrameCollector:
         layout: the stream layout.
         table: its phase table.
         num_slots: slots that requests may hold.
-        capacity: most frames that are complete and not taken.
+        capacity: maximum number of frames that are complete and not taken.
 
     Attributes:
         is_active: [num_slots] whether the slot holds a request whose audio is streamed.
@@ -112,7 +112,7 @@ class FrameCollector:
         state: NDArray[np.int64],
         segment_start: NDArray[np.int64],
     ) -> CollectedFrames:
-        """Take in what a step emitted.
+        """Record what a step emitted.
 
         Args:
             slots: [num_rows] slot of each row.

@@ -79,7 +79,7 @@ class AudioAssembly:
         iteration_stats: IterationStats | None,
         request_stats: RequestStateStats | None,
     ) -> None:
-        """Take in what an output of the engine's core holds of the audio."""
+        """Add what an output of the engine's core holds of the audio."""
         audio = output.audio
         if iteration_stats is not None and request_stats is not None:
             now = iteration_stats.iteration_timestamp

@@ -62,13 +62,13 @@ def complete_sampling_params(
         refuse_unsupported_sampling(params, model_config)
     if params.max_tokens is not UNSET_MAX_TOKENS:
         return
-    most = values.get("max_tokens")
-    if most is not None and params.min_tokens > most:
+    max_tokens = values.get("max_tokens")
+    if max_tokens is not None and params.min_tokens > max_tokens:
         raise ValueError(
-            f"min_tokens must be at most the model's default of max_tokens, {most}, "
+            f"min_tokens must be at most the model's default of max_tokens, {max_tokens}, "
             f"not {params.min_tokens}"
         )
-    params.max_tokens, params.max_tokens_is_default = most, True
+    params.max_tokens, params.max_tokens_is_default = max_tokens, True
 
 
 _PLAIN = SamplingParams()

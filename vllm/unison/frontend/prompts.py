@@ -4,7 +4,7 @@
 A task prompt of the model's config.json says where text and audio go. Audio is encoded by the
 model's codec into frames; text and special tokens are frames whose auxiliary streams are pads. All
 frames together are laid out by the delay pattern. What is delayed past the prompt's last step, its
-*tail*, is emitted beside the first generated tokens.
+*delayed suffix*, is emitted beside the first generated tokens.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class StreamPrompt:
     Attributes:
         token_ids: [num_prompt_tokens] ids of stream 0.
         auxiliary_ids: [num_prompt_tokens + max delay, num_streams - 1] int32 ids of the other
-            streams; rows past the prompt are its tail, with -1 in free cells.
+            streams; rows past the prompt are its suffix, with -1 in free cells.
     """
 
     token_ids: list[int]

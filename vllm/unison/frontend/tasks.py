@@ -56,8 +56,8 @@ ENGINE_NAMES = FieldNames()
 
 def choose_task(
     spec: SpeechSpec,
-    given: Collection[str],
-    wanted: Collection[str] | None,
+    inputs: Collection[str],
+    modalities: Collection[str] | None,
     *,
     name: str | None = None,
     voice: bool = False,
@@ -67,8 +67,8 @@ def choose_task(
 
     Args:
         spec: the model's specification, with tasks.
-        given: what the request gives, any of "text" and "audio".
-        wanted: what it wants, any of "text" and "audio"; None: whatever is made.
+        inputs: what the request holds, any of "text" and "audio".
+        modalities: of the output, any of "text" and "audio"; None: whatever is made.
         name: the task that it names, if it names one.
         voice: whether it names a voice.
         fields: the names of its fields.
@@ -83,15 +83,15 @@ def choose_task(
         InvalidRequestError: if there is none, or the named one does not fit.
     """
     if name is not None:
-        task = _named_task(spec, name, given, wanted)
+        task = _named_task(spec, name, inputs, modalities)
     else:
         fitting = [
-            (voice and not task.takes_voice, _surplus(spec, task, wanted), index)
+            (voice and not task.takes_voice, _surplus(spec, task, modalities), index)
             for index, task in enumerate(spec.tasks)
-            if task.needs == set(given) and _makes(spec, task, wanted)
+            if task.needs == set(inputs) and _makes(spec, task, modalities)
         ]
         if not fitting:
-            raise InvalidRequestError(_no_task(spec, given, wanted, fields))
+            raise InvalidRequestError(_no_task(spec, inputs, modalities, fields))
         task = spec.tasks[min(fitting)[-1]]
     if voice and not task.takes_voice:
         raise InvalidRequestError(
@@ -101,45 +101,48 @@ def choose_task(
 
 
 def _named_task(
-    spec: SpeechSpec, name: str, given: Collection[str], wanted: Collection[str] | None
+    spec: SpeechSpec, name: str, inputs: Collection[str], modalities: Collection[str] | None
 ) -> TaskPrompt:
     tasks = {task.name: task for task in spec.tasks}
     if name not in tasks:
         raise InvalidRequestError(f"task must be one of {sorted(tasks)}, not {name!r}")
     task = tasks[name]
-    if task.needs != set(given):
+    if task.needs != set(inputs):
         raise InvalidRequestError(
-            f"task {name!r} needs {_words(task.needs)}, but the request gives {_words(given)}"
+            f"task {name!r} needs {_words(task.needs)}, but the request gives {_words(inputs)}"
         )
-    if not _makes(spec, task, wanted):
-        assert wanted is not None
+    if not _makes(spec, task, modalities):
+        assert modalities is not None
         raise InvalidRequestError(
             f"task {name!r} makes {_words(emits(spec.layout, task))}, "
-            f"but the request wants {_words(wanted)}"
+            f"but the request wants {_words(modalities)}"
         )
     return task
 
 
-def _makes(spec: SpeechSpec, task: TaskPrompt, wanted: Collection[str] | None) -> bool:
-    if wanted is None:
+def _makes(spec: SpeechSpec, task: TaskPrompt, modalities: Collection[str] | None) -> bool:
+    if modalities is None:
         return True
     made = emits(spec.layout, task)
-    return made >= set(wanted) and ("audio" in wanted or "audio" not in made)
+    return made >= set(modalities) and ("audio" in modalities or "audio" not in made)
 
 
-def _surplus(spec: SpeechSpec, task: TaskPrompt, wanted: Collection[str] | None) -> int:
-    return 0 if wanted is None else len(emits(spec.layout, task) - set(wanted))
+def _surplus(spec: SpeechSpec, task: TaskPrompt, modalities: Collection[str] | None) -> int:
+    return 0 if modalities is None else len(emits(spec.layout, task) - set(modalities))
 
 
 def _no_task(
-    spec: SpeechSpec, given: Collection[str], wanted: Collection[str] | None, fields: FieldNames
+    spec: SpeechSpec,
+    inputs: Collection[str],
+    modalities: Collection[str] | None,
+    fields: FieldNames,
 ) -> str:
     """The error of a request for which the model has no task; it blames the field to change."""
-    others = [task for task in spec.tasks if task.needs == set(given)]
+    others = [task for task in spec.tasks if task.needs == set(inputs)]
     field = fields.output if others and fields.output else fields.text
-    if "audio" in given and field == fields.text:
+    if "audio" in inputs and field == fields.text:
         field = fields.audio
-    what = f"from {_words(given)}" + ("" if wanted is None else f" to {_words(wanted)}")
+    what = f"from {_words(inputs)}" + ("" if modalities is None else f" to {_words(modalities)}")
     known = {
         task.name: f"{_words(task.needs)} to {_words(emits(spec.layout, task))}"
         for task in spec.tasks

@@ -35,9 +35,9 @@ class StreamInputs(msgspec.Struct, array_like=True, gc=False):
 
     Attributes:
         auxiliary_ids: [num_steps, num_streams - 1] int32 ids of streams 1.. in the prompt; rows
-            past the prompt are its delayed tail, with -1 in cells that are free.
+            past the prompt are its delayed suffix, with -1 in cells that are free.
         text_slice: half-open range of text ids, or None for a model without text.
-        num_flush_steps: most steps that the request may take past max_tokens, while its delayed
+        num_flush_steps: steps that the request may take at most past max_tokens, while its delayed
             streams catch up.
         state: state of the phase table in which generation starts.
         segment_start: position at which the audio segment begins that the prompt ends in.
@@ -56,7 +56,7 @@ class StreamUpdate:
 
     Attributes:
         auxiliary_ids: per request id [num_steps, num_streams - 1] int32 ids of streams 1.. from
-            position 0 on. Rows past the request's tokens are the prompt's delayed tail, with -1 in
+            position 0 on. Rows past the request's tokens are the prompt's delayed suffix, -1 in
             cells that are free.
         audio_frames: per request id, of those whose audio is streamed, the frames whose samples
             the scheduler has received.

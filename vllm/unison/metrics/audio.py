@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm.unison.metrics.audio_timing import AudioStats
-from vllm.unison.metrics.guidance import make_counters
-from vllm.v1.metrics.utils import create_metric_per_engine
+from vllm.unison.metrics.prometheus import MetricFactory
 
 if TYPE_CHECKING:
     from vllm.v1.metrics.loggers import PrometheusStatLogger
@@ -55,16 +54,12 @@ class AudioProm:
         labelnames: list[str],
         per_engine_labelvalues: dict[int, list[object]],
     ) -> None:
-        self._histograms: dict[str, dict[int, Any]] = {}
-        for name, (metric, words, buckets) in _HISTOGRAMS.items():
-            histogram = logger._histogram_cls(
-                name=metric, documentation=words, buckets=buckets, labelnames=labelnames
-            )
-            self._histograms[name] = create_metric_per_engine(histogram, per_engine_labelvalues)
-        self._counters = make_counters(logger, _COUNTERS, labelnames, per_engine_labelvalues)
+        factory = MetricFactory(logger, labelnames, per_engine_labelvalues)
+        self._histograms = factory.histograms(_HISTOGRAMS)
+        self._counters = factory.counters(_COUNTERS)
 
     def observe(self, stats: AudioStats, engine_idx: int = 0) -> None:
-        """Take in what one batch of outputs said."""
+        """Add what one batch of outputs said."""
         for name, histograms in self._histograms.items():
             for value in getattr(stats, name):
                 histograms[engine_idx].observe(value)

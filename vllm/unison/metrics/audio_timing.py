@@ -39,7 +39,7 @@ class AudioTimes:
     def observe(
         self, stats: AudioStats, now: float, arrival: float, seconds: float, finished: bool
     ) -> None:
-        """Take in an output of the engine.
+        """Record an output of the engine.
 
         Args:
             stats: what is observed is added here.

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm.unison.messages.guidance import GuidanceStats
-from vllm.v1.metrics.utils import create_metric_per_engine
+from vllm.unison.metrics.prometheus import MetricFactory
 
 if TYPE_CHECKING:
     from vllm.v1.metrics.loggers import PrometheusStatLogger
@@ -26,29 +25,6 @@ _COUNTERS = {
 }
 
 
-def make_counters(
-    logger: PrometheusStatLogger,
-    named: Mapping[str, tuple[str, str]],
-    labelnames: list[str],
-    per_engine_labelvalues: dict[int, list[object]],
-) -> dict[str, dict[int, Any]]:
-    """Counters per engine index, by the field that they count.
-
-    Args:
-        logger: the logger whose metric class is used.
-        named: by field, the metric's name and what it says.
-        labelnames: labels of every metric.
-        per_engine_labelvalues: their values per engine index.
-    """
-    return {
-        name: create_metric_per_engine(
-            logger._counter_cls(name=metric, documentation=words, labelnames=labelnames),
-            per_engine_labelvalues,
-        )
-        for name, (metric, words) in named.items()
-    }
-
-
 class GuidanceProm:
     """Gauges and counters of guidance.
 
@@ -64,19 +40,12 @@ class GuidanceProm:
         labelnames: list[str],
         per_engine_labelvalues: dict[int, list[object]],
     ) -> None:
-        self._gauges: dict[str, dict[int, Any]] = {}
-        for name, (metric, words) in _GAUGES.items():
-            gauge = logger._gauge_cls(
-                name=metric,
-                documentation=words,
-                multiprocess_mode="mostrecent",
-                labelnames=labelnames,
-            )
-            self._gauges[name] = create_metric_per_engine(gauge, per_engine_labelvalues)
-        self._counters = make_counters(logger, _COUNTERS, labelnames, per_engine_labelvalues)
+        factory = MetricFactory(logger, labelnames, per_engine_labelvalues)
+        self._gauges = factory.gauges(_GAUGES)
+        self._counters = factory.counters(_COUNTERS)
 
     def observe(self, stats: GuidanceStats, engine_idx: int = 0) -> None:
-        """Take in what one step did."""
+        """Add what one step did."""
         for name, gauges in self._gauges.items():
             gauges[engine_idx].set(getattr(stats, name))
         for name, counters in self._counters.items():

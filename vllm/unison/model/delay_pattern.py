@@ -60,9 +60,9 @@ def deinterleave(steps: Codes, delays: Sequence[int], num_frames: int) -> Codes:
     """
     steps = _checked("steps", steps, delays)
     if num_frames < 0 or num_steps(num_frames, delays) > len(steps):
-        most = max(len(steps) - max(delays), 0)
+        max_frames = max(len(steps) - max(delays), 0)
         raise ValueError(
-            f"num_frames must be in [0, {most}] for {len(steps)} steps, not {num_frames}"
+            f"num_frames must be in [0, {max_frames}] for {len(steps)} steps, not {num_frames}"
         )
     frames = np.empty((num_frames, len(delays)), np.int32)
     for stream, delay in enumerate(delays):

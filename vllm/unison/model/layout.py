@@ -37,7 +37,7 @@ class PhaseKind(IntEnum):
 class DelayScope(IntEnum):
     """Whether delays run through the whole sequence or start anew in every audio segment.
 
-    SEQUENCE: the delayed tail of an audio segment lies beside the tokens that follow it.
+    SEQUENCE: the delayed suffix of an audio segment lies beside the tokens that follow it.
     SEGMENT: stream 0 is padded after an audio segment until its last stream has caught up.
     """
 

@@ -127,7 +127,7 @@ class PhaseMachine:
             slots.progress.state,
             slots.progress.segment_start,
             slots.progress.flush_end,
-            slots.tail_end,
+            slots.suffix_end,
             slots.settings.earliest_end,
             slots.history,
             slots.row_slots,
@@ -144,14 +144,14 @@ class PhaseMachine:
         tokens: torch.Tensor,
         rows: torch.Tensor | None,
     ) -> StepTokens:
-        """Take in what was sampled: write the history, move rows through their phases.
+        """Commit what was sampled: write the history, move rows through their phases.
 
         Args:
             position: [num_rows] int64 position of the tokens.
             discard: [num_rows] bool, rows for which nothing is written.
             tokens: [num_rows, num_streams] int32, negative where a row could not be sampled. Those
                 rows fail and emit pads; all rows of a group get the tokens of its first.
-            rows: [num_groups, most rows of a group] int64 rows of the sampled groups, the one that
+            rows: [num_groups, max rows of a group] int64 rows of the sampled groups, the one that
                 moves through phases first; -1 for none. None: each row is a group.
 
         Returns:
@@ -213,11 +213,11 @@ class PhaseMachine:
         tokens[:, 0] = torch.where(
             in_audio[:, 0], tokens[:, 0], table.forced_token[own_state].to(torch.int32)
         )
-        # What a prompt's delayed tail says goes before everything else.
+        # What a prompt's delayed suffix says goes before everything else.
         place = position.clamp(max=state.max_model_len)
-        tail = state.history[slots, place, 1:]
-        in_tail = (position < state.tail_end[slots])[:, None] & (tail >= 0)
-        tokens[:, 1:] = torch.where(in_tail, tail, tokens[:, 1:])
+        suffix = state.history[slots, place, 1:]
+        in_suffix = (position < state.suffix_end[slots])[:, None] & (suffix >= 0)
+        tokens[:, 1:] = torch.where(in_suffix, suffix, tokens[:, 1:])
         text = torch.where((kind == StateKind.TEXT)[:, None], tokens[:, :1], KEEP_OUTPUT)
         audio = torch.where(in_audio | in_flush, tokens, KEEP_OUTPUT)
         no_end = (position < state.settings.earliest_end[slots]).to(torch.int64)

@@ -110,7 +110,7 @@ class SlotTable:
 
         # One spare position takes what rows without a request write.
         self.history = table_of(0, torch.int32, max_model_len + 1, streams)
-        self.tail_end = table_of(0, torch.int64)
+        self.suffix_end = table_of(0, torch.int64)
         self.progress = Progress(
             state=table_of(table.end_stop, torch.int64),
             segment_start=table_of(0, torch.int64),
@@ -162,7 +162,7 @@ class SlotTable:
             prompt: [num_prompt] ids of stream 0.
             output: ids that stream 0 has emitted so far.
             auxiliary_ids: [n, num_streams - 1] ids of the other streams, n at least
-                num_prompt + len(output); later rows are the prompt's delayed tail.
+                num_prompt + len(output); later rows are the prompt's delayed suffix.
             params: the request's sampling parameters, validated at admission.
         """
         known = len(prompt) + len(output)
@@ -171,7 +171,7 @@ class SlotTable:
         slot = self._slot_of[request_id]
         self._records[slot] = SlotRecord(request_id, len(prompt), limit)
         self.known_state[slot] = progress.state
-        self.tail_end[slot] = len(auxiliary_ids) if len(auxiliary_ids) > known else 0
+        self.suffix_end[slot] = len(auxiliary_ids) if len(auxiliary_ids) > known else 0
         self.progress.state[slot] = progress.state
         self.progress.segment_start[slot] = progress.segment_start
         self.progress.flush_end[slot] = progress.flush_end

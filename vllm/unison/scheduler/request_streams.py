@@ -24,10 +24,10 @@ class RequestStreams:
     the request re-enters its batch, so nothing is lost by preemption.
 
     Args:
-        prompt: [num_steps, num_streams - 1] int32; rows past the prompt are its delayed tail, in
+        prompt: [num_steps, num_streams - 1] int32; rows past the prompt are its delayed suffix, in
             which -1 marks free cells.
         num_prompt_tokens: length of the prompt.
-        num_flush_steps: most steps that it may take past max_tokens.
+        num_flush_steps: maximum number of steps that it may take past max_tokens.
         state: state of the phase table in which generation starts.
         segment_start: position at which the audio segment begins that the prompt ends in.
     """
@@ -49,7 +49,7 @@ class RequestStreams:
         self.state = state
         self.segment_start = segment_start
         self._ids = np.array(prompt, np.int32)
-        self._tail_end = len(prompt)
+        self._suffix_end = len(prompt)
         self._length = num_prompt_tokens
         self.finish = Finish.NOT_FINISHED
         self.error: str | None = None
@@ -62,7 +62,7 @@ class RequestStreams:
         return max_tokens + self._num_flush_steps
 
     def append(self, request_id: str, output: StreamOutput | None, row: int) -> None:
-        """Take in what a step emitted for this request, before its blocks are hashed."""
+        """Record what a step emitted for this request, before its blocks are hashed."""
         if output is None:
             raise RuntimeError("the worker returned no streams for a multi-stream request")
         self.append_ids(output.tokens[row : row + 1, 1:])
@@ -93,8 +93,8 @@ class RequestStreams:
         return self._ids[self._length - count : self._length]
 
     def ids(self) -> NDArray[np.int32]:
-        """[num_steps, num_streams - 1] ids known so far, the prompt's delayed tail included."""
-        return self._ids[: max(self._length, self._tail_end)].copy()
+        """[num_steps, num_streams - 1] ids known so far, the prompt's delayed suffix included."""
+        return self._ids[: max(self._length, self._suffix_end)].copy()
 
     def block_key(self, start: int, end: int) -> bytes:
         """The auxiliary ids of positions [start, end), as a part of that block's hash."""

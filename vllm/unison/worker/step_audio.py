@@ -66,7 +66,7 @@ class StepAudio:
         replayed: Replay,
         num_sent: int,
     ) -> None:
-        """Take in a request that enters the batch and whose audio is streamed.
+        """Admit a request that enters the batch and whose audio is streamed.
 
         Args:
             request_id: of the request.

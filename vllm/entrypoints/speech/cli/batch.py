@@ -99,12 +99,12 @@ async def run_speech_batch(engine_client: EngineClient, args: Namespace) -> None
 async def _answer(client: httpx2.AsyncClient, line: Line, args: Namespace) -> Answer:
     body = dict(line.body)
     if line.url not in URLS or line.method != "POST":
-        wanted = f"url must be one of {', '.join(URLS)}, with method POST"
-        return _failed(line.custom_id, f"{wanted}; not {line.method} {line.url[:200]}", "url")
+        accepted = f"url must be one of {', '.join(URLS)}, with method POST"
+        return _failed(line.custom_id, f"{accepted}; not {line.method} {line.url[:200]}", "url")
     for name, value in (("stream", False), ("stream_format", "audio")):
         if body.get(name) not in (None, value):
-            told = f"{name} must be {json.dumps(value)}: answers of a batch are not streamed"
-            return _failed(line.custom_id, told, name)
+            message = f"{name} must be {json.dumps(value)}: answers of a batch are not streamed"
+            return _failed(line.custom_id, message, name)
     if line.url == TRANSCRIPTIONS:
         address = body.pop("file_url", None)
         if not isinstance(address, str) or "file" in body:

@@ -63,7 +63,9 @@ def _common(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--top-k", type=int)
     how.add_argument("--top-p", type=float)
     how.add_argument("--seed", type=int, help="same seed, same result")
-    how.add_argument("--max-tokens", type=int, help="most frames of audio, or tokens of text")
+    how.add_argument(
+        "--max-tokens", type=int, help="maximum number of frames of audio, or of tokens of text"
+    )
 
 
 def _sampling(args: argparse.Namespace, *more: str) -> dict[str, Any]:
@@ -241,8 +243,8 @@ def _pieces(args: argparse.Namespace, text: str, streams: Console) -> Generator[
         from vllm.entrypoints.speech.cli.remote import RemoteServer
 
         named = {"model": args.model, "voice": args.voice, "task": args.task}
-        given = {name: value for name, value in named.items() if value is not None}
-        body = sampling | given | {"input": text, "response_format": _format(args)}
+        fields = {name: value for name, value in named.items() if value is not None}
+        body = sampling | fields | {"input": text, "response_format": _format(args)}
         yield from RemoteServer(args.url, _api_key(args)).speak(body)
         return
     with progress(f"loading {args.model or DEFAULT_MODEL}", streams.errors) as line:
@@ -253,7 +255,7 @@ def _pieces(args: argparse.Namespace, text: str, streams: Console) -> Generator[
 
         is_file = not args.play and is_kept(args.output)
         encoder = make_encoder(_format(args), engine.sample_rate, is_whole=is_file)
-        asked = SpeechInput(
+        request = SpeechInput(
             frozenset({"audio"}),
             text=text,
             voice=args.voice,
@@ -262,7 +264,7 @@ def _pieces(args: argparse.Namespace, text: str, streams: Console) -> Generator[
             fields=FieldNames(text="text"),
         )
         seconds = 0.0
-        for completion in engine.generate(asked):
+        for completion in engine.generate(request):
             if completion.audio is not None:
                 seconds += completion.audio.seconds
                 line.set_description_str(f"speaking: {seconds:.1f} s of audio")
@@ -279,9 +281,9 @@ def _texts(args: argparse.Namespace, streams: Console) -> Generator[str, None, N
         if "max_tokens" in sampling:
             sampling["max_completion_tokens"] = sampling.pop("max_tokens")
         named = {"model": args.model, "task": args.task}
-        given = {name: value for name, value in named.items() if value is not None}
+        fields = {name: value for name, value in named.items() if value is not None}
         server = RemoteServer(args.url, _api_key(args))
-        yield server.transcribe(args.file.name, args.file.read_bytes(), sampling | given)
+        yield server.transcribe(args.file.name, args.file.read_bytes(), sampling | fields)
         return
     if not args.file.is_file():
         args.file.open("rb").close()  # says what is wrong with it before anything is loaded
@@ -290,7 +292,7 @@ def _texts(args: argparse.Namespace, streams: Console) -> Generator[str, None, N
         from vllm.entrypoints.speech.parameters import SpeechInput
         from vllm.unison.frontend.tasks import FieldNames
 
-        asked = SpeechInput(
+        request = SpeechInput(
             frozenset({"text"}),
             clip=engine.read(args.file),
             task=args.task,
@@ -298,7 +300,7 @@ def _texts(args: argparse.Namespace, streams: Console) -> Generator[str, None, N
             fields=FieldNames(audio="file"),
         )
         line.set_description_str(f"listening to {printable(args.file.name)}")
-        texts = engine.transcribe(asked)
+        texts = engine.transcribe(request)
         first = next(texts)
     yield first
     yield from texts

@@ -66,8 +66,8 @@ class LocalEngine:
             raise ValueError(f"model must be a multi-stream model, which {model} is not")
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             # No more than one request needs: all of it is written once, which takes its time.
-            most = min(kv_cache_bytes(config, MAX_LANES), GiB_bytes)
-            config.cache_config.kv_cache_memory_bytes = max(most, kv_cache_bytes(config, 2))
+            num_bytes = min(kv_cache_bytes(config, MAX_LANES), GiB_bytes)
+            config.cache_config.kv_cache_memory_bytes = max(num_bytes, kv_cache_bytes(config, 2))
         self.spec = spec
         self._engine = LLMEngine.from_vllm_config(config, usage, disable_log_stats=True)
         self._defaults = task_defaults(config.model_config)
@@ -85,7 +85,7 @@ class LocalEngine:
         """
         return decode_file(path.read_bytes(), AudioLimits.from_environment(math.inf), str(path))
 
-    def transcribe(self, asked: SpeechInput) -> Iterator[str]:
+    def transcribe(self, request: SpeechInput) -> Iterator[str]:
         """The text of a clip of any length, as it is made.
 
         Raises:
@@ -93,7 +93,7 @@ class LocalEngine:
             RuntimeError: if a request fails.
         """
         context = self._engine.model_config.max_model_len
-        parts = split_request(self.spec, self._defaults, asked, context)
+        parts = split_request(self.spec, self._defaults, request, context)
         texts = [""] * len(parts)
         sent = 0
         for index, part in enumerate(parts):
@@ -103,7 +103,7 @@ class LocalEngine:
                 yield text[sent:]
                 sent = len(text)
 
-    def generate(self, asked: SpeechInput) -> Iterator[CompletionOutput]:
+    def generate(self, request: SpeechInput) -> Iterator[CompletionOutput]:
         """Run a request to its end; yields deltas of text and audio.
 
         Raises:
@@ -111,13 +111,13 @@ class LocalEngine:
             RuntimeError: if the request fails.
         """
         try:
-            yield from self._generate(asked)
+            yield from self._generate(request)
         except InvalidRequestError as error:
-            raise asked.fields.rename(error) from error
+            raise request.fields.rename(error) from error
 
-    def _generate(self, asked: SpeechInput) -> Iterator[CompletionOutput]:
+    def _generate(self, request: SpeechInput) -> Iterator[CompletionOutput]:
         engine = self._engine
-        prompt, params = plan_request(self.spec, self._defaults, asked)
+        prompt, params = plan_request(self.spec, self._defaults, request)
         (engine_input,) = engine.renderer.render_cmpl(
             [parse_model_prompt(self._engine.model_config, prompt)]
         )

@@ -153,7 +153,7 @@ def playing(players: tuple[Player, ...] = PLAYERS) -> Iterator[IO[bytes]]:
                 process.stdin.close()
             status = process.wait()
         words.seek(0)
-        told = words.read(2**16).decode(errors="replace").strip()
-    if status or broke_off or (player.fails_quietly and told):
-        last = told.splitlines()[-1] if told else f"it ended with status {status}"
+        printed = words.read(2**16).decode(errors="replace").strip()
+    if status or broke_off or (player.fails_quietly and printed):
+        last = printed.splitlines()[-1] if printed else f"it ended with status {status}"
         raise RuntimeError(f"--play: {player.name} could not play: {last}")

@@ -20,7 +20,7 @@ def tells_the_way_out(command: Callable[[argparse.Namespace], None]) -> Callable
     """
 
     @functools.wraps(command)
-    def told(args: argparse.Namespace) -> None:
+    def wrapped(args: argparse.Namespace) -> None:
         try:
             command(args)
         except openai.APIStatusError as error:
@@ -33,7 +33,7 @@ def tells_the_way_out(command: Callable[[argparse.Namespace], None]) -> Callable
                 f"vllm transcribe FILE --url {url}"
             ) from error
 
-    return told
+    return wrapped
 
 
 def _speaks(request: httpx2.Request) -> bool:

@@ -42,13 +42,13 @@ class BodyError(Exception):
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """What a route takes: most bytes of a body, and most values of one in JSON."""
+    """What a route takes: the largest number of bytes of a body, and of values of one in JSON."""
 
     num_bytes: int = TEXT_BYTES
     num_values: int = MAX_VALUES
 
     def too_large(self) -> BodyError:
-        """The refusal of a body of more bytes."""
+        """The error for a body of more bytes."""
         return BodyError(f"body must have at most {self.num_bytes} bytes", 413)
 
 

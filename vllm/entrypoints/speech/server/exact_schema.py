@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole numbers in /openapi.json, where FastAPI makes floats of the bounds of all numbers.
 
-Bounds of 64 bits are others as floats: the schema would promise what the server refuses.
+Bounds of 64 bits are others as floats: the schema would allow what the server refuses.
 """
 
 from __future__ import annotations

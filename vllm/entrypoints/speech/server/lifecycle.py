@@ -194,20 +194,20 @@ def after_serving(engine_client: Any, *, was_asked_to: bool) -> Any:
 
 
 def shutdown_timeout(
-    given: int | None, model_config: ModelConfig, usage_context: UsageContext | None
+    timeout: int | None, model_config: ModelConfig, usage_context: UsageContext | None
 ) -> int:
-    """Seconds for requests in flight: those given, or the default of the model's kind."""
+    """Seconds for requests in flight: `timeout`, or the default of the model's kind."""
     from vllm.unison.model.spec import multistream_spec
 
-    if given is not None:
-        return given
+    if timeout is not None:
+        return timeout
     serves = usage_context is UsageContext.OPENAI_API_SERVER
     return DEFAULT_SHUTDOWN_TIMEOUT if serves and multistream_spec(model_config) else 0
 
 
-def longest_timeout(given: int | None) -> float:
+def longest_timeout(timeout: int | None) -> float:
     """Seconds that servers of any model may take for requests in flight, and then to leave."""
-    return (DEFAULT_SHUTDOWN_TIMEOUT if given is None else given) + _LEAVING_SECONDS
+    return (DEFAULT_SHUTDOWN_TIMEOUT if timeout is None else timeout) + _LEAVING_SECONDS
 
 
 def supervised_timeout(vllm_config: VllmConfig) -> float:

@@ -18,7 +18,7 @@ from vllm.unison.model.spec import SpeechSpec
 def split_request(
     spec: SpeechSpec,
     defaults: Mapping[str, Mapping[str, Any]],
-    asked: SpeechInput,
+    request: SpeechInput,
     max_model_len: int,
 ) -> list[SpeechInput]:
     """Requests for the parts of a clip, cut in its silences; the request itself if it fits.
@@ -28,26 +28,26 @@ def split_request(
     Args:
         spec: the model's specification.
         defaults: by task, for what the request leaves out.
-        asked: what the client asks for.
+        request: what the client asks for.
         max_model_len: steps of the model's context.
 
     Raises:
         InvalidRequestError: naming the field.
     """
-    if asked.clip is None or not spec.has_codec:
-        return [asked]
-    prompt, params = plan_request(spec, defaults, asked)
+    if request.clip is None or not spec.has_codec:
+        return [request]
+    prompt, params = plan_request(spec, defaults, request)
     answer = min(params.max_tokens or max_model_len // 4, max_model_len // 2)
     frames = max_model_len - answer - _overhead(spec, prompt["mm_processor_kwargs"]["task"])
     codec = codec_of(spec, "cpu")
-    samples, rate = asked.clip.samples, asked.clip.sample_rate
+    samples, rate = request.clip.samples, request.clip.sample_rate
     # A codec may make one frame more than the clip has.
-    most = int(max(1, frames - 1) * codec.samples_per_frame * rate / codec.sample_rate)
-    bounds = [0, *cut_points(samples, rate, max(4, most)), samples.shape[1]]
+    longest = int(max(1, frames - 1) * codec.samples_per_frame * rate / codec.sample_rate)
+    bounds = [0, *cut_points(samples, rate, max(4, longest)), samples.shape[1]]
     if len(bounds) == 2:
-        return [asked]
+        return [request]
     return [
-        replace(asked, clip=Clip(samples[:, begin:end], rate))
+        replace(request, clip=Clip(samples[:, begin:end], rate))
         for begin, end in itertools.pairwise(bounds)
     ]
 

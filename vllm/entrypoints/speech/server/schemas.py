@@ -104,25 +104,25 @@ def _known(fields: Mapping[str, FieldInfo], data: Mapping[str, Any]) -> dict[str
         ValidationError: for the first that is unknown; not for each, as there may be any number.
     """
     known = _by_alias(fields)
-    given = {}
+    values = {}
     for name, value in data.items():
         if name not in known:
             raise refused_at((name[:MAX_NAME],), "unknown", "is no field of this request")
         if value is not None or known[name].is_required():
-            given[name] = value
-    return given
+            values[name] = value
+    return values
 
 
 def _without_neutral(fields: Collection[str], data: Mapping[str, Any]) -> dict[str, Any]:
     """The fields but for those of the table of neutral values, where they are neutral."""
-    given = {}
+    values = {}
     for name, value in data.items():
         if name in fields or not neutral.is_known(name):
-            given[name] = value
+            values[name] = value
         elif not neutral.is_neutral(name, value):
             words = f"must be {neutral.accepted(name)}: no other value is supported here"
             raise refused_at((name,), "neutral", words)
-    return given
+    return values
 
 
 def _by_alias(fields: Mapping[str, FieldInfo]) -> dict[str, FieldInfo]:
@@ -353,12 +353,12 @@ class TranscriptionForm(BaseModel):
         if not isinstance(data, Mapping):
             return data
         own = _by_alias(cls.model_fields)
-        given = {
+        values = {
             name: value if name in own else neutral.of_form(name, value)
             for name, value in data.items()
             if not _is_empty(value)
         }
-        return _known(cls.model_fields, _without_neutral(own, given))
+        return _known(cls.model_fields, _without_neutral(own, values))
 
     @model_validator(mode="after")
     def _combinations(self) -> TranscriptionForm:
@@ -373,10 +373,10 @@ class TranscriptionForm(BaseModel):
     def sampling(self) -> dict[str, Any]:
         """The sampling fields that were given, by their names in SamplingParams."""
         names = {"temperature", "top_k", "top_p", "seed", "max_tokens"}
-        given = self.model_dump(include=names, exclude_none=True)
+        values = self.model_dump(include=names, exclude_none=True)
         if self.max_completion_tokens is not None:
-            given["max_tokens"] = self.max_completion_tokens
-        return given
+            values["max_tokens"] = self.max_completion_tokens
+        return values
 
 
 def _is_empty(value: Any) -> bool:

@@ -176,36 +176,36 @@ class SpeechService(GenerateBaseServing):
         self._preflight()
         return model or self.models.base_model_paths[0].name
 
-    async def start(self, raw_request: Request, prefix: str, asked: SpeechInput) -> Generation:
+    async def start(self, raw_request: Request, prefix: str, request: SpeechInput) -> Generation:
         """Start a request and wait for its first output.
 
         Args:
             raw_request: for its headers.
             prefix: of the request's id.
-            asked: what the client asks for.
+            request: what the client asks for.
 
         Raises:
             InvalidRequestError: naming the field.
         """
         try:
-            return await self._start(raw_request, prefix, asked)
+            return await self._start(raw_request, prefix, request)
         except InvalidRequestError as error:
-            raise asked.fields.rename(error) from error
+            raise request.fields.rename(error) from error
 
     async def start_all(
-        self, raw_request: Request, prefix: str, asked: Sequence[SpeechInput]
+        self, raw_request: Request, prefix: str, requests: Sequence[SpeechInput]
     ) -> list[Generation]:
         """Start requests that run at once; all of them, or none.
 
         Raises:
             InvalidRequestError: naming the field.
         """
-        prefixes = [f"{prefix}-{index}" for index in range(len(asked))]
-        if len(asked) == 1:
+        prefixes = [f"{prefix}-{index}" for index in range(len(requests))]
+        if len(requests) == 1:
             prefixes = [prefix]
         starts = [
             asyncio.ensure_future(self.start(raw_request, *item))
-            for item in zip(prefixes, asked, strict=True)
+            for item in zip(prefixes, requests, strict=True)
         ]
         try:
             return list(await asyncio.gather(*starts))
@@ -217,13 +217,13 @@ class SpeechService(GenerateBaseServing):
                     await made.aclose()
             raise
 
-    def parts(self, asked: SpeechInput) -> list[SpeechInput]:
+    def parts(self, request: SpeechInput) -> list[SpeechInput]:
         """See `split_request`."""
         context = self.model_config.max_model_len
-        return split_request(self.spec, self._defaults, asked, context)
+        return split_request(self.spec, self._defaults, request, context)
 
-    async def _start(self, raw_request: Request, prefix: str, asked: SpeechInput) -> Generation:
-        prompt, params = plan_request(self.spec, self._defaults, asked, self.voice_aliases)
+    async def _start(self, raw_request: Request, prefix: str, request: SpeechInput) -> Generation:
+        prompt, params = plan_request(self.spec, self._defaults, request, self.voice_aliases)
         (engine_input,) = await self.renderer.render_cmpl_async(
             [parse_model_prompt(self.model_config, prompt)]
         )
@@ -239,7 +239,7 @@ class SpeechService(GenerateBaseServing):
             outputs,
             request_id,
             self.spec,
-            self._prompt_usage(engine_input["prompt_token_ids"], asked.clip),
+            self._prompt_usage(engine_input["prompt_token_ids"], request.clip),
             params.temperature,
         )
         await generation.begin()

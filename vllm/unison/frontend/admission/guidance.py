@@ -48,16 +48,18 @@ def admit_guidance(
     spec = multistream_spec(vllm_config.model_config)
     if params.guidance_lanes is not None:
         weights = [float(lane["weight"]) for lane in params.guidance_lanes]
-        given = [dict(lane) for lane in params.guidance_lanes[1:]]
+        lane_prompts = [dict(lane) for lane in params.guidance_lanes[1:]]
     else:
         scale = float(params.guidance_scale or 0.0)
         weights = [scale, 1.0 - scale]
-        given = [{"prompt": params.negative_prompt} if params.negative_prompt is not None else {}]
+        lane_prompts = [
+            {} if params.negative_prompt is None else {"prompt": params.negative_prompt}
+        ]
         if params.negative_prompt_token_ids is not None:
-            given = [{"prompt_token_ids": params.negative_prompt_token_ids}]
+            lane_prompts = [{"prompt_token_ids": params.negative_prompt_token_ids}]
     lanes = []
-    names = _names(params, len(given))
-    for lane, weight, where in zip(given, weights[1:], names, strict=True):
+    names = _names(params, len(lane_prompts))
+    for lane, weight, where in zip(lane_prompts, weights[1:], names, strict=True):
         token_ids, auxiliary = _lane_prompt(
             where, lane, spec, renderer.tokenizer, build_prompt, vllm_config
         )
@@ -191,9 +193,9 @@ def _check_sizes(
         "max_num_batched_tokens",
         "max_num_scheduled_tokens",
     ):
-        most = getattr(vllm_config.scheduler_config, name)
-        if most is not None and rows > most:
-            raise ValueError(f"guidance needs {rows} lanes, but {name} = {most}")
+        limit = getattr(vllm_config.scheduler_config, name)
+        if limit is not None and rows > limit:
+            raise ValueError(f"guidance needs {rows} lanes, but {name} = {limit}")
     context = vllm_config.model_config.max_model_len
     flush = 0 if spec is None else spec.layout.num_flush_steps
     if params.max_tokens_is_default:

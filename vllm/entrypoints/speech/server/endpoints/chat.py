@@ -36,15 +36,15 @@ async def create_chat_completion(
 ) -> Response:
     """Answer a message with text, audio or both, whole or in chunks."""
     model = service.check(request.model)
-    wanted: set[str] = set(request.modalities or ["text"])
-    _check_combinations(request, wanted)
+    modalities: set[str] = set(request.modalities or ["text"])
+    _check_combinations(request, modalities)
     message = request.messages[0]
     if isinstance(message.content, list) and not any(map(_says_something, message.content)):
         raise InvalidRequestError("messages[0].content must hold text or input_audio")
-    asked = SpeechInput(
+    inputs = SpeechInput(
         # OpenAI asks for both modalities where audio is meant: its text is a transcript, if the
         # model makes one.
-        wanted=frozenset({"audio"} if "audio" in wanted else wanted),
+        modalities=frozenset({"audio"} if "audio" in modalities else modalities),
         text=_text(message),
         clip=await _clip(service, message),
         voice=None if request.audio is None else voice_name(request.audio.voice),
@@ -52,8 +52,8 @@ async def create_chat_completion(
         sampling=_sampling(request),
         fields=FieldNames(_text_field(message), _audio_field(message), "modalities", "audio.voice"),
     )
-    generation = await service.start(raw_request, "chatcmpl", asked)
-    answer = ChatAnswer(model, generation, "audio" in wanted)
+    generation = await service.start(raw_request, "chatcmpl", inputs)
+    answer = ChatAnswer(model, generation, "audio" in modalities)
     audio_format = _format(request)
     if not request.stream:
         body = await answer.whole(audio_format, service.sample_rate)
@@ -63,8 +63,8 @@ async def create_chat_completion(
     return event_stream(chunks)
 
 
-def _check_combinations(request: ChatRequest, wanted: set[str]) -> None:
-    if request.audio is not None and "audio" not in wanted:
+def _check_combinations(request: ChatRequest, modalities: set[str]) -> None:
+    if request.audio is not None and "audio" not in modalities:
         raise InvalidRequestError("audio must not be given: modalities does not hold 'audio'")
     options = request.stream_options
     if options is not None and options.include_usage and not request.stream:
@@ -76,10 +76,10 @@ def _check_combinations(request: ChatRequest, wanted: set[str]) -> None:
 
 
 def _sampling(request: ChatRequest) -> dict[str, Any]:
-    given = request.sampling()
+    sampling = request.sampling()
     if request.max_completion_tokens is not None:
-        given["max_tokens"] = request.max_completion_tokens
-    return given
+        sampling["max_tokens"] = request.max_completion_tokens
+    return sampling
 
 
 def _format(request: ChatRequest) -> str:

@@ -29,8 +29,8 @@ async def create_speech(
 ) -> Response:
     """Answer with audio as it is made, as a file or as events, or with a whole file."""
     service.check(request.model)
-    asked = SpeechInput(
-        wanted=frozenset({"audio"}),
+    inputs = SpeechInput(
+        modalities=frozenset({"audio"}),
         text=request.input,
         voice=voice_name(request.voice),
         task=request.task,
@@ -38,7 +38,7 @@ async def create_speech(
         language=request.language,
         fields=_FIELDS,
     )
-    generation = await service.start(raw_request, "speech", asked)
+    generation = await service.start(raw_request, "speech", inputs)
     media_type = FORMATS[request.response_format].media_type
     if request.response_format == "pcm":
         media_type += f"; rate={service.sample_rate}; channels=1"

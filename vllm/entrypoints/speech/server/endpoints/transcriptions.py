@@ -38,15 +38,15 @@ async def create_transcription(
     if len(data) > limit:
         raise InvalidRequestError(f"file must have at most {limit} bytes")
     clip = await service.media.decode(data, "file")
-    asked = SpeechInput(
-        wanted=frozenset({"text"}),
+    inputs = SpeechInput(
+        modalities=frozenset({"text"}),
         clip=clip,
         task=form.task,
         sampling=form.sampling(),
         language=form.language,
         fields=_FIELDS,
     )
-    parts = await asyncio.to_thread(service.parts, asked)
+    parts = await asyncio.to_thread(service.parts, inputs)
     generations = await service.start_all(raw_request, "transcription", parts)
     seconds = [part.clip.seconds for part in parts if part.clip is not None]
     transcript = Transcript(generations, seconds)

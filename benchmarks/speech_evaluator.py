@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An independent judge of speech: pocketsphinx with a grammar of the vocabulary.
+"""An independent evaluator of speech: pocketsphinx with a grammar of the vocabulary.
 
-Knows nothing of this project's models; its own error rate on synthesized originals is the floor.
+Knows nothing of this project's models; its own error rate on synthesized originals is the
+lower bound.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ WORD_INSERTION_PROBABILITY = 1e-4
 """Its default of 0.65 makes pocketsphinx hear a word in the closure of a final consonant."""
 
 
-class Judge:
+class Evaluator:
     """Recognizes sequences of words of a closed vocabulary.
 
     Args:

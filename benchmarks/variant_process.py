@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One side of a benchmark in a process of its own, driven by a pipe.
+"""One variant of a benchmark in a process of its own, driven by a pipe.
 
 Each line to the process is a JSON list: a method's name and its arguments. Each line back is the
-JSON of what the method returned. So a side stays open, warm and idle while another has its turn.
+JSON of what the method returned. So a variant stays open, warm and idle while another runs.
 Imports nothing but the standard library, so that any Python can run it.
 """
 
@@ -23,14 +23,14 @@ def serve(make: Callable[[], Any]) -> None:
     # What libraries print must not get between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    side = make()
+    variant = make()
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         name, *arguments = json.loads(line)
-        print(json.dumps(getattr(side, name)(*arguments)), file=answers, flush=True)
+        print(json.dumps(getattr(variant, name)(*arguments)), file=answers, flush=True)
 
 
-class SideProcess:
+class VariantProcess:
     """A process in which a script calls `serve`.
 
     Args:
@@ -81,5 +81,5 @@ class SideProcess:
         line = self._process.stdout.readline()
         if not line:
             self._errors.seek(0)
-            raise RuntimeError(f"a side failed:\n{self._errors.read()[-4000:]}")
+            raise RuntimeError(f"a variant failed:\n{self._errors.read()[-4000:]}")
         return line

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns of requests on an engine in this process: how long they take, and what they made."""
+"""Rounds of requests on an engine in this process: how long they take, and what they made."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What one turn of requests took and made.
+class Round:
+    """What one round of requests took and made.
 
     Attributes:
         seconds: from the first request's arrival to the last one's end, its waveform included.
@@ -49,7 +49,7 @@ class Turn:
     audio_seconds: float | None
 
     def report(self) -> dict[str, Any]:
-        """The turn in a benchmark's JSON, with what it made per second."""
+        """The round in a benchmark's JSON, with what it made per second."""
         audio = self.audio_seconds
         total = self.num_prompt_tokens + self.num_output_tokens
         return {
@@ -103,8 +103,8 @@ class StepCounter:
         self.num_steps = self.num_rows = self.num_guided_samples = 0
 
 
-class TurnEngine:
-    """Runs turns of requests.
+class RoundEngine:
+    """Runs rounds of requests.
 
     Args:
         llm: an engine in this process.
@@ -120,7 +120,7 @@ class TurnEngine:
         self._make_params = make_params
         self._counter = StepCounter(llm)
 
-    def run(self, requests: Sequence[Request], guided: bool, use_tqdm: Any = False) -> Turn:
+    def run(self, requests: Sequence[Request], guided: bool, use_tqdm: Any = False) -> Round:
         """Run requests that all come at once, from an empty prefix cache.
 
         Args:
@@ -136,7 +136,7 @@ class TurnEngine:
         prompts: list[Any] = [request.prompt for request in requests]
         params = [self._make_params(r.output_len, i, guided) for i, r in enumerate(requests)]
         expected = any(is_guided(one) for one in params)
-        # Or the second of two sides would find the prompts of the first.
+        # Or the second of two variants would find the prompts of the first.
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache could not be emptied")
         self._counter.reset()
@@ -152,7 +152,7 @@ class TurnEngine:
 
     def _measure(
         self, seconds: float, requests: Sequence[Request], outputs: Sequence[RequestOutput]
-    ) -> Turn:
+    ) -> Round:
         num_prompt_tokens = num_output_tokens = num_frames = num_sequences = 0
         clips: list[float] = []
         for request, output in zip(requests, outputs, strict=True):
@@ -175,7 +175,7 @@ class TurnEngine:
                 if completion.audio is not None:
                     clips.append(completion.audio.seconds)
         other_streams = self._model.num_streams - 1
-        return Turn(
+        return Round(
             seconds=seconds,
             num_requests=len(requests),
             num_sequences=num_sequences,
@@ -200,14 +200,14 @@ class TurnEngine:
 @contextmanager
 def open_engine(
     model: Model, make_params: Callable[[int, int, bool], SamplingParams]
-) -> Iterator[TurnEngine]:
+) -> Iterator[RoundEngine]:
     """An engine, gone with the context."""
     from vllm import LLM
     from vllm.distributed import cleanup_dist_env_and_memory
 
     llm = LLM.from_engine_args(model.engine_args)
     try:
-        yield TurnEngine(llm, model, make_params)
+        yield RoundEngine(llm, model, make_params)
     finally:
         llm.llm_engine.engine_core.shutdown()
         del llm
@@ -215,18 +215,18 @@ def open_engine(
         cleanup_dist_env_and_memory()
 
 
-def middle(turns: Sequence[Turn]) -> Turn:
-    """What stands for several turns: the median time, and the counts of the turn next to it.
+def median_round(rounds: Sequence[Round]) -> Round:
+    """What stands for several rounds: the median time, and the counts of the round next to it.
 
-    One time for all, so that the figures of a side agree with each other.
+    One time for all, so that the figures of a variant agree with each other.
     """
-    seconds = statistics.median(turn.seconds for turn in turns)
-    nearest = min(turns, key=lambda turn: abs(turn.seconds - seconds))
+    seconds = statistics.median(measured.seconds for measured in rounds)
+    nearest = min(rounds, key=lambda measured: abs(measured.seconds - seconds))
     return replace(nearest, seconds=seconds)
 
 
 def stream_line(figures: dict[str, Any]) -> str:
-    """What a turn made of steps, streams and audio, to print."""
+    """What a round made of steps, streams and audio, to print."""
     parts = [
         f"{figures['steps_per_second']:.2f} steps/s",
         f"{figures['stream_tokens_per_second']:.2f} tokens/s over all streams",

@@ -3,10 +3,10 @@
 
 Bytes are those of arguments and results, each counted once. The bandwidth is measured in the same
 process: the fastest of some copies of 32 MiB, read and write counted. An operator whose data lies
-in a nearer cache than those 32 MiB can be faster than this floor. Operations are float32 or int32
-ones; their rate is taken as two vector instructions per cycle and core, of the width of the
-processor's registers. The floor is the larger of the two times. It leaves out the cost of a call,
-about 5 microseconds from Python.
+in a nearer cache than those 32 MiB can be faster than this roofline. Operations are float32 or
+int32 ones; their rate is taken as two vector instructions per cycle and core, of the width of the
+processor's registers. The roofline is the larger of the two times. It leaves out the cost of a
+call, about 5 microseconds from Python.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Machine:
     bytes_per_second: float
     operations_per_second: float
 
-    def floor_ms(self, num_bytes: int, operations: int) -> float:
+    def roofline_ms(self, num_bytes: int, operations: int) -> float:
         """Milliseconds that touching and computing so much takes at least."""
         seconds = num_bytes / self.bytes_per_second
         if self.operations_per_second:
