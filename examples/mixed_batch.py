@@ -8,16 +8,18 @@ engine's steps; none waits for a batch of its own kind.
 """
 
 from vllm import LLM, SamplingParams
+from vllm.inputs import TextPrompt
 
 
 def main() -> None:
     llm = LLM("unison-default", enforce_eager=True)
     first = llm.generate("please open blue door")[0].outputs[0].audio
+    assert first is not None
     heard, said, again = llm.generate(
         [
-            {"prompt": "", "multi_modal_data": {"audio": first}},
-            {"prompt": "seven november stop", "mm_processor_kwargs": {"voice": "slt"}},
-            {"prompt": "please open blue door"},
+            TextPrompt(prompt="", multi_modal_data={"audio": first}),
+            TextPrompt(prompt="seven november stop", mm_processor_kwargs={"voice": "slt"}),
+            TextPrompt(prompt="please open blue door"),
         ],
         [
             SamplingParams(temperature=0, max_tokens=100),
@@ -27,7 +29,9 @@ def main() -> None:
     )
     print(f"heard: {heard.outputs[0].text}")
     for output in (said, again):
-        print(f"said: {output.prompt}, {output.outputs[0].audio.seconds:.2f} s")
+        audio = output.outputs[0].audio
+        assert audio is not None
+        print(f"said: {output.prompt}, {audio.seconds:.2f} s")
 
 
 if __name__ == "__main__":

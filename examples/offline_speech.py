@@ -10,6 +10,7 @@ guidance scale and length for its task.
 import soundfile
 
 from vllm import LLM
+from vllm.inputs import TextPrompt
 
 SENTENCES = {"door.wav": ("please open blue door", "rms"), "stop.wav": ("seven stop", "slt")}
 
@@ -17,11 +18,12 @@ SENTENCES = {"door.wav": ("please open blue door", "rms"), "stop.wav": ("seven s
 def main() -> None:
     llm = LLM("unison-default", enforce_eager=True)  # compiling pays off with long runs only
     prompts = [
-        {"prompt": text, "mm_processor_kwargs": {"voice": voice}}
+        TextPrompt(prompt=text, mm_processor_kwargs={"voice": voice})
         for text, voice in SENTENCES.values()
     ]
     for name, output in zip(SENTENCES, llm.generate(prompts), strict=True):
         audio = output.outputs[0].audio
+        assert audio is not None
         soundfile.write(name, audio.samples, audio.sample_rate)
         print(f"{name}: {audio.seconds:.2f} s, {len(audio.codes)} frames")
 

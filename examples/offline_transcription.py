@@ -13,12 +13,13 @@ import sys
 import soundfile
 
 from vllm import LLM
+from vllm.inputs import TextPrompt
 
 
 def main(names: list[str]) -> None:
     clips = [soundfile.read(name, dtype="float32") for name in names]  # (samples, sample rate)
     llm = LLM("unison-default", enforce_eager=True)
-    prompts = [{"prompt": "", "multi_modal_data": {"audio": clip}} for clip in clips]
+    prompts = [TextPrompt(prompt="", multi_modal_data={"audio": clip}) for clip in clips]
     for name, output in zip(names, llm.generate(prompts), strict=True):
         print(f"{name}: {output.outputs[0].text}")
 

@@ -10,6 +10,7 @@ This one has a task of text and audio, so a clip is a voice prompt: "speak like 
 import numpy as np
 
 from vllm import LLM, SamplingParams
+from vllm.inputs import TextPrompt
 from vllm.unison.testing.random_checkpoint import stream_layout, write_random_speech_lm
 
 
@@ -20,9 +21,11 @@ def main() -> None:
     seconds = np.arange(8000) / 16000
     voice = (np.sin(2 * np.pi * 220 * seconds).astype(np.float32) / 3, 16000)
     params = SamplingParams(seed=1, max_tokens=20, ignore_eos=True)  # noise knows no end
-    prompt = {"prompt": "hello there", "multi_modal_data": {"audio": voice}}
-    for output in llm.generate(["hello there", prompt], params):
+    plain = TextPrompt(prompt="hello there")
+    voiced = TextPrompt(prompt="hello there", multi_modal_data={"audio": voice})
+    for output in llm.generate([plain, voiced], params):
         completion = output.outputs[0]
+        assert completion.audio is not None
         frames, codebooks = completion.audio.codes.shape
         print(f"{frames} frames of {codebooks} codes in {len(completion.token_ids)} steps")
 
