@@ -24,6 +24,7 @@ from vllm.entrypoints.speech.cli.process import (
 )
 from vllm.entrypoints.speech.cli.progress import progress
 from vllm.entrypoints.speech.cli.sinks import descriptor_of, is_kept, playing, replaced_file
+from vllm.exceptions import VLLMError
 from vllm.unison.packaged_model import DEFAULT_MODEL
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -84,6 +85,8 @@ def _errors() -> Iterator[None]:
         raise SystemExit(130) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise SystemExit(f"error: {printable(str(error))}") from error
+    except VLLMError as error:  # upstream's are no ValueErrors, and repeat the field in brackets
+        raise SystemExit(f"error: {printable(str(next(iter(error.args), error)))}") from error
 
 
 class SpeakSubcommand(CLISubcommand):
