@@ -46,8 +46,8 @@ $(VENV)/.overlay-linked: $(VENV)/.fork-installed $(shell find vllm -type d -not 
 
 demo: sentence := please open blue door
 demo: build
-	@$(bin)/python examples/speak.py "$(sentence)" --output demo.wav
-	@$(bin)/python examples/speak.py --transcribe demo.wav
+	@$(bin)/vllm speak "$(sentence)" --output demo.wav
+	@$(bin)/vllm transcribe demo.wav
 
 test: build
 	@$(bin)/python -m pytest tests

@@ -28,7 +28,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
 
     def rank(item: pytest.Item) -> tuple[bool, bool]:
-        starts_engine = "engine" in item.path.parent.parts or item.path.name == "test_speak.py"
-        return item.get_closest_marker("slow") is not None, starts_engine
+        return item.get_closest_marker("slow") is not None, "engine" in item.path.parent.parts
 
     items.sort(key=rank)

@@ -106,11 +106,48 @@ def test_standard_output_holds_the_audio_alone(
     assert capfdbinary.readouterr().out == expected
 
 
-def test_guidance_is_passed_on(local: list[str], tmp_path: Path) -> None:
-    guided = [speak_to(tmp_path / "a", *local, "--guidance-scale", scale) for scale in "13"]
-    assert guided[0] != guided[1]
-    negative = speak_to(tmp_path / "a", *local, "--negative-prompt", "goodbye")
-    assert negative not in guided
+def test_guidance_changes_the_speech_and_takes_two_lanes(
+    local: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = engine_of(local).model_executor
+    worker = executor.driver_worker.worker.model_runner.adapter.worker
+    sample, lanes = worker.sample, []
+
+    def watch(*arguments: Any) -> Any:
+        if worker._guided:
+            lanes.append([len(group.lane_ids) for group in worker._guided])
+        return sample(*arguments)
+
+    monkeypatch.setattr(worker, "sample", watch)
+    spoken = []
+    for scale, more in (("1", []), ("3", []), ("3.0", []), ("3", ["--negative-prompt", "bye"])):
+        lanes.clear()
+        spoken.append(speak_to(tmp_path / "a", *local, "--guidance-scale", scale, *more))
+        # The last of 4 streams runs 3 steps behind.
+        assert lanes == ([] if scale == "1" else [[2]] * 23)
+    plain, guided, again, negative = spoken
+    assert guided == again
+    assert len({plain, guided, negative}) == 3
+
+
+def test_same_seed_same_file(local: list[str], tmp_path: Path) -> None:
+    first, same, other = (
+        speak_to(tmp_path / "a", *local, "--seed", seed) for seed in ("3", "3", "4")
+    )
+    assert first == same != other
+
+
+def test_a_recording_is_a_voice_prompt(local: list[str], tmp_path: Path) -> None:
+    seconds = np.arange(12000) / 24000
+    tone = 0.3 * np.sin(2 * np.pi * 220 * seconds)
+    files = [tmp_path / "high.wav", tmp_path / "low.wav"]
+    soundfile.write(files[0], np.stack([tone, tone / 2], axis=1), 24000, subtype="PCM_24")
+    soundfile.write(files[1], tone[::2], 24000)
+    spoken = [speak_to(tmp_path / "a", *local, "--audio", str(file)) for file in files]
+    assert len({*spoken, speak_to(tmp_path / "a", *local)}) == 3
+    for data in spoken:
+        with wave.open(io.BytesIO(data)) as file:
+            assert file.getnframes() == 20 * SAMPLES_PER_FRAME
 
 
 def test_a_player_hears_the_audio(
@@ -152,6 +189,15 @@ def test_errors_are_a_line(
         (["speak", "hi", "-o", out, "--task", "sing", *local], "task must be one of"),
         (["speak", "hi", "-o", out, "--url", server.url, "--api-key", "x"], "Unauthorized"),
         (["speak", "hi", "-o", out, "--url", "http://127.0.0.1:9"], "127.0.0.1:9/v1"),
+        (["speak", "-o", out, *local], "give TEXT, or a recording"),
+        (["speak", "  ", "-o", out, *local], "text must"),
+        (["speak", "-o", out, "--audio", str(text), *local], "must be a complete audio file"),
+        (["speak", "hi", "-o", out, "--audio", "none.wav", *local], "No such file"),
+        (["speak", "hi", "-o", out, "--audio", str(text), *remote], "--audio does not go with"),
+        (["speak", "hi", "-o", out, "--temperature", "nan", *local], "temperature must"),
+        (["speak", "hi", "-o", out, "--max-tokens", "0", *local], "max_tokens must"),
+        (["speak", "hi", "-o", out, "--guidance-scale", "-1", *local], "guidance_scale must"),
+        (["speak", "hi", "-o", out, "--seed", str(2**63), *local], "seed must"),
         (["transcribe", str(text), *local], "must be a complete audio file"),
         (["transcribe", str(text), *remote], "must be a complete audio file"),
         (["transcribe", str(tmp_path / "none"), *local], "No such file"),

@@ -24,6 +24,7 @@ from vllm.entrypoints.speech.cli.process import (
 )
 from vllm.entrypoints.speech.cli.progress import progress
 from vllm.entrypoints.speech.cli.sinks import descriptor_of, is_kept, playing, replaced_file
+from vllm.exceptions import VLLMError
 from vllm.unison.packaged_model import DEFAULT_MODEL
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -86,6 +87,8 @@ def _errors() -> Iterator[None]:
         raise SystemExit(130) from None
     except (OSError, ValueError, RuntimeError) as error:
         raise SystemExit(f"error: {printable(str(error))}") from error
+    except VLLMError as error:  # upstream's are no ValueErrors, and repeat the field in brackets
+        raise SystemExit(f"error: {printable(str(next(iter(error.args), error)))}") from error
 
 
 class SpeakSubcommand(CLISubcommand):
@@ -96,11 +99,11 @@ class SpeakSubcommand(CLISubcommand):
     @staticmethod
     def cmd(args: argparse.Namespace) -> None:
         with _errors():
-            text = sys.stdin.read() if args.text == STDIN else args.text
+            text = _text(args)
             with (
                 console(args.verbose) as streams,
                 _sink(args, streams) as sink,
-                contextlib.closing(_pieces(args, text.strip(), streams)) as pieces,
+                contextlib.closing(_pieces(args, text, streams)) as pieces,
             ):
                 for piece in pieces:
                     sink.write(piece)
@@ -117,7 +120,15 @@ class SpeakSubcommand(CLISubcommand):
             description="Say a text with a multi-stream model.",
             usage="vllm speak TEXT [options]",
         )
-        parser.add_argument("text", metavar="TEXT", help="what to say; - reads standard input")
+        parser.add_argument(
+            "text", nargs="?", metavar="TEXT", help="what to say; - reads standard input"
+        )
+        parser.add_argument(
+            "--audio",
+            type=Path,
+            metavar="FILE",
+            help="a recording to speak like, or without TEXT to continue (not with --url)",
+        )
         parser.add_argument(
             "-o",
             "--output",
@@ -217,6 +228,18 @@ def run(arguments: Sequence[str]) -> bool:
     leave(0)
 
 
+def _text(args: argparse.Namespace) -> str | None:
+    """What to say; checks what can be checked before anything is loaded."""
+    if args.text is None and args.audio is None:
+        raise ValueError("give TEXT, or a recording to continue with --audio")
+    if args.audio is not None:
+        if args.url is not None:
+            raise ValueError("--audio does not go with --url: the speech route takes text only")
+        args.audio.open("rb").close()
+    text = sys.stdin.read() if args.text == STDIN else args.text
+    return None if text is None else text.strip()
+
+
 def _format(args: argparse.Namespace) -> str:
     if args.play:
         return "wav"
@@ -236,7 +259,9 @@ def _engine(args: argparse.Namespace) -> LocalEngine:
         return local.LocalEngine(args.model or DEFAULT_MODEL, args.dtype)
 
 
-def _pieces(args: argparse.Namespace, text: str, streams: Console) -> Generator[bytes, None, None]:
+def _pieces(
+    args: argparse.Namespace, text: str | None, streams: Console
+) -> Generator[bytes, None, None]:
     """The bytes of the audio file, as they are made."""
     sampling = _sampling(args, "guidance_scale", "negative_prompt")
     if args.url is not None:
@@ -258,6 +283,7 @@ def _pieces(args: argparse.Namespace, text: str, streams: Console) -> Generator[
         request = SpeechInput(
             frozenset({"audio"}),
             text=text,
+            clip=None if args.audio is None else engine.read(args.audio),
             voice=args.voice,
             task=args.task,
             sampling=sampling,
