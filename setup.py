@@ -20,10 +20,9 @@ ROOT = Path(__file__).parent.absolute()
 sys.path.insert(0, str(ROOT))
 
 from tools.fork import package  # noqa: E402
-from tools.fork.errors import ForkError  # noqa: E402
 from tools.fork.extension import build_extension  # noqa: E402
 from tools.fork.fetch import fetch  # noqa: E402
-from tools.fork.project import PACKAGE, load_project  # noqa: E402
+from tools.fork.project import PACKAGE, ForkError, load_project  # noqa: E402
 from tools.fork.tree import apply, place_overlay, unexported  # noqa: E402
 
 
@@ -57,10 +56,9 @@ class BuildPackage(build_py):
             apply(project, release)
         extension = build_extension(project, device)
         if self.editable_mode:
-            package.link_development(project, release, wheel, artifact, version, extension)
+            package.link_development(project, release, wheel, version, extension)
         else:
             target = Path(self.build_lib)
-            package.clear(target)
             package.assemble(project, release, wheel, version, target, extension)
 
     # There are no sources in the sense of setuptools, which would look for them before they exist.
@@ -107,8 +105,7 @@ try:
     release = project.release()
     device = package.target_device()
     version = package.package_version(project, release, device)
-    artifact = release.wheel(device, package.machine())
-    wheel = fetch(project, artifact)
+    wheel = fetch(project, release.wheel(device, package.machine()))
     metadata = package.read_metadata(wheel)
     commands: dict[str, type[Command]] = {"build_py": BuildPackage, "bdist_wheel": BuildWheel}
     development = package.development_folder(project)

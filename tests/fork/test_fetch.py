@@ -9,9 +9,8 @@ import pytest
 
 from tests.fork.toy import Toy
 from tools.fork.cli import main
-from tools.fork.errors import ForkError
 from tools.fork.fetch import fetch, sha256
-from tools.fork.project import Artifact
+from tools.fork.project import Artifact, ForkError, load_project
 
 
 @pytest.mark.parametrize("as_address", [False, True])
@@ -21,7 +20,7 @@ def test_copies_from_a_folder_or_its_address(
     monkeypatch.delenv("UNISON_SOURCE")
     archive = toy.project.release().archive
     source = toy.source.as_uri() if as_address else str(toy.source)
-    path = fetch(toy.project, archive, source)
+    path = fetch(load_project(toy.project.root, source), archive)
     assert path.parent == toy.project.cache
     assert path.read_bytes() == (toy.source / archive.file).read_bytes()
 

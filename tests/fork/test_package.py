@@ -14,9 +14,9 @@ from packaging.requirements import Requirement
 
 from tests.fork.toy import Toy, make_toy
 from tools.fork import package
-from tools.fork.errors import ForkError
 from tools.fork.fetch import fetch
 from tools.fork.git import git
+from tools.fork.project import ForkError, load_project
 from tools.fork.tree import apply, export
 
 VERSION = "1.0+unison.3.cpu"
@@ -133,8 +133,7 @@ def test_wheel_has_upstream_patches_overlay_and_extension(patched: Toy, tmp_path
 def test_development_install_follows_edits(patched: Toy) -> None:
     project, release = patched.project, patched.project.release()
     tree = apply(project, release)
-    artifact = release.wheel("cpu", "x86_64")
-    folder = package.link_development(project, release, wheel(patched), artifact, VERSION, None)
+    folder = package.link_development(project, release, wheel(patched), VERSION, None)
 
     def run(code: str) -> str:
         # From the repository root, where the overlay is a folder named like the package; without
@@ -190,8 +189,9 @@ def test_programs_of_the_wheel_stay_executable(tmp_path: Path) -> None:
     toy = make_toy(tmp_path / "repository", tmp_path / "source", {"1.0": release})
     with zipfile.ZipFile(toy.source / "with_program.whl", "w") as archive:
         archive.writestr(entry, "#!/bin/sh\n")
-    apply(toy.project, toy.project.release(), source=str(toy.source))
+    project = load_project(toy.project.root, str(toy.source))
+    apply(project, project.release())
     target = tmp_path / "package"
     path = toy.source / "with_program.whl"
-    package.assemble(toy.project, toy.project.release(), path, VERSION, target, None)
+    package.assemble(project, project.release(), path, VERSION, target, None)
     assert (target / "vllm/vllm-rs").stat().st_mode & 0o777 == 0o755

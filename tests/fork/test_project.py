@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fork.toy import Toy
-from tools.fork.errors import ForkError
-from tools.fork.project import load_project
+from tools.fork.project import ForkError, load_project
 
 
 def test_reads_releases(toy: Toy) -> None:

@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.fork.toy import ENGINE, RELEASES, Toy
 from tools.fork.check import check
 from tools.fork.cli import main
-from tools.fork.counts import LIMIT
 from tools.fork.git import git
-from tools.fork.patches import patch_files, read_patch
+from tools.fork.patches import LIMIT, patch_files, read_patch
 from tools.fork.tree import apply, export
 
 
@@ -44,16 +45,18 @@ def test_rebase_merges_moved_context(patched: Toy, capsys: pytest.CaptureFixture
     assert main(["--root", root, "check"]) == 0
 
 
-def test_rebase_says_which_patches_conflict_and_leaves_the_tree_for_repair(
-    patched: Toy, capsys: pytest.CaptureFixture[str]
+def test_rebase_says_which_patch_conflicts_and_leaves_the_tree_for_repair(
+    patched: Toy, capfd: pytest.CaptureFixture[str]
 ) -> None:
     conflicting(patched)
     root = str(patched.project.root)
     assert main(["--root", root, "rebase", "2.0"]) == 1
-    message = capsys.readouterr().err
-    assert "Speak a step: vllm/steps.txt" in message
-    assert "Sing a step: vllm/steps.txt" in message
+    message = capfd.readouterr().err
+    # git's own words.
+    assert re.search(r"error: could not apply [0-9a-f]+\.\.\. Speak a step\n", message)
+    assert "CONFLICT (content): Merge conflict in vllm/steps.txt\n" in message
     assert "Add a model" not in message and "Number" not in message
+    assert "git rebase --continue" in message and "export --release 2.0" in message
     onto = patched.project.release("2.0")
     tree = patched.project.tree(onto)
     assert "<<<<<<<" in (tree / "vllm/steps.txt").read_text()
@@ -99,7 +102,26 @@ def test_check_reports_the_release_file_and_hunk(patched: Toy) -> None:
     good, bad = check(patched.project)
     assert good.problems == []
     assert bad.version == "2.0" and len(bad.problems) == 1
-    assert bad.problems[0].startswith("0003-Speak-a-step.patch: hunk 1 of 1 of vllm/steps.txt (@@")
+    assert bad.problems[0].startswith(
+        "0003-Speak-a-step.patch: error: patch failed: vllm/steps.txt:18\n"
+    )
+
+
+@pytest.mark.parametrize("trailer", ["", "\n\nSigned-off-by: A <a@localhost>"])
+def test_check_wants_a_body_of_every_patch(
+    patched: Toy, capsys: pytest.CaptureFixture[str], trailer: str
+) -> None:
+    project, tree = patched.project, patched.project.tree(patched.project.release())
+    (tree / "vllm/models/llama.py").write_text("LLAMA = 2\n")
+    git(tree, "commit", "-q", "-a", "-m", f"A subject that\ngoes over two lines{trailer}")
+    export(project, project.release())
+    name = "0003-A-subject-that.patch"
+    assert main(["--root", str(project.root), "check"]) == 1
+    message = f"error: 1.0: {name}: its message has only a subject; add a body that says why\n"
+    assert capsys.readouterr().err.endswith(f"from vllm-2.0.tar.gz\n{message}")
+    git(tree, "commit", "-q", "--amend", "-m", f"Subject\n\nThe reason.{trailer}")
+    export(project, project.release())
+    assert main(["--root", str(project.root), "check"]) == 0
 
 
 def test_check_leaves_the_working_trees_alone(patched: Toy) -> None:

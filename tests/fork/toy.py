@@ -65,12 +65,15 @@ class Toy:
             path.write_text(text, encoding="utf-8")
 
     def commit(self, subject: str, files: Mapping[str, str], version: str = "1.0") -> None:
-        """Write files into the tree of a release and commit them, as a developer would."""
+        """Write files into the tree of a release and commit them, as a developer would: a subject
+        alone gets a body.
+        """
         tree = self.project.tree(self.project.release(version))
         for name, text in files.items():
             (tree / name).write_text(text, encoding="utf-8")
+        message = subject if "\n" in subject else f"{subject}\n\nThe overlay needs it."
         git(tree, "add", "--", *files)
-        git(tree, "commit", "-q", "-m", subject)
+        git(tree, "commit", "-q", "-m", message)
 
 
 def archive_of(version: str, files: Mapping[str, str]) -> bytes:

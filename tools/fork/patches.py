@@ -1,89 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Patch files: reading them, writing them, counting their lines, and saying which hunk does not
-apply.
-"""
+"""Patch files: reading and writing them in git's own formats, and counting their lines."""
 
 from __future__ import annotations
 
+import email
+import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
 from tools.fork.git import git, run
+from tools.fork.project import ForkError, Project
 
-_HUNK = re.compile(r"^@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
-_FAILED = re.compile(r"^error: patch failed: (.+):(\d+)$")
-_ERROR = re.compile(r"^error: (.+?): (.+)$")
+LIMIT = 300
+"""Most lines that all patches of a release may add together."""
 
-
-@dataclass(frozen=True)
-class Hunk:
-    """One hunk of a patch: its file, its header, and which of the file's hunks it is, counted from
-    1.
-    """
-
-    file: str
-    header: str
-    number: int
-    of: int
-    start: int
-    added: int
+_BEGIN = "<!-- counts: written by export -->\n"
+_END = "<!-- end of counts -->\n"
+_TRAILER = re.compile(r"[\w-]+-by: ")
 
 
 def patch_files(folder: Path) -> list[Path]:
-    """The patches of a folder in the order in which they apply; empty when there is no such
-    folder.
-    """
-    return sorted(folder.glob("*.patch")) if folder.is_dir() else []
-
-
-def hunks(text: str) -> list[Hunk]:
-    """All hunks of a patch in git's format."""
-    found = list(_scan(text))
-    per_file: dict[str, int] = {}
-    for file, *_ in found:
-        per_file[file] = per_file.get(file, 0) + 1
-    seen: dict[str, int] = {}
-    result = []
-    for file, header, start, added in found:
-        seen[file] = seen.get(file, 0) + 1
-        result.append(Hunk(file, header, seen[file], per_file[file], start, added))
-    return result
-
-
-def _scan(text: str) -> Iterator[tuple[str, str, int, int]]:
-    """(file, hunk header, first line in the old file, added lines) of each hunk."""
-    file = old_name = ""
-    body = iter(text.splitlines())
-    for line in body:
-        if line.startswith("--- "):
-            old_name = line[4:].split("\t")[0]
-        elif line.startswith("+++ "):
-            new_name = line[4:].split("\t")[0]
-            file = (old_name if new_name == "/dev/null" else new_name).partition("/")[2]
-        elif match := _HUNK.match(line):
-            # The lengths in the header say where the hunk ends; its lines may look like headers
-            # themselves.
-            old, new = (int(match[group] or 1) for group in (2, 4))
-            added = 0
-            while old > 0 or new > 0:
-                kind = next(body, "")[:1]
-                old -= kind != "+"
-                new -= kind != "-"
-                added += kind == "+"
-            yield file, match[0], int(match[1]), added
-
-
-def added_lines(text: str) -> int:
-    """Number of lines that a patch adds."""
-    return sum(hunk.added for hunk in hunks(text))
-
-
-def touched_files(text: str) -> list[str]:
-    """The files that a patch changes, in its order."""
-    return list(dict.fromkeys(hunk.file for hunk in hunks(text)))
+    """The patches of a folder in the order in which they apply; none without such a folder."""
+    return sorted(folder.glob("*.patch"))
 
 
 def read_patch(path: Path) -> str:
@@ -91,72 +31,83 @@ def read_patch(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="surrogateescape")
 
 
-def why_not(tree: Path, patch: Path, env: Mapping[str, str] | None = None) -> list[str]:
-    """What keeps ``patch`` from applying to the index of ``tree``: one line for each failing hunk
-    or file.
+def added_lines(text: str) -> int:
+    """Number of lines that a patch adds; 0 for what is no patch."""
+    # Outside any repository, where git would leave out the files that are not below the folder.
+    outside = {"GIT_DIR": os.devnull}
+    table = run(Path(os.sep), "apply", "--numstat", "-z", "-", input=text, env=outside).stdout
+    counts = (row.partition("\t")[0] for row in table.split("\0"))
+    return sum(int(count) for count in counts if count.isdigit())  # "-" for a binary file
 
-    env: passed to git; names another index when it has GIT_INDEX_FILE.
+
+def has_body(text: str) -> bool:
+    """Whether the message of a patch says more than its subject and who signed it off."""
+    payload = str(email.message_from_string(text).get_payload())
+    body = re.split(r"^(?:---|diff --git )", payload, maxsplit=1, flags=re.MULTILINE)[0]
+    return any(line.strip() and not _TRAILER.match(line) for line in body.splitlines())
+
+
+def format_patches(tree: Path, base: str) -> dict[str, bytes]:
+    """The commits ``base..HEAD`` as patches: file name to content, the same bytes for the same
+    changes and messages on any machine, with any version of git and any commit ids.
     """
-    result = run(tree, "apply", "--cached", "--check", "--verbose", str(patch), env=env)
-    parsed = hunks(read_patch(patch))
-    reasons = []
-    explained = set()
-    for line in result.stderr.splitlines():
-        if match := _FAILED.match(line):
-            file, start = match[1], int(match[2])
-            explained.add(file)
-            hunk = next((h for h in parsed if h.file == file and h.start == start), None)
-            if hunk is None:
-                reasons.append(f"{file}, line {start}: the hunk does not apply")
-            else:
-                reasons.append(
-                    f"hunk {hunk.number} of {hunk.of} of {file} ({hunk.header}) does not apply"
-                )
-        elif (
-            (match := _ERROR.match(line))
-            and match[1] not in explained
-            and match[1] != "while searching for"
-        ):
-            reasons.append(f"{match[1]}: {match[2]}")
-    return reasons
-
-
-def format_patches(tree: Path, base: str, tip: str = "HEAD") -> dict[str, bytes]:
-    """The commits ``base..tip`` as patches: file name to content.
-
-    Everything that depends on the machine, the git version or the commit ids is left out, so that
-    equal commits give equal bytes.
-    """
+    options = [
+        "--no-numbered", "--keep-subject", "--zero-commit", "--no-signature", "--no-stat",
+        "--no-thread", "--no-attach", "--full-index", "--no-renames", "--unified=3",
+        "--diff-algorithm=histogram", "--src-prefix=a/", "--dst-prefix=b/", "--no-ext-diff",
+        "--no-textconv", "--no-color", "--binary", "--filename-max-length=120",
+    ]  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        options = [
-            "--no-numbered", "--keep-subject", "--zero-commit", "--no-signature", "--no-stat",
-            "--no-thread", "--no-attach", "--full-index", "--no-renames", "--unified=3",
-            "--diff-algorithm=histogram", "--src-prefix=a/", "--dst-prefix=b/", "--no-ext-diff",
-            "--no-textconv", "--no-color", "--binary", "--filename-max-length=120",
-        ]  # fmt: skip
-        git(tree, "format-patch", *options, "-o", folder, f"{base}..{tip}")
-        return {path.name: path.read_bytes() for path in patch_files(Path(folder))}
+        git(tree, "format-patch", *options, "-o", folder, f"{base}..HEAD")
+        return contents(Path(folder))
 
 
-def write_patches(folder: Path, contents: Mapping[str, bytes]) -> tuple[list[str], list[str]]:
-    """Make ``folder`` hold exactly these patches; return the names of those written and of those
-    removed.
+def contents(folder: Path) -> dict[str, bytes]:
+    """The patches of a folder: file name to content."""
+    return {path.name: path.read_bytes() for path in patch_files(folder)}
 
-    A file whose content is already right is not touched.
+
+def write_patches(folder: Path, wanted: Mapping[str, bytes]) -> tuple[list[str], list[str]]:
+    """Make ``folder`` hold exactly these patches, touching no file that is right already; return
+    the names written, and those removed.
     """
-    removed = [path for path in patch_files(folder) if path.name not in contents]
-    for path in removed:
-        path.unlink()
-    written = []
-    for name, content in contents.items():
-        path = folder / name
-        if not path.exists() or path.read_bytes() != content:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-            written.append(name)
-    return written, [path.name for path in removed]
+    present = contents(folder)
+    removed = [name for name in present if name not in wanted]
+    for name in removed:
+        (folder / name).unlink()
+    written = [name for name, content in wanted.items() if present.get(name) != content]
+    for name in written:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(wanted[name])
+    return written, removed
 
 
-def same_patches(folder: Path, contents: Mapping[str, bytes]) -> bool:
-    """Whether ``folder`` holds exactly these patches."""
-    return {path.name: path.read_bytes() for path in patch_files(folder)} == dict(contents)
+def count(folder: Path) -> dict[str, int]:
+    """Added lines of each patch of a folder, by name."""
+    return {path.name: added_lines(read_patch(path)) for path in patch_files(folder)}
+
+
+def update_readme(project: Project, *, write: bool = True) -> bool:
+    """Bring the tables of all releases in ``patches/README.md``, if there is one, up to date.
+
+    write: False only looks. Returns whether they were up to date.
+    Raises ForkError when the two comments between which the tables stand are missing.
+    """
+    path = project.root / "patches" / "README.md"
+    if not path.exists():
+        return True
+    text = path.read_text(encoding="utf-8")
+    head, begin, rest = text.partition(_BEGIN)
+    _, end, tail = rest.partition(_END)
+    if not begin or not end:
+        raise ForkError(f"{path} has to contain {_BEGIN.strip()} and {_END.strip()}")
+    tables = ""
+    for version, release in project.releases.items():
+        if counts := count(project.patches(release)):
+            rows = [f"| `{name}` | {lines} |\n" for name, lines in counts.items()]
+            tables += f"\n## {version}\n\n| patch | added lines |\n|---|---:|\n{''.join(rows)}"
+            tables += f"| **all** | **{sum(counts.values())}** of {LIMIT} |\n\n"
+    wanted = head + begin + tables + end + tail
+    if write and wanted != text:
+        path.write_text(wanted, encoding="utf-8")
+    return wanted == text

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from tools.fork.errors import ForkError
 
 PACKAGE = "vllm"
 """Import name of the package, of its directory upstream, and of the overlay's directory here."""
@@ -18,14 +17,13 @@ PACKAGE = "vllm"
 DEVICES = ("cpu", "cuda")
 
 
+class ForkError(Exception):
+    """Something the user has to know or repair; the message says what and how."""
+
+
 @dataclass(frozen=True)
 class Artifact:
-    """One pinned file of the registry.
-
-    package: name of the distribution whose index page lists the file.
-    file: file name.
-    sha256: 64 lower-case hexadecimal digits.
-    """
+    """A pinned file: the distribution that it belongs to, its name, its hexadecimal SHA-256."""
 
     package: str
     file: str
@@ -41,18 +39,12 @@ class Release:
     wheels: Mapping[tuple[str, str], Artifact]
 
     def wheel(self, device: str, machine: str) -> Artifact:
-        """The wheel for a device ("cpu" or "cuda") and a machine ("x86_64", "aarch64").
-
-        Raises ForkError when upstream.toml pins none.
-        """
-        try:
-            return self.wheels[device, machine]
-        except KeyError:
-            known = ", ".join(f"{d} on {m}" for d, m in sorted(self.wheels)) or "none"
-            raise ForkError(
-                f"upstream.toml pins no {device} wheel of {self.version} for {machine}; it has: "
-                f"{known}"
-            ) from None
+        """The wheel for a device and a machine. Raises ForkError when upstream.toml pins none."""
+        if found := self.wheels.get((device, machine)):
+            return found
+        known = ", ".join(f"{d} on {m}" for d, m in sorted(self.wheels)) or "none"
+        wanted = f"{device} wheel of {self.version} for {machine}"
+        raise ForkError(f"upstream.toml pins no {wanted}; it has: {known}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +55,8 @@ class Project:
     fork: int
     default: str
     releases: Mapping[str, Release]
+    source: str | None = None
+    """Folder, or its address, to copy upstream's files from; None: $UNISON_SOURCE, or download."""
 
     @property
     def overlay(self) -> Path:
@@ -88,12 +82,10 @@ class Project:
     def release(self, version: str | None = None) -> Release:
         """The named release, or the default one. Raises ForkError when it is not listed."""
         name = version or self.default
-        try:
-            return self.releases[name]
-        except KeyError:
-            raise ForkError(
-                f"release {name} is not in upstream.toml; it lists: {', '.join(self.releases)}"
-            ) from None
+        if name not in self.releases:
+            listed = ", ".join(self.releases)
+            raise ForkError(f"release {name} is not in upstream.toml; it lists: {listed}")
+        return self.releases[name]
 
     def patches(self, release: Release) -> Path:
         """Folder of the patches of a release (which may not exist yet)."""
@@ -104,7 +96,7 @@ class Project:
         return self.build / "tree" / release.version
 
 
-def load_project(root: Path | None = None) -> Project:
+def load_project(root: Path | None = None, source: str | None = None) -> Project:
     """Read ``upstream.toml`` of the checkout at ``root`` (this file's own checkout when None).
 
     Raises ForkError when the file is missing or a field is not what it has to be.
@@ -113,50 +105,52 @@ def load_project(root: Path | None = None) -> Project:
     path = root / "upstream.toml"
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
+        fork, default = data.get("fork", 0), data.get("default", "")
+        _require(type(fork) is int and fork >= 1, f"fork = {fork!r}", "an integer of at least 1")
+        tables = _table(data.get("releases"), "releases")
+        _require(bool(tables), "releases", "a table with at least one release")
+        releases = {version: _release(version, table) for version, table in tables.items()}
+        _require(
+            default in list(releases), f"default = {default!r}", f"one of {', '.join(releases)}"
+        )
     except FileNotFoundError:
         raise ForkError(f"{path} does not exist; it pins the upstream release") from None
     except tomllib.TOMLDecodeError as error:
         raise ForkError(f"{path} is not TOML: {error}") from None
-    fork = data.get("fork")
-    if not isinstance(fork, int) or isinstance(fork, bool) or fork < 1:
-        raise ForkError(f"{path}: fork = {fork!r}; it has to be an integer of at least 1")
-    tables = data.get("releases")
-    if not isinstance(tables, dict) or not tables:
-        raise ForkError(f"{path}: releases has to be a table with at least one release")
-    releases = {version: _release(path, version, table) for version, table in tables.items()}
-    default = data.get("default", "")
-    if default not in releases:
-        raise ForkError(f"{path}: default = {default!r}; it has to be one of {', '.join(releases)}")
-    return Project(root, fork, default, releases)
+    except ForkError as error:
+        raise ForkError(f"{path}: {error}") from None
+    return Project(root, fork, default, releases, source)
 
 
-def _release(path: Path, version: str, table: Any) -> Release:
+def _require(holds: bool, what: str, accepted: str) -> None:
+    if not holds:
+        raise ForkError(f"{what}; it has to be {accepted}")
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    _require(isinstance(value, dict), f"{where} = {value!r}", "a table")
+    return dict(value)
+
+
+def _release(version: str, value: Any) -> Release:
     where = f"releases.{version}"
-    if not isinstance(table, dict):
-        raise ForkError(f"{path}: {where} has to be a table")
-    archive = _artifact(path, f"{where}.archive", table.get("archive"))
+    table = _table(value, where)
+    archive = _artifact(f"{where}.archive", table.get("archive"))
     wheels = {}
-    for device, machines in table.get("wheels", {}).items():
+    for device, machines in _table(table.get("wheels", {}), f"{where}.wheels").items():
+        name = f"{where}.wheels.{device}"
         if device not in DEVICES:
-            raise ForkError(f"{path}: {where}.wheels.{device}: device has to be one of {DEVICES}")
-        for machine, entry in machines.items():
-            name = f"{where}.wheels.{device}.{machine}"
-            wheels[device, machine] = _artifact(path, name, entry)
+            raise ForkError(f"{name}: device has to be one of {', '.join(DEVICES)}")
+        for machine, entry in _table(machines, name).items():
+            wheels[device, machine] = _artifact(f"{name}.{machine}", entry)
     return Release(version, archive, wheels)
 
 
-def _artifact(path: Path, where: str, table: Any) -> Artifact:
-    if not isinstance(table, dict):
-        raise ForkError(f"{path}: {where} has to be a table with package, file and sha256")
-    fields = {}
+def _artifact(where: str, value: Any) -> Artifact:
+    table = _table(value, where)
     for field in ("package", "file", "sha256"):
-        value = table.get(field)
-        if not isinstance(value, str) or not value:
-            raise ForkError(f"{path}: {where}.{field} = {value!r}; it has to be a string")
-        fields[field] = value
-    digest = fields["sha256"]
-    if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise ForkError(
-            f"{path}: {where}.sha256 = {digest!r}; it has to be 64 lower-case hexadecimal digits"
-        )
-    return Artifact(**fields)
+        given, digest = table.get(field), field == "sha256"
+        accepted = "64 lower-case hexadecimal digits" if digest else "a string that is not empty"
+        good = isinstance(given, str) and re.fullmatch("[0-9a-f]{64}" if digest else ".+", given)
+        _require(bool(good), f"{where}.{field} = {given!r}", accepted)
+    return Artifact(table["package"], table["file"], table["sha256"])
