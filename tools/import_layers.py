@@ -20,10 +20,9 @@ def main() -> int:
     packages = Path(sys.executable).parents[1] / "lib"
     site = next(packages.glob("python3*/site-packages"))
     sys.path[:] = [str(ROOT), *sys.path[1:], str(site)]
-    from importlinter.application.use_cases import SUCCESS
     from importlinter.cli import lint_imports
 
-    return 0 if lint_imports(no_cache=True) == SUCCESS else 1
+    return lint_imports(no_cache=True, no_logo=True)
 
 
 if __name__ == "__main__":
