@@ -33,7 +33,7 @@ import numpy as np
 from engine_rounds import Round, RoundEngine, median_round, stream_line
 from guidance_comparison import Benchmark, Rounds, interleaved, run_benchmark
 from tqdm import tqdm
-from workload import Request, prepare_environment, whole_number
+from workload import Request, whole_number
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
 
@@ -131,7 +131,6 @@ BENCHMARK = Benchmark(
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Parse the command line, measure, print and write JSON; returns what the JSON holds."""
-    prepare_environment()
     return run_benchmark(BENCHMARK, arguments)
 
 

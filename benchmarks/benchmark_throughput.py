@@ -40,7 +40,6 @@ from workload import (
     RANDOM_INPUT_LEN,
     RANDOM_OUTPUT_LEN,
     Request,
-    prepare_environment,
     whole_number,
 )
 
@@ -137,7 +136,6 @@ BENCHMARK = Benchmark(
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     """Parse the command line, measure, print and write JSON; returns what the JSON holds."""
-    prepare_environment()
     return run_benchmark(BENCHMARK, arguments)
 
 

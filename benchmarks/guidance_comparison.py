@@ -14,7 +14,14 @@ from typing import Any
 from engine_rounds import Round, RoundEngine, open_engine
 from hardware import describe_machine
 from ratios import compare
-from workload import Request, make_params, make_requests, open_model, parse_command_line
+from workload import (
+    Request,
+    make_params,
+    make_requests,
+    open_model,
+    parse_command_line,
+    prepare_environment,
+)
 
 Rounds = dict[str, list[Round]]
 """By variant, "guided" or "unguided"."""
@@ -58,6 +65,7 @@ def interleaved(variants: Sequence[str], number: int) -> Sequence[str]:
 
 def run_benchmark(benchmark: Benchmark, arguments: Sequence[str] | None) -> dict[str, Any]:
     """Parse the command line, measure, print and write JSON; returns what the JSON holds."""
+    prepare_environment()
     parser, options, settings = parse_command_line(
         benchmark.description, benchmark.add_flags, arguments
     )

@@ -4,19 +4,15 @@
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.unison.frontend.audio_output import AudioAssembly, join_audio
 from vllm.unison.messages.streams import AudioOutput
-from vllm.unison.metrics.audio import AudioProm
 from vllm.unison.metrics.audio_timing import AudioStats, AudioTimes
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.engine.output_processor import RequestOutputCollector
@@ -176,25 +172,3 @@ def test_the_assembly_measures_from_arrival() -> None:
     assert seen[1] == AudioStats()
     # Played from 6 to 7, so the second piece was a second late.
     assert seen[2] == AudioStats(1.0, [], [2.0], [1.5], 1)
-
-
-def test_metrics_in_prometheus_words() -> None:
-    registry = CollectorRegistry()
-    logger: Any = SimpleNamespace(
-        _histogram_cls=partial(Histogram, registry=registry),
-        _counter_cls=partial(Counter, registry=registry),
-    )
-    prom = AudioProm(logger, ["model_name", "engine"], {0: ["m", "0"], 1: ["m", "1"]})
-    prom.observe(AudioStats(3.0, [0.3, 0.2], [0.1], [0.5], 2), 1)
-    prom.observe(AudioStats(1.5), 1)
-
-    def value(name: str, engine: str = "1") -> float | None:
-        return registry.get_sample_value(name, {"model_name": "m", "engine": engine})
-
-    assert value("vllm:time_to_first_audio_seconds_count") == 2
-    assert value("vllm:time_to_first_audio_seconds_sum") == pytest.approx(0.5)
-    assert value("vllm:audio_inter_chunk_seconds_count") == 1
-    assert value("vllm:audio_real_time_factor_sum") == 0.5
-    assert value("vllm:audio_seconds_total") == 4.5
-    assert value("vllm:audio_underruns_total") == 2
-    assert value("vllm:audio_seconds_total", "0") == 0

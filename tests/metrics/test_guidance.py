@@ -3,28 +3,16 @@
 
 from __future__ import annotations
 
-from functools import partial
-from types import SimpleNamespace
-from typing import Any
-
-from prometheus_client import CollectorRegistry, Counter, Gauge
-
+from tests.support.prometheus import Metrics
 from vllm.unison.messages.guidance import GuidanceStats
 from vllm.unison.metrics.guidance import GuidanceProm
 
 
 def test_gauges_hold_the_newest_step_and_counters_add_up() -> None:
-    registry = CollectorRegistry()
-    logger: Any = SimpleNamespace(
-        _gauge_cls=partial(Gauge, registry=registry),
-        _counter_cls=partial(Counter, registry=registry),
-    )
-    prom = GuidanceProm(logger, ["model_name", "engine"], {0: ["m", "0"], 1: ["m", "1"]})
+    metrics = Metrics()
+    prom, value = metrics.make(GuidanceProm), metrics.value
     prom.observe(GuidanceStats(2, 3, 3, 64, 1), 1)
     prom.observe(GuidanceStats(1, 2, 0, 32, 1), 1)
-
-    def value(name: str, engine: str = "1") -> float | None:
-        return registry.get_sample_value(name, {"model_name": "m", "engine": engine})
 
     assert value("vllm:guided_groups_running") == 1
     assert value("vllm:guidance_lanes") == 2

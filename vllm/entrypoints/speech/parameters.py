@@ -123,6 +123,8 @@ def make_params(defaults: Mapping[str, Any], sampling: Mapping[str, Any]) -> Sam
             values.pop(f"stream_{name}", None)
     if "negative_prompt" in values and values.get("guidance_scale") == 1.0:
         raise InvalidRequestError("negative_prompt needs a guidance_scale other than 1.0")
-    params = SamplingParams(output_kind=RequestOutputKind.DELTA, **values)
-    params.max_tokens_is_default = "max_tokens" not in sampling
-    return params
+    return SamplingParams(
+        output_kind=RequestOutputKind.DELTA,
+        max_tokens_is_default="max_tokens" not in sampling,
+        **values,
+    )

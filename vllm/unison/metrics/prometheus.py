@@ -4,22 +4,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vllm.v1.metrics.utils import create_metric_per_engine
 
 if TYPE_CHECKING:
     from vllm.v1.metrics.loggers import PrometheusStatLogger
 
-MetricsByField = dict[str, dict[int, Any]]
-"""By the field of the statistics that a metric shows, and by the engine's index."""
+Described = Mapping[str, tuple[Any, ...]]
+"""By field of the statistics: the metric's name and description, of histograms the buckets too."""
 
 
-class MetricFactory:
-    """Makes metrics that have one value per engine.
+class StatsMetrics:
+    """Shows statistics as metrics that have one value per engine.
 
-    Every method takes, by field of the statistics, the metric's name and description, and gives
-    the metrics by field.
+    Subclasses say in three tables which field of the statistics is what kind of metric.
 
     Args:
         logger: the logger whose metric classes are used.
@@ -27,38 +26,42 @@ class MetricFactory:
         per_engine_labelvalues: their values per engine index.
     """
 
+    COUNTERS: ClassVar[Described] = {}
+    """Fields that add up."""
+    GAUGES: ClassVar[Described] = {}
+    """Fields of which the newest value counts."""
+    HISTOGRAMS: ClassVar[Described] = {}
+    """Fields that are lists of values."""
+
     def __init__(
         self,
         logger: PrometheusStatLogger,
         labelnames: list[str],
         per_engine_labelvalues: dict[int, list[object]],
     ) -> None:
-        self._logger = logger
-        self._labelnames = labelnames
-        self._labelvalues = per_engine_labelvalues
+        def make(cls: Any, name: str, description: str, **options: Any) -> dict[int, Any]:
+            metric = cls(name=name, documentation=description, labelnames=labelnames, **options)
+            per_engine: dict[int, Any] = create_metric_per_engine(metric, per_engine_labelvalues)
+            return per_engine
 
-    def counters(self, described: Mapping[str, tuple[str, str]]) -> MetricsByField:
-        """Counters."""
-        return {
-            field: self._make(self._logger._counter_cls, *named)
-            for field, named in described.items()
+        self._counters = {
+            field: make(logger._counter_cls, *named) for field, named in self.COUNTERS.items()
+        }
+        self._gauges = {
+            field: make(logger._gauge_cls, *named, multiprocess_mode="mostrecent")
+            for field, named in self.GAUGES.items()
+        }
+        self._histograms = {
+            field: make(logger._histogram_cls, name, description, buckets=buckets)
+            for field, (name, description, buckets) in self.HISTOGRAMS.items()
         }
 
-    def gauges(self, described: Mapping[str, tuple[str, str]]) -> MetricsByField:
-        """Gauges; of several processes the newest value counts."""
-        return {
-            field: self._make(self._logger._gauge_cls, *named, multiprocess_mode="mostrecent")
-            for field, named in described.items()
-        }
-
-    def histograms(self, described: Mapping[str, tuple[str, str, list[float]]]) -> MetricsByField:
-        """Histograms; the third item is their buckets' upper bounds."""
-        return {
-            field: self._make(self._logger._histogram_cls, name, description, buckets=buckets)
-            for field, (name, description, buckets) in described.items()
-        }
-
-    def _make(self, cls: Any, name: str, description: str, **options: Any) -> dict[int, Any]:
-        metric = cls(name=name, documentation=description, labelnames=self._labelnames, **options)
-        per_engine: dict[int, Any] = create_metric_per_engine(metric, self._labelvalues)
-        return per_engine
+    def observe(self, stats: Any, engine_idx: int = 0) -> None:
+        """Add statistics of an engine; they have the fields of the tables."""
+        for field, counters in self._counters.items():
+            counters[engine_idx].inc(getattr(stats, field))
+        for field, gauges in self._gauges.items():
+            gauges[engine_idx].set(getattr(stats, field))
+        for field, histograms in self._histograms.items():
+            for value in getattr(stats, field):
+                histograms[engine_idx].observe(value)

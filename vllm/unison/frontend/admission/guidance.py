@@ -77,30 +77,6 @@ def admit_guidance(
     return inputs
 
 
-def _lower_max_tokens(
-    inputs: GuidanceInputs,
-    params: SamplingParams,
-    num_prompt_tokens: int,
-    flush: int,
-    vllm_config: VllmConfig,
-) -> None:
-    """Lower a max_tokens that the request did not ask for to what all its lanes have room for."""
-    assert params.max_tokens is not None
-    prompts = [num_prompt_tokens] + [
-        num_prompt_tokens if lane.prompt_token_ids is None else len(lane.prompt_token_ids)
-        for lane in inputs.lanes
-    ]
-    room = vllm_config.model_config.max_model_len - flush - max(prompts)
-    blocks, size = vllm_config.cache_config.num_gpu_blocks, vllm_config.cache_config.block_size
-    if blocks and size:
-
-        def needed(generated: int) -> int:
-            return sum(-(-(prompt + generated + flush) // size) for prompt in prompts)
-
-        room = bisect_right(range(room + 1), blocks - 1, key=needed) - 1
-    params.max_tokens = max(min(params.max_tokens, room), params.min_tokens, 1)
-
-
 def _names(params: SamplingParams, num_lanes: int) -> list[str]:
     """What the request calls the prompt of each guidance lane."""
     if params.guidance_lanes is not None:
@@ -198,28 +174,34 @@ def _check_sizes(
             raise ValueError(f"guidance needs {rows} lanes, but {name} = {limit}")
     context = vllm_config.model_config.max_model_len
     flush = 0 if spec is None else spec.layout.num_flush_steps
-    if params.max_tokens_is_default:
-        _lower_max_tokens(inputs, params, num_prompt_tokens, flush, vllm_config)
-    assert params.max_tokens is not None
-    longest = min(num_prompt_tokens + params.max_tokens + flush, context)
-    generated = longest - num_prompt_tokens
-    lengths = [longest]
-    for lane, where in zip(inputs.lanes, names, strict=True):
-        # Pads are as many as the conditional lane's steps before guidance.
-        own = longest if lane.prompt_token_ids is None else len(lane.prompt_token_ids) + generated
-        if own > context:
-            raise ValueError(
-                f"{where} has {own - generated} tokens; with up to {generated} generated "
-                f"ones it must fit max_model_len = {context}"
-            )
-        lengths.append(own)
     blocks = vllm_config.cache_config.num_gpu_blocks
     size = vllm_config.cache_config.block_size
-    if blocks and size:
-        needed = sum(-(-length // size) for length in lengths)
-        # One block is upstream's null block.
-        if needed > blocks - 1:
+    # Pads are as many as the conditional lane's steps before guidance.
+    prompts = [num_prompt_tokens] + [
+        num_prompt_tokens if lane.prompt_token_ids is None else len(lane.prompt_token_ids)
+        for lane in inputs.lanes
+    ]
+
+    def num_blocks(generated: int) -> int:
+        return sum(-(-(prompt + generated) // size) for prompt in prompts)
+
+    assert params.max_tokens is not None
+    if params.max_tokens_is_default:
+        # The request did not ask for the number, so it gets what all its lanes have room for.
+        room = context - max(prompts)
+        if blocks and size:
+            room = bisect_right(range(room + 1), blocks - 1, key=num_blocks) - 1
+        params.max_tokens = max(min(params.max_tokens, room - flush), params.min_tokens, 1)
+    generated = min(params.max_tokens + flush, context - num_prompt_tokens)
+    for prompt, where in zip(prompts[1:], names, strict=True):
+        if prompt + generated > context:
             raise ValueError(
-                f"the request's {rows} lanes may need {needed} KV cache blocks of {size} tokens, "
-                f"but the cache has {blocks - 1}; lower max_tokens or enlarge the KV cache"
+                f"{where} has {prompt} tokens; with up to {generated} generated "
+                f"ones it must fit max_model_len = {context}"
             )
+    # One block is upstream's null block.
+    if blocks and size and (needed := num_blocks(generated)) > blocks - 1:
+        raise ValueError(
+            f"the request's {rows} lanes may need {needed} KV cache blocks of {size} tokens, "
+            f"but the cache has {blocks - 1}; lower max_tokens or enlarge the KV cache"
+        )
