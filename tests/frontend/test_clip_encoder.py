@@ -68,6 +68,10 @@ def test_every_operator_runs_on_one_thread_and_only_there(codec: FirstSampleCode
     torch.set_num_threads(3)
     try:
         encoder = ClipEncoder(lambda: codec, num_threads=2)
+        # Both threads are up: one that starts later has the setting changed for a moment.
+        both = threading.Barrier(2)
+        for waiting in [encoder.submit(both.wait) for _ in range(2)]:
+            waiting.result()
         encoded(encoder, *(thousandths(n) for n in range(8)))
         assert 1 <= len(codec.threads) <= 2
         assert {number for _, number in codec.threads} == {1}

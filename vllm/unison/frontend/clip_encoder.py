@@ -36,6 +36,8 @@ CACHED_CLIPS."""
 _CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
 """Before an engine in this process binds its threads, and with them those that they start."""
 
+_SETTING_THREADS = threading.Lock()
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
@@ -145,13 +147,15 @@ class PromptsAhead(Sequence[Any]):
 
 def _use_one_thread() -> None:
     """Keep PyTorch's operators on this thread, which may run on any core."""
-    others = torch.get_num_threads()
-    # Not torch.set_num_threads: upstream's CPU worker disables that in its process.
-    torch._C.set_num_threads(1)
-    # Threads that have not used PyTorch yet read the last setting; one of these puts it back.
-    restorer = threading.Thread(target=torch._C.set_num_threads, args=(others,))
-    restorer.start()
-    restorer.join()
+    # One at a time: a second thread would take the first one's setting for that of the others.
+    with _SETTING_THREADS:
+        others = torch.get_num_threads()
+        # Not torch.set_num_threads: upstream's CPU worker disables that in its process.
+        torch._C.set_num_threads(1)
+        # Threads that have not used PyTorch yet read the last setting; one of these puts it back.
+        restorer = threading.Thread(target=torch._C.set_num_threads, args=(others,))
+        restorer.start()
+        restorer.join()
     if _CORES:
         with contextlib.suppress(OSError):
             os.sched_setaffinity(0, _CORES)
