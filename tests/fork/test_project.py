@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.fork.toy import Toy
-from tools.fork.project import ForkError, load_project
+from tools.fork.project import ForkError, Project, load_project
 
 
 def test_reads_releases(toy: Toy) -> None:
@@ -48,3 +48,40 @@ def test_errors_name_the_field(toy: Toy, old: str, new: str, message: str) -> No
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ForkError, match=r"upstream\.toml does not exist"):
         load_project(tmp_path)
+
+
+BORROWED = '[releases."2.0"]\nbinaries = {}\n'
+
+
+def borrow(toy: Toy, value: str, own_wheel: bool = False) -> Project:
+    """Let release 2.0 name ``value`` as its binaries; without a CPU wheel of its own."""
+    path = toy.project.root / "upstream.toml"
+    archive = '[releases."2.0".archive]'
+    text = path.read_text().replace(archive, f"{BORROWED.format(value)}{archive}")
+    if not own_wheel:
+        text = text.replace('[releases."2.0".wheels.cpu', '[releases."2.0".wheels.cuda')
+    path.write_text(text)
+    return load_project(toy.project.root)
+
+
+def test_a_release_may_borrow_compiled_modules(toy: Toy) -> None:
+    assert toy.project.compiled(toy.project.release("2.0")).version == "2.0"
+    project = borrow(toy, '"1.0"')
+    assert project.compiled(project.release("2.0")).version == "1.0"
+    assert project.compiled(project.release("1.0")).version == "1.0"
+
+
+@pytest.mark.parametrize(
+    ("value", "own_wheel", "message"),
+    [
+        ('"3.0"', False, r"2\.0\.binaries = '3\.0'; it has to be one of 1\.0, which have a CPU"),
+        ('"2.0"', False, r"2\.0\.binaries = '2\.0'; it has to be one of 1\.0"),
+        ("1", False, r"2\.0\.binaries = 1; it has to be one of 1\.0"),
+        ('"1.0"', True, r"2\.0\.binaries = '1\.0'; it has to be left out, since there is a CPU"),
+    ],
+)
+def test_binaries_are_those_of_another_release(
+    toy: Toy, value: str, own_wheel: bool, message: str
+) -> None:
+    with pytest.raises(ForkError, match=message):
+        borrow(toy, value, own_wheel)

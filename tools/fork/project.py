@@ -32,11 +32,15 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Release:
-    """One upstream release: its source archive, and its wheels by (device, machine)."""
+    """One upstream release: its source archive, and its wheels by (device, machine).
+
+    binaries: the release whose compiled modules it is tested on, where it has no CPU wheel.
+    """
 
     version: str
     archive: Artifact
     wheels: Mapping[tuple[str, str], Artifact]
+    binaries: str | None = None
 
     def wheel(self, device: str, machine: str) -> Artifact:
         """The wheel for a device and a machine. Raises ForkError when upstream.toml pins none."""
@@ -87,6 +91,10 @@ class Project:
             raise ForkError(f"release {name} is not in upstream.toml; it lists: {listed}")
         return self.releases[name]
 
+    def compiled(self, release: Release) -> Release:
+        """The release whose compiled modules ``release`` runs on: itself, or its ``binaries``."""
+        return self.release(release.binaries) if release.binaries else release
+
     def patches(self, release: Release) -> Path:
         """Folder of the patches of a release (which may not exist yet)."""
         return self.root / "patches" / release.version
@@ -113,6 +121,7 @@ def load_project(root: Path | None = None, source: str | None = None) -> Project
         _require(
             default in list(releases), f"default = {default!r}", f"one of {', '.join(releases)}"
         )
+        _require_binaries(releases)
     except FileNotFoundError:
         raise ForkError(f"{path} does not exist; it pins the upstream release") from None
     except tomllib.TOMLDecodeError as error:
@@ -143,7 +152,23 @@ def _release(version: str, value: Any) -> Release:
             raise ForkError(f"{name}: device has to be one of {', '.join(DEVICES)}")
         for machine, entry in _table(machines, name).items():
             wheels[device, machine] = _artifact(f"{name}.{machine}", entry)
-    return Release(version, archive, wheels)
+    return Release(version, archive, wheels, table.get("binaries"))
+
+
+def _require_binaries(releases: Mapping[str, Release]) -> None:
+    """Compiled modules are borrowed for the CPU alone, from a release that has some of its own."""
+    lenders = [version for version, release in releases.items() if _has_cpu_wheel(release)]
+    for version, release in releases.items():
+        what, named = f"releases.{version}.binaries = {release.binaries!r}", release.binaries
+        if named is None:
+            continue
+        _require(not _has_cpu_wheel(release), what, "left out, since there is a CPU wheel of it")
+        accepted = f"one of {', '.join(lenders)}, which have a CPU wheel"
+        _require(named in lenders, what, accepted)
+
+
+def _has_cpu_wheel(release: Release) -> bool:
+    return any(device == "cpu" for device, _ in release.wheels)
 
 
 def _artifact(where: str, value: Any) -> Artifact:
