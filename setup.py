@@ -23,7 +23,8 @@ from tools.fork import package  # noqa: E402
 from tools.fork.extension import build_extension  # noqa: E402
 from tools.fork.fetch import fetch  # noqa: E402
 from tools.fork.project import PACKAGE, ForkError, load_project  # noqa: E402
-from tools.fork.tree import apply, place_overlay, unexported  # noqa: E402
+from tools.fork.runtime import update_tree  # noqa: E402
+from tools.fork.tree import unexported  # noqa: E402
 
 
 class BuildPackage(build_py):
@@ -49,11 +50,7 @@ class BuildPackage(build_py):
         work = unexported(project, release)
         if work and not self.editable_mode:
             raise ForkError(f"{work}; a wheel is built from the patches alone, so export it first")
-        if work:
-            print(f"warning: {work}; the tree is installed as it is", file=sys.stderr)
-            place_overlay(project, release)
-        else:
-            apply(project, release)
+        update_tree(project, release)
         extension = build_extension(project, device)
         if self.editable_mode:
             package.link_development(project, release, wheel, version, extension)

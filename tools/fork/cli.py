@@ -15,6 +15,7 @@ from tools.fork.extension import build_cuda_objects
 from tools.fork.fetch import fetch
 from tools.fork.patches import LIMIT, count
 from tools.fork.project import DEVICES, ForkError, Project, load_project
+from tools.fork.runtime import make_runtime
 from tools.fork.tree import apply, export, place_overlay, rebase
 
 
@@ -44,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         ("export", _export, "write the tree's commits back to patches/"),
         ("rebase", _rebase, "replay the patches on another release"),
         ("check", _check, "try every patch on every release, want a body of each, count lines"),
+        ("runtime", _runtime, "make a release importable in this environment, for tests"),
         ("cuda-objects", _cuda_objects, "compile the CUDA sources without linking them"),
     ):
         verbs[name] = sub = subparsers.add_parser(name, help=text, description=text)
@@ -127,6 +129,10 @@ def _check(project: Project, options: argparse.Namespace) -> Iterator[str]:
     problems = [f"{report.version}: {problem}" for report in reports for problem in report.problems]
     if problems:
         raise ForkError("\nerror: ".join(problems))
+
+
+def _runtime(project: Project, options: argparse.Namespace) -> Iterator[Path]:
+    yield make_runtime(project, project.release(options.release))
 
 
 def _cuda_objects(project: Project, options: argparse.Namespace) -> list[Path]:

@@ -213,25 +213,35 @@ def assemble(
 
 
 def link_development(
-    project: Project, release: Release, wheel: Path, version: str, extension: Path | None
+    project: Project,
+    release: Release,
+    wheel: Path,
+    version: str,
+    extension: Path | None,
+    folder: Path | None = None,
 ) -> Path:
     """Make the tree itself importable, and return the folder to put on Python's path.
 
+    wheel: of the release whose compiled modules this one runs on (``Project.compiled``).
+    folder: in place of the one of the development install.
     The wheel's binaries and the extension are linked into the tree beside the source, so that what
     is edited, there or in the overlay (linked before), is what the next start of Python imports.
     The folder holds only a link to the package: the tree's tests and tools stay out of sight.
     """
-    tree, unpacked = project.tree(release), unpack(project, release, wheel)
-    files = _package_files(project, release, wheel)
-    links = {name: path for name, path in files.items() if path.is_relative_to(unpacked)}
+    tree, unpacked = project.tree(release), unpack(project, project.compiled(release), wheel)
+    source = {*tracked(tree), *tracked(tree, UPSTREAM), VERSION_FILE}
+    paths = (path for path in unpacked.rglob("*") if path.is_file())
+    links = {path.relative_to(unpacked).as_posix(): path for path in paths}
+    links = {name: path for name, path in sorted(links.items()) if name not in source}
+    overlay.files(project.overlay, {*source, *links})
     if extension is not None:
         links[EXTENSION] = extension
     links[VERSION_FILE] = project.build / "version" / f"{version}.py"
     links[VERSION_FILE].parent.mkdir(exist_ok=True)
     links[VERSION_FILE].write_text(version_module(version), encoding="utf-8")
     place(tree, "wheel", links)
-    folder = development_folder(project)
-    for name in {name.partition("/")[0] for name in files}:
+    folder = folder or development_folder(project)
+    for name in {name.partition("/")[0] for name in links}:
         overlay.link(tree / name, folder / name)
     return folder
 
