@@ -20,11 +20,12 @@ from vllm.entrypoints.speech.server.endpoints.transcript import Transcript
 from vllm.entrypoints.speech.server.endpoints.transcriptions import transcription_events
 from vllm.entrypoints.speech.server.service import Generation, Usage
 from vllm.entrypoints.speech.server.sse import DONE, event, event_stream
-from vllm.exceptions import GenerationError, RetryableRequestError
+from vllm.exceptions import GenerationError
 from vllm.unison.messages.streams import AudioOutput
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.spec import SpeechSpec
 from vllm.unison.testing.random_checkpoint import FIRST_TEXT, stream_layout
+from vllm.unison.upstream import RetryableRequestError
 
 SPEC = SpeechSpec(StreamLayout.from_dict(stream_layout(3)))
 RATE = 16000

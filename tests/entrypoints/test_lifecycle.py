@@ -23,7 +23,8 @@ from vllm.entrypoints.speech.server.lifecycle import (
     shutdown_timeout,
 )
 from vllm.entrypoints.speech.server.middleware import AnswerBrokenOffError, SpeechMiddleware
-from vllm.exceptions import GenerationError, RetryableRequestError
+from vllm.exceptions import GenerationError
+from vllm.unison.upstream import RetryableRequestError
 from vllm.usage.usage_lib import UsageContext
 
 FOREVER = 10_000.0

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from vllm.exceptions import GenerationError, RetryableRequestError
+from vllm.exceptions import GenerationError
 from vllm.outputs import CompletionOutput
+from vllm.unison.upstream import RetryableRequestError
 
 SUCCESS = ("stop", "length")
 """The finish reasons of a request that has made all that it should."""

@@ -234,6 +234,10 @@ class HostAsyncOutput(AsyncModelRunnerOutput):
         self._output.sampled_token_ids = token_ids
         return self._output
 
+    def get_kv_connector_output(self) -> Any:
+        """What upstream's executors ask for by itself from 0.33 on."""
+        return self._output.kv_connector_output
+
 
 class _AsyncStreamsOutput(AsyncModelRunnerOutput):
     """The V1 runner's asynchronous output, completed with the step's streams."""
@@ -250,3 +254,7 @@ class _AsyncStreamsOutput(AsyncModelRunnerOutput):
         output = self._inner.get_output()
         output.streams = self._worker.collect(self._pending)
         return output
+
+    def get_kv_connector_output(self) -> Any:
+        """That of the runner's own output; upstream's executors ask for it from 0.33 on."""
+        return self._inner.get_kv_connector_output()

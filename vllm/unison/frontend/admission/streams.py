@@ -15,6 +15,7 @@ from vllm.unison.messages.sampling_fields import STREAM_FIELDS, per_stream, veri
 from vllm.unison.messages.streams import StreamInputs
 from vllm.unison.model.phases import StateKind, start_of_generation
 from vllm.unison.model.spec import SpeechSpec, multistream_spec
+from vllm.unison.upstream import asks_for_watermarks
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
@@ -61,7 +62,7 @@ def refuse_unsupported_sampling(params: SamplingParams, model_config: ModelConfi
                 f"{name} is not supported for multi-stream models; it must be {neutral!r}, "
                 f"not {value!r}"
             )
-    if params.watermarking:
+    if asks_for_watermarks(params):
         raise ValueError("watermarking is not supported for multi-stream models")
     if params.stop and spec.layout.text_can_follow_audio:
         raise ValueError(
