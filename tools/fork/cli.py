@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
         ("link", _link, "link overlay files added since the last apply into the tree"),
         ("export", _export, "write the tree's commits back to patches/"),
         ("rebase", _rebase, "replay the patches on another release"),
-        ("check", _check, "try every patch on every release, want a body of each, count lines"),
+        ("check", _check, "try every patch on every release, and compare the overlay with them"),
         ("runtime", _runtime, "make a release importable in this environment, for tests"),
         ("cuda-objects", _cuda_objects, "compile the CUDA sources without linking them"),
     ):
@@ -64,6 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         verbs["apply"].add_argument(option, action="store_true", help=text)
     text = "an upstream git checkout to turn into the fork instead"
     verbs["apply"].add_argument("--tree", type=Path, help=text)
+    text = "first record that upstream's code that the overlay builds on has been reviewed"
+    verbs["check"].add_argument("--reviewed", action="store_true", help=text)
     text = "release of upstream.toml to move to"
     verbs["rebase"].add_argument("onto", metavar="RELEASE", help=text)
     text = "replace the patches that RELEASE has"
@@ -121,7 +123,7 @@ def _rebase(project: Project, options: argparse.Namespace) -> Iterator[str]:
 
 
 def _check(project: Project, options: argparse.Namespace) -> Iterator[str]:
-    reports = check(project)
+    reports = check(project, record=options.reviewed)
     for report in reports:
         for name, lines in report.counts.items():
             yield f"{report.version}  {lines:4} added  {name}"

@@ -7,8 +7,9 @@ import asyncio
 import base64
 import json
 from argparse import Namespace
+from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import IO, Any
 
 import httpx2
 from fastapi import FastAPI
@@ -16,15 +17,13 @@ from pydantic import ValidationError
 
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.run_batch import (
-    BatchProgressTracker,
     BatchRequestOutput,
     BatchResponseData,
     download_bytes_from_url,
-    read_file,
-    write_file,
 )
 from vllm.entrypoints.serve.engine.protocol import OpenAIBaseModel
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+from vllm.entrypoints.speech.cli.batch_files import progress, read_lines, write_answers
 from vllm.entrypoints.speech.encoding import wav_sizes
 from vllm.entrypoints.speech.server.routes import register_speech_routes
 from vllm.utils import random_uuid
@@ -56,8 +55,12 @@ class Answer(BatchRequestOutput):
     response: AnswerData | None
 
 
-async def run_speech_batch(engine_client: EngineClient, args: Namespace) -> None:
+async def run_speech_batch(
+    engine_client: EngineClient, args: Namespace, input_file: IO[str] | None = None
+) -> None:
     """Answer the file of requests as the server's routes would.
+
+    input_file: the file, where upstream holds it open.
 
     A speech request's answer is `{"content_type": ..., "data": ...}` with the file in base64; a
     transcription has a `file_url` instead of a file: http, https or a data URL.
@@ -70,15 +73,15 @@ async def run_speech_batch(engine_client: EngineClient, args: Namespace) -> None
     register_speech_routes(app, engine_client.model_config)
     tasks = await engine_client.get_supported_tasks()
     await init_app_state(engine_client, app.state, args, tasks)
-    lines = [text for text in (await read_file(args.input_file)).splitlines() if text.strip()]
-    tracker, gate = BatchProgressTracker(), asyncio.Semaphore(MAX_CONCURRENT)
+    lines = await read_lines(args, input_file)
+    gate = asyncio.Semaphore(MAX_CONCURRENT)
     # A request of any length in time: the engine works off its queue.
     transport = httpx2.ASGITransport(app)
     async with httpx2.AsyncClient(
         transport=transport, base_url="http://batch", timeout=None
     ) as client:
 
-        async def answer(text: str) -> Answer:
+        async def answer(text: str, completed: Callable[[], None]) -> Answer:
             async with gate:
                 try:
                     return await _answer(client, Line.model_validate_json(text), args)
@@ -87,13 +90,11 @@ async def run_speech_batch(engine_client: EngineClient, args: Namespace) -> None
                     place = ".".join(map(str, first["loc"]))
                     return _failed(_custom_id(text), f"{place}: {first['msg']}", place or None)
                 finally:
-                    tracker.completed()
+                    completed()
 
-        for _ in lines:
-            tracker.submitted()
-        with tracker.pbar():
-            answers = await asyncio.gather(*map(answer, lines))
-    await write_file(args.output_file, list(answers), args.output_tmp_dir)
+        with progress(len(lines)) as completed:
+            answers = await asyncio.gather(*(answer(line, completed) for line in lines))
+    await write_answers(args, answers)
 
 
 async def _answer(client: httpx2.AsyncClient, line: Line, args: Namespace) -> Answer:
