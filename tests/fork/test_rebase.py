@@ -166,3 +166,26 @@ def test_counts_in_the_readme(patched: Toy) -> None:
 
 def test_releases_differ() -> None:
     assert RELEASES["1.0"]["vllm/steps.txt"] != RELEASES["2.0"]["vllm/steps.txt"]
+
+
+def test_rebase_and_export_say_which_patches_became_empty(
+    patched: Toy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = str(patched.project.root)
+    patched.commit(
+        "Twenty in words",
+        {
+            "vllm/steps.txt": ENGINE.replace("step 3\n", "step 3\nstep 3.5\n").replace(
+                "step 20\n", "step twenty\n"
+            )
+        },
+    )
+    export(patched.project, patched.project.release())
+    capsys.readouterr()
+    assert main(["--root", root, "rebase", "2.0"]) == 0
+    left = "2.0 does without 0003-Twenty-in-words.patch of 1.0\n"
+    assert capsys.readouterr().out.endswith(left)
+    assert main(["--root", root, "export", "--release", "2.0"]) == 0
+    assert capsys.readouterr().out.endswith(f"2 patches, 3 added lines (limit 300)\n{left}")
+    assert main(["--root", root, "export"]) == 0
+    assert "does without" not in capsys.readouterr().out

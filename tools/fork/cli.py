@@ -14,9 +14,9 @@ from tools.fork.checkout import apply_to_checkout
 from tools.fork.extension import build_cuda_objects
 from tools.fork.fetch import fetch
 from tools.fork.patches import LIMIT, count
-from tools.fork.project import DEVICES, ForkError, Project, load_project
+from tools.fork.project import DEVICES, ForkError, Project, Release, load_project
 from tools.fork.runtime import make_runtime
-from tools.fork.tree import apply, export, place_overlay, rebase
+from tools.fork.tree import apply, export, left_out, place_overlay, rebase
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -113,13 +113,20 @@ def _export(project: Project, options: argparse.Namespace) -> Iterator[str]:
     yield from (f"removed {name}" for name in removed)
     counts = count(project.patches(release))
     yield f"{len(counts)} patches, {sum(counts.values())} added lines (limit {LIMIT})"
+    yield from _left_out(project, release)
 
 
 def _rebase(project: Project, options: argparse.Namespace) -> Iterator[str]:
     onto = project.release(options.onto)
     tree = rebase(project, project.release(options.release), onto=onto, force=options.force)
     verb = f"python -m tools.fork export --release {onto.version}"
-    yield f"all patches replayed in {tree}; write them with '{verb}'"
+    yield f"the patches are replayed in {tree}; write them with '{verb}'"
+    yield from _left_out(project, onto)
+
+
+def _left_out(project: Project, release: Release) -> Iterator[str]:
+    for name in left_out(project, release):
+        yield f"{release.version} does without {name} of {project.default}"
 
 
 def _check(project: Project, options: argparse.Namespace) -> Iterator[str]:

@@ -67,8 +67,8 @@ def unreviewed(
             problems.append(f"{name}: the overlay builds on it, and no review is recorded")
             continue
         before = lookup(upstream[readable[0]], name)
-        texts = [code(node).splitlines() if node else [ABSENT] for node in (before, now)]
-        diff = difflib.unified_diff(*texts, readable[0], version, lineterm="", n=3)
+        old, new = (code(node).splitlines() if node else [ABSENT] for node in (before, now))
+        diff = difflib.unified_diff(old, new, readable[0], version, lineterm="")
         problems.append("\n".join([f"{name} changed since its review:", *diff]))
     return problems
 
@@ -82,7 +82,8 @@ def record(project: Project, overlay: Overlay, upstream: Mapping[str, Modules]) 
     rows = []
     for name in sorted(names):
         first: dict[str, str] = {}  # the first release by fingerprint
-        for version, modules in reversed(upstream.items()):  # upstream.toml has the newest first
+        # upstream.toml has the newest release first.
+        for version, modules in reversed(list(upstream.items())):
             first.setdefault(fingerprint(lookup(modules, name)), version)
         entries = ", ".join(f'"{version}" = "{digest}"' for digest, version in first.items())
         rows.append(f'"{name}" = {{ {entries} }}\n')

@@ -192,6 +192,15 @@ def export(project: Project, release: Release) -> tuple[list[str], list[str]]:
     return result
 
 
+def left_out(project: Project, release: Release) -> list[str]:
+    """Patches of the default release that the tree of another has no commit of: git drops those
+    that change nothing there, and others may have been skipped by hand.
+    """
+    there = {name.partition("-")[2] for name in format_patches(project.tree(release), UPSTREAM)}
+    names = [path.name for path in patch_files(project.patches(project.release()))]
+    return [name for name in names if name.partition("-")[2] not in there]
+
+
 def rebase(project: Project, release: Release, *, onto: Release, force: bool = False) -> Path:
     """Replay the patches of ``release`` on ``onto`` with ``git rebase``, whose output is shown.
 

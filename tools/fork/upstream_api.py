@@ -43,10 +43,10 @@ class Modules:
     def has(self, module: str, name: str) -> bool:
         """Whether ``from module import name`` finds something."""
         path = self.path(module)
+        if self.path(f"{module}.{name}") or (path and name in self.names(path)):
+            return True
         if path is None:
             return False
-        if name in self.names(path) or self.path(f"{module}.{name}"):
-            return True
         text = self.read(path)
         lazy = "def __getattr__" in text and f'"{name}"' in text
         return lazy or any(self.has(other, name) for other in self._starred(path))

@@ -26,7 +26,7 @@ class _RetryableRequestError(exceptions.GenerationError):
 
 
 # 0.31 has no such class; its servers answer with the status that an error names.
-RetryableRequestError: type[Exception] = getattr(
+RetryableRequestError: type[exceptions.GenerationError] = getattr(
     exceptions, "RetryableRequestError", _RetryableRequestError
 )
 

@@ -242,16 +242,14 @@ class HostAsyncOutput(AsyncModelRunnerOutput):
 class _AsyncStreamsOutput(AsyncModelRunnerOutput):
     """The V1 runner's asynchronous output, completed with the step's streams."""
 
-    def __init__(
-        self, inner: AsyncModelRunnerOutput, worker: StreamWorker, pending: PendingStep
-    ) -> None:
+    def __init__(self, inner: Any, worker: StreamWorker, pending: PendingStep) -> None:
         self._inner = inner
         self._worker = worker
         self._pending = pending
 
     def get_output(self) -> ModelRunnerOutput:
         """The completed output; waits for the copies."""
-        output = self._inner.get_output()
+        output: ModelRunnerOutput = self._inner.get_output()
         output.streams = self._worker.collect(self._pending)
         return output
 
