@@ -2,6 +2,7 @@
 # make demo   builds the fork in .venv and speaks a sentence        make test   builds it and runs the tests
 # make build  only builds                                           make lint   style and types
 # make upstream-tests   runs upstream's own tests on the fork
+# make release-tests    runs the fork on the other upstream releases that it supports
 #
 # PYTHON=python3.12     the Python to make .venv with (3.11 or newer)
 # TORCH="torch==..."    what pip installs as torch; its build decides the device of the fork
@@ -18,7 +19,7 @@ pip_install := $(pip) install --progress-bar off
 fork_inputs := setup.py CMakeLists.txt pyproject.toml upstream.toml requirements/dev.txt \
 	$(wildcard tools/fork/*.py) $(wildcard csrc/*/*) $(wildcard patches/*/*.patch)
 
-.PHONY: build demo test upstream-tests lint format cuda-objects clean
+.PHONY: build demo test upstream-tests release-tests lint format cuda-objects clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.overlay-linked
@@ -55,6 +56,10 @@ test: build
 # Upstream's own tests on the fork: those that pass on the unpatched release have to pass.
 upstream-tests: build
 	@$(bin)/python -m tests.upstream.run
+
+# The fork on the releases of upstream.toml that are not installed.
+release-tests: build
+	@$(bin)/python -m tests.releases.run
 
 lint: build
 	@$(bin)/ruff check .

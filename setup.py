@@ -75,12 +75,13 @@ class BuildPackage(build_py):
 
 
 class BuildWheel(bdist_wheel):
-    """Tags the wheel as upstream tags its own: one build for all Python versions, for this
-    platform.
+    """Tags the wheel as upstream tags its own: one build for all Python versions, and for all
+    systems that have what its compiled modules ask for.
     """
 
     def get_tag(self) -> tuple[str, str, str]:
-        return (*metadata.tag, super().get_tag()[2])
+        built = Path(self.get_finalized_command("build_py").build_lib)
+        return (*metadata.tag, package.platform_tag(super().get_tag()[2], built))
 
 
 class BinaryDistribution(Distribution):

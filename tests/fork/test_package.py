@@ -195,3 +195,34 @@ def test_programs_of_the_wheel_stay_executable(tmp_path: Path) -> None:
     path = toy.source / "with_program.whl"
     package.assemble(project, project.release(), path, VERSION, target, None)
     assert (target / "vllm/vllm-rs").stat().st_mode & 0o777 == 0o755
+
+
+def compiled(folder: Path, *versions: str) -> Path:
+    """A folder with one compiled module that asks for these versions."""
+    folder.mkdir()
+    names = b"".join(b"\0" + name.encode() for name in versions)
+    (folder / "_C.so").write_bytes(b"\x7fELF" + names + b"\0")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("versions", "tag"),
+    [
+        (("GLIBC_2.2.5", "GLIBC_2.27", "GLIBCXX_3.4.21"), "manylinux_2_28_x86_64"),
+        (("GLIBC_2.32", "GLIBCXX_3.4.21"), "manylinux_2_34_x86_64"),
+        (("GLIBC_2.17", "GLIBCXX_3.4.30"), "manylinux_2_35_x86_64"),
+        (("GLIBC_2.99",), "linux_x86_64"),
+        ((), "manylinux_2_28_x86_64"),
+    ],
+)
+def test_the_platform_is_one_that_has_what_is_asked_for(
+    tmp_path: Path, versions: tuple[str, ...], tag: str
+) -> None:
+    assert package.platform_tag("linux_x86_64", compiled(tmp_path / "a", *versions)) == tag
+
+
+def test_the_platform_of_other_systems_and_of_nothing_compiled(tmp_path: Path) -> None:
+    assert package.platform_tag("linux_x86_64", tmp_path) == "linux_x86_64"
+    folder = compiled(tmp_path / "a", "GLIBC_2.17")
+    assert package.platform_tag("linux_aarch64", folder) == "manylinux_2_28_aarch64"
+    assert package.platform_tag("macosx_11_0_arm64", folder) == "macosx_11_0_arm64"

