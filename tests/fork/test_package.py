@@ -7,16 +7,18 @@ import importlib.metadata
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
-from tests.fork.toy import Toy, make_toy
+from tests.fork.toy import RELEASES, Toy, borrow, make_toy
 from tools.fork import package
 from tools.fork.fetch import fetch
 from tools.fork.git import git
 from tools.fork.project import ForkError, load_project
+from tools.fork.runtime import make_runtime
 from tools.fork.tree import apply, export
 
 VERSION = "1.0+unison.3.cpu"
@@ -182,7 +184,10 @@ def test_upstream_cpu_distribution_is_refused(monkeypatch: pytest.MonkeyPatch) -
     package.refuse_upstream_cpu_distribution()
 
 
-def test_programs_of_the_wheel_stay_executable(tmp_path: Path) -> None:
+def test_programs_of_the_wheel_stay_executable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("UNISON_CACHE", raising=False)
     entry = zipfile.ZipInfo("vllm/vllm-rs")
     entry.external_attr = 0o100755 << 16
     release = {"vllm/__init__.py": ""}
@@ -226,3 +231,33 @@ def test_the_platform_of_other_systems_and_of_nothing_compiled(tmp_path: Path) -
     folder = compiled(tmp_path / "a", "GLIBC_2.17")
     assert package.platform_tag("linux_aarch64", folder) == "manylinux_2_28_aarch64"
     assert package.platform_tag("macosx_11_0_arm64", folder) == "macosx_11_0_arm64"
+
+
+def test_runtime_of_a_release_that_borrows_compiled_modules(
+    make: Callable[..., Toy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(package, "machine", lambda: "x86_64")
+    newer = {name: text for name, text in RELEASES["2.0"].items() if name != "vllm/obsolete.py"}
+    toy = make({"1.0": RELEASES["1.0"], "2.0": newer})
+    project = borrow(toy, '"1.0"')
+    folder = make_runtime(project, project.release("2.0"))
+    assert folder == project.build / "runtime" / "2.0"
+    assert [path.name for path in folder.iterdir()] == ["vllm"]
+    assert files(folder.joinpath("vllm").resolve()) == {
+        "__init__.py",
+        "_C.abi3.so",
+        "_version.py",
+        "engine.py",
+        "models/llama.py",
+        "models/speech_lm.py",
+        "steps.txt",
+    }
+    assert (folder / "vllm/_C.abi3.so").read_text() == "binary"
+    assert (folder / "vllm/speech/__init__.py").read_text() == "SPEECH = 1\n"
+    assert (folder / "vllm/steps.txt").read_text().startswith("preface 1\n")
+    assert "2.0+unison.3.cpu" in (folder / "vllm/_version.py").read_text()
+    # The tree is left as it is where it holds work; the installed release has no part in it.
+    (folder / "vllm/engine.py").write_text("NAME = 'being edited'\n")
+    make_runtime(project, project.release("2.0"))
+    assert (folder / "vllm/engine.py").read_text() == "NAME = 'being edited'\n"
+    assert not package.development_folder(project).exists()

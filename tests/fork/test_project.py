@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fork.toy import Toy
-from tools.fork.project import ForkError, Project, load_project
+from tests.fork.toy import Toy, borrow
+from tools.fork.project import ForkError, load_project
 
 
 def test_reads_releases(toy: Toy) -> None:
@@ -48,20 +48,6 @@ def test_errors_name_the_field(toy: Toy, old: str, new: str, message: str) -> No
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ForkError, match=r"upstream\.toml does not exist"):
         load_project(tmp_path)
-
-
-BORROWED = '[releases."2.0"]\nbinaries = {}\n'
-
-
-def borrow(toy: Toy, value: str, own_wheel: bool = False) -> Project:
-    """Let release 2.0 name ``value`` as its binaries; without a CPU wheel of its own."""
-    path = toy.project.root / "upstream.toml"
-    archive = '[releases."2.0".archive]'
-    text = path.read_text().replace(archive, f"{BORROWED.format(value)}{archive}")
-    if not own_wheel:
-        text = text.replace('[releases."2.0".wheels.cpu', '[releases."2.0".wheels.cuda')
-    path.write_text(text)
-    return load_project(toy.project.root)
 
 
 def test_a_release_may_borrow_compiled_modules(toy: Toy) -> None:

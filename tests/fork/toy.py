@@ -130,3 +130,14 @@ def make_toy(root: Path, source: Path, releases: Mapping[str, Mapping[str, str]]
     (root / "vllm" / "models").mkdir()
     (root / "vllm" / "models" / "speech_lm.py").write_text("MODEL = 1\n", encoding="utf-8")
     return Toy(load_project(root), source)
+
+
+def borrow(toy: Toy, value: str, own_wheel: bool = False) -> Project:
+    """Let release 2.0 name ``value`` as its binaries; without a CPU wheel of its own."""
+    path = toy.project.root / "upstream.toml"
+    archive = '[releases."2.0".archive]'
+    text = path.read_text().replace(archive, f'[releases."2.0"]\nbinaries = {value}\n{archive}')
+    if not own_wheel:
+        text = text.replace('[releases."2.0".wheels.cpu', '[releases."2.0".wheels.cuda')
+    path.write_text(text)
+    return load_project(toy.project.root)
