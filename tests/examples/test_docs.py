@@ -42,7 +42,11 @@ NOT_RUN = {
 """How snippets begin that no test runs, and why; keep it short."""
 
 COMMANDS = ("vllm ", "python ", "python3 ", "pip ", "make ", "curl ", "git ")
-ELSEWHERE = {"docs/building.md": "tests/fork does these steps", "docs/benchmarks.md": "take hours"}
+ELSEWHERE = {
+    "docs/building.md": "tests/fork does these steps",
+    "docs/benchmarks.md": "take hours",
+    "docs/releases.md": "tests/fork and tests/releases do these steps",
+}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from tools.fork.check import check
 from tools.fork.checkout import apply_to_checkout
 from tools.fork.extension import build_cuda_objects, find_nvcc
 from tools.fork.git import git
-from tools.fork.patches import patch_files
+from tools.fork.patches import count, patch_files
 from tools.fork.project import Project, load_project
 from tools.fork.tree import apply, export
 
@@ -145,3 +145,18 @@ def test_the_changelog_begins_with_the_version_that_is_built() -> None:
     text = (REAL.root / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = next(line for line in text.splitlines() if line.startswith("## "))
     assert newest == f"## {REAL.default}+unison.{REAL.fork}"
+
+
+def test_the_page_of_releases_says_what_is_pinned_and_counted() -> None:
+    page = (REAL.root / "docs/releases.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"^\| (\d[\d.]+)(, the default)? \| (.*?) \| (.*?) \| (.*?) \|", page, re.MULTILINE
+    )
+    assert [row[0] for row in rows] == list(REAL.releases)
+    for version, default, patches, tests, modules in rows:
+        release, counts = REAL.release(version), count(REAL.patches(REAL.release(version)))
+        assert bool(default) == (version == REAL.default)
+        assert patches == f"{len(counts)}, {sum(counts.values())} lines"
+        assert ("make test" in tests) == (version == REAL.default)
+        own = f"those of {release.binaries}:" if release.binaries else "its own"
+        assert modules.startswith(own)
