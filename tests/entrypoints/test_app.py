@@ -26,8 +26,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 @pytest.fixture(scope="module")
 def app(served_model: Path) -> FastAPI:
     from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.entrypoints.cli.serve import make_arg_parser
     from vllm.entrypoints.launchers.app import build_app
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     options = ["--model", str(served_model), "--max-model-len", str(MAX_MODEL_LEN)]
