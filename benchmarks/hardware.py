@@ -4,6 +4,7 @@
 import datetime
 import os
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -18,12 +19,22 @@ def processor_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def accelerator_name() -> str:
+    """Name and memory of the GPUs that the driver lists; "none" without a driver."""
+    query = ["nvidia-smi", "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    try:
+        listed = subprocess.run(query, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return "none"
+    return "; ".join(line.strip() for line in listed.splitlines() if line.strip()) or "none"
+
+
 def describe_machine() -> dict[str, str | int]:
     """Hardware, date and versions, as a benchmark's JSON has them under "machine"."""
     described: dict[str, str | int] = {
         "processor": processor_name(),
         "cores": len(os.sched_getaffinity(0)),
-        "accelerator": "none",
+        "accelerator": accelerator_name(),
         "python": platform.python_version(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
     }

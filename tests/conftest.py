@@ -1,7 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Order of the whole run: what fails fast comes first; and how properties are tried."""
+"""Order of the whole run: what fails fast comes first; how properties are tried; threads."""
 
 from __future__ import annotations
+
+import os
+
+# The models of these tests are too small to gain from threads: a second one only waits in a loop,
+# on the core that another process needs. Read when torch is imported, here and in the processes
+# that tests start; "nobind" keeps engines from choosing another number, and several off one core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 
 import pytest
 from hypothesis import HealthCheck, settings

@@ -10,7 +10,7 @@
 namespace unison {
 namespace {
 
-struct OnCuda {
+struct CfgMergeOnCuda {
   template <typename storage_t, typename out_t>
   static void cfg_merge(const CfgMergeProblem& problem, at::Device device) {
     const c10::cuda::CUDAGuard guard(device);
@@ -26,4 +26,6 @@ struct OnCuda {
 }  // namespace
 }  // namespace unison
 
-TORCH_LIBRARY_IMPL(unison, CUDA, m) { m.impl("cfg_merge", unison::cfg_merge<unison::OnCuda>); }
+TORCH_LIBRARY_IMPL(unison, CUDA, m) {
+  m.impl("cfg_merge", unison::cfg_merge<unison::CfgMergeOnCuda>);
+}

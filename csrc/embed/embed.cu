@@ -10,7 +10,7 @@
 namespace unison {
 namespace {
 
-struct OnCuda {
+struct EmbedOnCuda {
   template <typename storage_t>
   static void embed(const EmbedProblem& problem, at::Device device) {
     const c10::cuda::CUDAGuard guard(device);
@@ -27,5 +27,5 @@ struct OnCuda {
 }  // namespace unison
 
 TORCH_LIBRARY_IMPL(unison, CUDA, m) {
-  m.impl("embed_streams", unison::embed_streams<unison::OnCuda>);
+  m.impl("embed_streams", unison::embed_streams<unison::EmbedOnCuda>);
 }

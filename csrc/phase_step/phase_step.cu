@@ -10,7 +10,7 @@
 namespace unison {
 namespace {
 
-struct OnCuda {
+struct PhaseStepOnCuda {
   template <typename problem_t>
   static void run(const problem_t& problem, int64_t count, at::Device device) {
     if (count == 0) {
@@ -27,7 +27,7 @@ struct OnCuda {
 }  // namespace unison
 
 TORCH_LIBRARY_IMPL(unison, CUDA, m) {
-  m.impl("gather_streams", unison::gather_streams<unison::OnCuda>);
-  m.impl("constrain_streams", unison::constrain_streams<unison::OnCuda>);
-  m.impl("commit_streams", unison::commit_streams<unison::OnCuda>);
+  m.impl("gather_streams", unison::gather_streams<unison::PhaseStepOnCuda>);
+  m.impl("constrain_streams", unison::constrain_streams<unison::PhaseStepOnCuda>);
+  m.impl("commit_streams", unison::commit_streams<unison::PhaseStepOnCuda>);
 }

@@ -10,7 +10,7 @@
 namespace unison {
 namespace {
 
-struct OnCuda {
+struct SampleOnCuda {
   template <typename storage_t>
   static void sample(const SampleProblem& problem, const LogitTensor<storage_t>& logits,
                      at::Device device) {
@@ -31,5 +31,5 @@ struct OnCuda {
 }  // namespace unison
 
 TORCH_LIBRARY_IMPL(unison, CUDA, m) {
-  m.impl("sample_streams", unison::sample_streams<unison::OnCuda>);
+  m.impl("sample_streams", unison::sample_streams<unison::SampleOnCuda>);
 }

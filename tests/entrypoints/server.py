@@ -112,6 +112,14 @@ def free_port() -> int:
 @contextlib.contextmanager
 def running_server(model: Path, folder: Path, *more: str) -> Iterator[Server]:
     """`vllm serve` on a model, up while the context lasts."""
+    with started_server(model, folder, *more) as server:
+        wait_until_up(server)
+        yield server
+
+
+@contextlib.contextmanager
+def started_server(model: Path, folder: Path, *more: str) -> Iterator[Server]:
+    """`vllm serve` on a model, which is not up yet."""
     port = free_port()
     options = [f"--{name.replace('_', '-')}={value}" for name, value in ENGINE_OPTIONS.items()]
     options = [option.removesuffix("=True") for option in options]
@@ -135,7 +143,6 @@ def running_server(model: Path, folder: Path, *more: str) -> Iterator[Server]:
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        wait_until_up(server)
         yield server
     finally:
         process.terminate()

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import wave
-from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.entrypoints.server import Server, free_port, wait_until_up
+from tests.entrypoints.server import Server
 from vllm.entrypoints.speech.encoding import encode_whole
 from vllm.unison.packaged_model import DEFAULT_MODEL
 
@@ -76,22 +75,6 @@ def vllm(
     assert done.returncode == status, (done.stdout + done.stderr)[-3000:]
     assert not (folder / "reached").exists(), (folder / "reached").read_text()
     return done
-
-
-@pytest.fixture(scope="module")
-def packaged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server of the packaged model, started by its name alone."""
-    folder, port = tmp_path_factory.mktemp("packaged"), free_port()
-    command = [*MAIN, "serve", DEFAULT_MODEL, "--enforce-eager", "--port", str(port)]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-    server = Server(f"http://127.0.0.1:{port}", process, folder / "log")
-    try:
-        wait_until_up(server)
-        yield server
-    finally:
-        process.terminate()
-        process.wait(60)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import http.client
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.entrypoints.server import API_KEY, PATIENCE, Server, running_server
+from tests.entrypoints.server import API_KEY, PATIENCE, Server, started_server, wait_until_up
+from tests.support.ahead import StartedAhead, selected
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * PATIENCE)]
 
+PATIENT = f"--shutdown-timeout={PATIENCE}"
 NUM_TOKENS = 900
 SAMPLES_BYTES = 2 * 320 * NUM_TOKENS
 TEXT = "hello there"
@@ -128,13 +130,41 @@ def outcomes(clients: list[Client]) -> list[Outcome]:
     return [client.outcome for client in clients]
 
 
-Start = Callable[..., Server]
+@pytest.fixture(scope="module")
+def servers(
+    request: pytest.FixtureRequest, served_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[StartedAhead[tuple[str, ...], Server]]:
+    def start(more: tuple[str, ...]) -> contextlib.AbstractContextManager[Server]:
+        return started_server(served_model, tmp_path_factory.mktemp("server"), *more)
+
+    ahead = StartedAhead(selected(request, "more"), start)
+    yield ahead
+    ahead.close()
 
 
 @pytest.fixture
-def start(served_model: Path, tmp_path: Path) -> Iterator[Start]:
-    with contextlib.ExitStack() as stack:
-        yield lambda *more: stack.enter_context(running_server(served_model, tmp_path, *more))
+def server(
+    servers: StartedAhead[tuple[str, ...], Server], request: pytest.FixtureRequest
+) -> Iterator[Server]:
+    """A server with a test's options `more`; the next test's one starts beside it."""
+    with servers.take(request.node.nodeid) as server:
+        wait_until_up(server)
+        yield server
+
+
+@pytest.fixture(scope="module")
+def kept() -> list[Outcome]:
+    return []
+
+
+@pytest.fixture
+def whole(server: Server, kept: list[Outcome]) -> list[Outcome]:
+    """What clients get when nothing interrupts them; of the first server, as all have one model."""
+    if not kept:
+        kept += outcomes(all_streaming(server))
+        assert [len(outcome.samples) for outcome in kept] == [SAMPLES_BYTES] * len(REQUESTS)
+        assert all(outcome.is_done and outcome.error is None for outcome in kept)
+    return kept
 
 
 def assert_nothing_is_left(processes: list[psutil.Process]) -> None:
@@ -145,19 +175,15 @@ def assert_nothing_is_left(processes: list[psutil.Process]) -> None:
 @pytest.mark.parametrize(
     ("number", "more"),
     [
-        (signal.SIGTERM, ()),
-        (signal.SIGINT, ("--api-server-count=2",)),
-        (signal.SIGTERM, ("--data-parallel-size=2",)),
+        (signal.SIGTERM, (PATIENT,)),
+        (signal.SIGINT, (PATIENT, "--api-server-count=2")),
+        (signal.SIGTERM, (PATIENT, "--data-parallel-size=2")),
     ],
     ids=["one server", "two API servers", "data parallel"],
 )
 def test_what_is_in_flight_is_finished_and_new_requests_are_turned_away(
-    number: signal.Signals, more: tuple[str, ...], start: Start
+    number: signal.Signals, more: tuple[str, ...], server: Server, whole: list[Outcome]
 ) -> None:
-    server = start(f"--shutdown-timeout={PATIENCE}", *more)
-    whole = outcomes(all_streaming(server))
-    assert [len(outcome.samples) for outcome in whole] == [SAMPLES_BYTES] * len(REQUESTS)
-    assert all(outcome.is_done and outcome.error is None for outcome in whole)
     processes = psutil.Process(server.process.pid).children(recursive=True)
     clients = all_streaming(server)
     server.process.send_signal(number)
@@ -211,15 +237,13 @@ def assert_ended_with(found: list[Outcome], whole: list[Outcome], code: int) -> 
     ("more", "num_signals"),
     [
         (("--shutdown-timeout=0",), 1),
-        ((f"--shutdown-timeout={PATIENCE}", "--api-server-count=2"), 2),
+        ((PATIENT, "--api-server-count=2"), 2),
     ],
     ids=["timeout", "second signal to two API servers"],
 )
 def test_what_is_not_finished_ends_with_an_error(
-    more: tuple[str, ...], num_signals: int, start: Start
+    more: tuple[str, ...], num_signals: int, server: Server, whole: list[Outcome]
 ) -> None:
-    server = start(*more)
-    whole = outcomes(all_streaming(server))
     processes = psutil.Process(server.process.pid).children(recursive=True)
     stalled = stalled_client(server)
     clients = all_streaming(server)
@@ -246,10 +270,8 @@ def stalled_client(server: Server) -> http.client.HTTPConnection:
 
 @pytest.mark.parametrize("more", [(), ("--api-server-count=2",)], ids=["one", "two API servers"])
 def test_a_server_whose_engine_is_killed_leaves_with_an_error(
-    more: tuple[str, ...], start: Start
+    more: tuple[str, ...], server: Server, whole: list[Outcome]
 ) -> None:
-    server = start(*more)
-    whole = outcomes(all_streaming(server))
     processes = psutil.Process(server.process.pid).children(recursive=True)
     engine = next(p for p in processes if "EngineCore" in " ".join([p.name(), *p.cmdline()]))
     clients = all_streaming(server)

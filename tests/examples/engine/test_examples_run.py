@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The examples, run: most in one engine in this process, one as its user would.
 
-`openai_client.py` runs in tests/examples/test_docs.py, where such a server is up.
+`openai_client.py` runs in tests/entrypoints/test_readme.py, where such a server is up.
 """
 
 from __future__ import annotations
