@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What multi-stream generation costs on this machine.
 
-    python benchmarks/benchmark_multistream.py --output-json benchmarks/results/multistream.json \\
-        [--upstream-python PATH]
+    python benchmarks/benchmark_multistream.py --output-json benchmarks/results/multistream.json
 
-Three measurements, each in processes of its own, the variants of a ratio interleaved:
+Two measurements, each in processes of its own, the variants of a ratio interleaved:
 
 - step: milliseconds of a decode step with 8 streams against the same backbone as a plain text
   model, at 1, 8 and 32 rows;
-- text: tokens per second of a text-only model against the unpatched upstream package
-  (`--upstream-python`: a Python in whose environment that package is installed);
 - speech: seconds of audio per second, one request at a time, with the demonstration's model.
 """
 
@@ -33,9 +30,6 @@ from hardware import describe_machine
 
 STREAMS = 8
 CODEBOOK = 1024
-TEXT_PROMPT_TOKENS = 64
-TEXT_OUTPUT_TOKENS = 128
-TEXT_REQUESTS = 48
 
 
 def write_models(folder: Path, hidden_size: int, num_layers: int) -> None:
@@ -106,30 +100,6 @@ def measure_step(model: Path, rows: int, steps: int) -> dict[str, float]:
     return {"milliseconds": statistics.median(times)}
 
 
-def measure_text(model: Path, repeats: int) -> dict[str, float]:
-    """Median output tokens per second of a batch of text requests."""
-    llm = start_engine(model, 16)
-    from vllm import SamplingParams
-
-    params = SamplingParams(
-        temperature=0.8, top_k=50, max_tokens=TEXT_OUTPUT_TOKENS, ignore_eos=True, seed=1
-    )
-    speeds = []
-    for repeat in range(repeats + 1):
-        prompts = [
-            {
-                "prompt_token_ids": [
-                    16 + (index * 7 + j + repeat) % 250 for j in range(TEXT_PROMPT_TOKENS)
-                ]
-            }
-            for index in range(TEXT_REQUESTS)
-        ]
-        start = time.perf_counter()
-        llm.generate(prompts, params, use_tqdm=False)
-        speeds.append(TEXT_REQUESTS * TEXT_OUTPUT_TOKENS / (time.perf_counter() - start))
-    return {"tokens_per_second": statistics.median(speeds[1:])}
-
-
 def measure_speech(model: Path, repeats: int) -> dict[str, float]:
     """Median seconds of audio per second of one request at a time, its waveform included."""
     llm = start_engine(model, 1)
@@ -198,15 +168,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--variant", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--output-json", type=Path)
-    parser.add_argument("--upstream-python", help="Python with the unpatched upstream package")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument(
-        "--text-repeats", type=int, default=7, help="processes of each variant: they differ by luck"
-    )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument(
         "--only",
-        choices=["step", "text", "speech"],
+        choices=["step", "speech"],
         nargs="*",
         help="leave the rest of --output-json as it is",
     )
@@ -217,14 +183,12 @@ def main() -> None:
         what, model, number, *rest = arguments.variant
         if what == "step":
             result = measure_step(Path(model), int(number), int(rest[0]))
-        elif what == "text":
-            result = measure_text(Path(model), int(number))
         else:
             result = measure_speech(Path(model), int(number))
         print(json.dumps(result))
         return
 
-    parts = arguments.only or ["step", "text", "speech"]
+    parts = arguments.only or ["step", "speech"]
     machine = describe_machine()
     report: dict[str, Any] = {"machine": machine}
     if arguments.only:
@@ -259,29 +223,6 @@ def main() -> None:
                 entry["ratio"] = round(entry["multi_stream_ms"] / entry["single_stream_ms"], 3)
                 report["step"]["rows"].append(entry)
                 print(f"step at {rows} rows: {entry}", flush=True)
-        if "text" in parts:
-            write_models(folder / "small", 256, 6)
-            report["text"] = {"hidden_size": 256, "num_layers": 6, "requests": TEXT_REQUESTS}
-            model = str(folder / "small" / "text")
-            variants = [[sys.executable, "text", model, "5"]]
-            if arguments.upstream_python:
-                variants.append([arguments.upstream_python, "text", model, "5"])
-            ours, *upstream = run_interleaved(variants, arguments.text_repeats)
-            report["text"]["fork_tokens_per_second"] = round(
-                median_of(ours, "tokens_per_second"), 1
-            )
-            if upstream:
-                theirs = median_of(upstream[0], "tokens_per_second")
-                report["text"]["upstream_tokens_per_second"] = round(theirs, 1)
-                ratios = [
-                    our["tokens_per_second"] / their["tokens_per_second"]
-                    for our, their in zip(ours, upstream[0], strict=True)
-                ]
-                report["text"]["fork_over_upstream"] = round(statistics.median(ratios), 3)
-                report["text"]["range"] = [round(min(ratios), 3), round(max(ratios), 3)]
-            else:
-                report["text"]["fork_over_upstream"] = "not measured"
-            print(f"text: {report['text']}", flush=True)
         if "speech" in parts:
             write_models(folder / "demo", 256, 6)
             variant = [sys.executable, "speech", str(folder / "demo" / "speech"), "5"]

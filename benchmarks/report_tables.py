@@ -28,14 +28,8 @@ def step_ratios(report: Report) -> Values:
     return {f"{row['rows']} rows": row["ratio"] for row in rows if row["rows"] == 32}
 
 
-def text_ratios(report: Report) -> Values:
-    """The fork's over upstream's throughput."""
-    value = report.get("text", {}).get("fork_over_upstream", NOT_MEASURED)
-    return {} if value == NOT_MEASURED else {"": value}
-
-
 def multistream(report: Report, cuda: Report | None) -> str:
-    """Step, text and speech."""
+    """Step and speech."""
     parts = []
     if "step" in report:
         step = report["step"]
@@ -54,21 +48,6 @@ def multistream(report: Report, cuda: Report | None) -> str:
                     )
                     for row in step["rows"]
                 ],
-            ),
-        ]
-    if "text" in report:
-        text = report["text"]
-        upstream = text.get("upstream_tokens_per_second", NOT_MEASURED)
-        ratio = str(text["fork_over_upstream"])
-        if "range" in text:
-            ratio += " ({:.3f} to {:.3f})".format(*text["range"])
-        parts += [
-            f"Text-only models: {text['requests']} requests of 64 prompt and 128 output tokens on "
-            f"a text model of {text['num_layers']} layers of {text['hidden_size']}, against the "
-            "unpatched upstream package in an environment of its own.",
-            table(
-                ["fork, tokens/s", "upstream, tokens/s", "fork / upstream"],
-                [(text["fork_tokens_per_second"], upstream, ratio)],
             ),
         ]
     if "speech" in report:
@@ -578,6 +557,42 @@ def side_by_side(report: Report, cuda: Report | None) -> str:
         parts += _beside(model, "transformers", "frames")
         parts += _beside(model, "upstream", "tokens")
     return "\n\n".join(parts)
+
+
+def text_only(report: Report, cuda: Report | None) -> str:
+    """Per model a row for each number of requests."""
+    given = report["parameters"]
+    parts = [
+        f"{given['dtype']}, outputs of {given['length']} tokens, prompts of "
+        f"{given['prompt_tokens']}; {given['pairs']} pairs of processes, {given['rounds']} rounds "
+        "each. Below 1 the fork is slower."
+    ]
+    for model in report["models"]:
+        parts += [
+            f"{model['num_layers']} layers of {model['hidden_size']}:",
+            table(
+                ["requests", "fork, tokens/s", "upstream, tokens/s", "fork / upstream"],
+                [
+                    (
+                        row["requests"],
+                        f"{row['fork_tokens_per_second']:.1f}",
+                        f"{row['upstream_tokens_per_second']:.1f}",
+                        ratio(row["fork_over_upstream"]),
+                    )
+                    for row in model["rows"]
+                ],
+            ),
+        ]
+    return "\n\n".join(parts)
+
+
+def text_only_ratios(report: Report) -> Values:
+    """The fork's over upstream's throughput."""
+    return {
+        f"{_wide(model)}, {row['requests']}": row["fork_over_upstream"]["ratio"]
+        for model in report.get("models", ())
+        for row in model["rows"]
+    }
 
 
 # Audio

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,18 @@ class VariantProcess:
         arguments: of the script.
         own_packages: False runs without this process's PYTHONPATH, with the packages of `python`
             only.
+        environment: variables of the process; default this one's.
     """
 
     def __init__(
-        self, python: str, script: Path, arguments: Sequence[str], own_packages: bool = True
+        self,
+        python: str,
+        script: Path,
+        arguments: Sequence[str],
+        own_packages: bool = True,
+        environment: Mapping[str, str] = os.environ,
     ) -> None:
-        environment = dict(os.environ)
+        environment = dict(environment)
         if not own_packages:
             environment.pop("PYTHONPATH", None)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115

@@ -184,6 +184,34 @@ def speech_soak() -> dict[str, Any]:
     }
 
 
+def text_only() -> dict[str, Any]:
+    """Two models, the fork slower than the target with the larger one at one request."""
+
+    def row(requests: int, ratio: float) -> dict[str, Any]:
+        return {
+            "requests": requests,
+            "fork_tokens_per_second": 100.0 * ratio,
+            "upstream_tokens_per_second": 100.0,
+            "fork_over_upstream": {"ratio": ratio, "range": [ratio - 0.02, ratio + 0.02]},
+            "pairs": [ratio],
+        }
+
+    return {
+        "machine": MACHINE,
+        "parameters": {
+            "dtype": "bfloat16",
+            "prompt_tokens": 16,
+            "length": 64,
+            "pairs": 9,
+            "rounds": 5,
+        },
+        "models": [
+            {"hidden_size": 256, "num_layers": 6, "rows": [row(1, 0.99), row(32, 1.01)]},
+            {"hidden_size": 1024, "num_layers": 16, "rows": [row(1, 0.97), row(32, 1.0)]},
+        ],
+    }
+
+
 def all_reports() -> dict[str, dict[str, Any]]:
     """By the JSON's name."""
     return {
@@ -191,6 +219,7 @@ def all_reports() -> dict[str, dict[str, Any]]:
         "throughput.json": compared({"num_prompts": 64, "repeats": 3}),
         "latency.json": compared({"batch_size": 1, "num_iters": 30}),
         "side_by_side.json": side_by_side(),
+        "text_only.json": text_only(),
         "acoustic_decoding.json": acoustic_decoding(),
         "speech_serving.json": speech_serving(),
         "speech_soak.json": speech_soak(),

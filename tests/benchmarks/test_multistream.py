@@ -18,9 +18,9 @@ MACHINE: dict[str, str | int] = {"processor": "a processor", "cores": 2, "date":
 def test_sections_of_the_same_machine_stay(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     assert benchmark.kept_sections(file, MACHINE) == benchmark.kept_sections(None, MACHINE) == {}
-    file.write_text(json.dumps({"machine": MACHINE, "step": 1, "text": 2}))
+    file.write_text(json.dumps({"machine": MACHINE, "step": 1, "speech": 2}))
     later = MACHINE | {"date": "2001-02-04"}
-    assert benchmark.kept_sections(file, later) == {"step": 1, "text": 2}
+    assert benchmark.kept_sections(file, later) == {"step": 1, "speech": 2}
     with pytest.raises(ValueError, match=r"--output-json: .*another machine"):
         benchmark.kept_sections(file, MACHINE | {"cores": 3})
 
