@@ -93,7 +93,8 @@ class StepCounter:
             if planned.total_num_scheduled_tokens > 0:
                 self.num_steps += 1
                 self.num_rows += len(planned.num_scheduled_tokens)
-                self.num_guided_samples += len(planned.guidance or ())
+                if planned.guidance is not None:
+                    self.num_guided_samples += len(planned.guidance.groups)
             return planned
 
         scheduler.schedule = counting

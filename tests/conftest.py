@@ -14,6 +14,12 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.support import interpreted_triton
+
+# Before a test's imports: upstream asks for Triton's driver when it is imported.
+if interpreted_triton.wants_v2():
+    interpreted_triton.use_v2_on_cpu()
+
 # The time that an example takes depends on the machine's load, its result never does.
 settings.register_profile(
     "unison",
@@ -34,6 +40,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     An engine also changes its process for good (upstream replaces methods of transformers' classes
     that it wraps), so what needs none must not come after it.
     """
+
+    if interpreted_triton.wants_v2():
+        elsewhere = pytest.mark.skip(reason="its engines run in processes without the interpreter")
+        for item in items:
+            if item.get_closest_marker("processes") is not None:
+                item.add_marker(elsewhere)
 
     def rank(item: pytest.Item) -> tuple[bool, bool]:
         return item.get_closest_marker("slow") is not None, "engine" in item.path.parent.parts

@@ -13,7 +13,6 @@ from vllm.unison.compatibility import (
     ASYNC_ON_CPU,
     async_scheduling_on_cpu,
     check_multistream_support,
-    multistream_unsupported_by_v2,
 )
 
 
@@ -103,12 +102,6 @@ def test_text_models_are_not_asked(option: str) -> None:
     config = engine(speech=False)
     REFUSED[option](config)
     check_multistream_support(config)
-
-
-def test_v2_is_told_what_it_does_not_support() -> None:
-    assert multistream_unsupported_by_v2(engine().model_config) == ["multi-stream generation"]
-    assert multistream_unsupported_by_v2(engine(speech=False).model_config) == []
-    assert multistream_unsupported_by_v2(None) == []
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ steps() {
   done
   $step throughput-eager-16 150 $PYTHON benchmarks/benchmark_throughput.py --model "$MODEL" $REQUESTS \
     --num-prompts 16 --num-warmups 16 --enforce-eager --output-json "$RESULTS/throughput_cuda_eager_16.json"
-  $step profile 150 $PYTHON benchmarks/profile_step.py $SIZE --groups 1 16 --steps 20 --rounds 3 --compile \
+  # It times methods of the V1 runner.
+  $step profile 150 VLLM_USE_V2_MODEL_RUNNER=0 $PYTHON benchmarks/profile_step.py $SIZE --groups 1 16 --steps 20 --rounds 3 --compile \
     --output-json "$RESULTS/profile_step_cuda.json"
   if [ -n "$dry" ] || [ "$(nvidia-smi -L 2>/dev/null | wc -l)" -ge 2 ]; then
     $step tensor-parallel 240 $PYTEST $INVARIANCE -k tensor_parallel

@@ -22,7 +22,7 @@ inline void define_operators(torch::Library& library) {
   // embed/: the sum of the embeddings of a position's streams.
   library.def(
       "embed_streams(Tensor primary, Tensor? primary_ids, Tensor? primary_skipped, "
-      "Tensor auxiliary_embedding, Tensor auxiliary_row, Tensor auxiliary_ids) -> Tensor");
+      "Tensor auxiliary_embedding, Tensor auxiliary_row, Tensor auxiliary_ids, Tensor(a!) out) -> ()");
 
   // phase_step/: what a step may emit, and what it does to its requests.
   library.def(

@@ -3,8 +3,6 @@
 // in float32, stream by stream, and rounded once. vllm/unison/ops/embed.py defines it.
 #pragma once
 
-#include <ATen/ops/empty.h>
-
 #include <cstdint>
 #include <optional>
 
@@ -61,10 +59,10 @@ struct EmbedProblem {
 // The operator. launcher_t::embed<storage_t>(problem, device) computes a problem that has something to
 // write.
 template <typename launcher_t>
-at::Tensor embed_streams(const at::Tensor& primary, const std::optional<at::Tensor>& primary_ids,
-                         const std::optional<at::Tensor>& primary_skipped,
-                         const at::Tensor& auxiliary_embedding, const at::Tensor& auxiliary_row,
-                         const at::Tensor& auxiliary_ids) {
+void embed_streams(const at::Tensor& primary, const std::optional<at::Tensor>& primary_ids,
+                   const std::optional<at::Tensor>& primary_skipped,
+                   const at::Tensor& auxiliary_embedding, const at::Tensor& auxiliary_row,
+                   const at::Tensor& auxiliary_ids, const at::Tensor& out) {
   check_floating(primary, "primary");
   check_contiguous_rows(primary, "primary");
   check_contiguous_rows(auxiliary_embedding, "auxiliary_embedding");
@@ -108,14 +106,18 @@ at::Tensor embed_streams(const at::Tensor& primary, const std::optional<at::Tens
   problem.auxiliary_row = vector_data<const int32_t>(auxiliary_row, "auxiliary_row", -1);
   problem.auxiliary_ids = auxiliary_ids.const_data_ptr<int32_t>();
   problem.auxiliary_ids_stride = auxiliary_ids.stride(0);
-  at::Tensor out = at::empty({problem.num_tokens, problem.width}, primary.options());
+  check_device(out, "out", primary);
+  TORCH_CHECK(out.dim() == 2 && out.size(0) == problem.num_tokens &&
+                  out.size(1) == problem.width && out.scalar_type() == primary.scalar_type() &&
+                  out.is_contiguous(),
+              "out must be contiguous, [", problem.num_tokens, ", ", problem.width, "] and ",
+              primary.scalar_type(), ", not ", out.sizes(), " and ", out.scalar_type());
   problem.out = out.mutable_data_ptr();
   if (problem.num_tokens != 0 && problem.width != 0) {
     with_storage(primary, [&](auto storage) {
       launcher_t::template embed<decltype(storage)>(problem, primary.device());
     });
   }
-  return out;
 }
 
 }  // namespace unison

@@ -22,6 +22,7 @@ from workload import Model, make_requests, open_model, parse_command_line, whole
 
 from vllm import SamplingParams
 from vllm.unison.frontend.prompts import PromptBuilder
+from vllm.unison.messages.guidance import GuidedGroup, StepGuidance
 from vllm.unison.packaged_model import DEFAULT_MODEL
 
 TINY = ["--streams", "3", "--hidden-size", "64", "--num-layers", "1", "--dtype", "float32"]
@@ -134,10 +135,13 @@ def test_what_the_model_or_file_cannot_give_is_refused(
     assert error in capsys.readouterr().err
 
 
+ONE_GROUP = StepGuidance([GuidedGroup(["a", "b"], [2.0, -1.0], 0, None)], [0])
+
+
 class FakeEngine:
     """Two steps, of which the last plans no tokens; one request that ends as it is told to."""
 
-    def __init__(self, guidance: list[Any] | None, **completion: Any) -> None:
+    def __init__(self, guidance: StepGuidance | None, **completion: Any) -> None:
         self._guidance = guidance
         self._completion = {"token_ids": [5, 6, 7], "finish_reason": "length", "audio": None}
         self._completion |= completion
@@ -185,7 +189,7 @@ def test_steps_without_tokens_do_not_count() -> None:
     ("engine", "guided", "error"),
     [
         (FakeEngine(None), True, "0 samples were guided, where guidance was on"),
-        (FakeEngine([object()]), False, "1 samples were guided, where guidance was off"),
+        (FakeEngine(ONE_GROUP), False, "1 samples were guided, where guidance was off"),
         (FakeEngine(None, finish_reason="stop"), False, "a request ended with stop"),
         (FakeEngine(None, token_ids=[5]), False, "after 1 steps, of which 3 were due"),
         (FakeEngine(None, token_ids=[5] * 4), False, "after 4 steps, of which 3 were due"),

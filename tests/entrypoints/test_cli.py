@@ -114,8 +114,8 @@ def test_guidance_changes_the_speech_and_takes_two_lanes(
     sample, lanes = worker.sample, []
 
     def watch(*arguments: Any) -> Any:
-        if worker._guided:
-            lanes.append([len(group.lane_ids) for group in worker._guided])
+        if worker._guidance is not None:
+            lanes.append([len(group.lane_ids) for group in worker._guidance.groups])
         return sample(*arguments)
 
     monkeypatch.setattr(worker, "sample", watch)

@@ -23,6 +23,7 @@ COMMANDS = ("vllm ", "python ", "python3 ", "pip ", "make ", "curl ", "git ")
 ELSEWHERE = {
     "docs/building.md": "tests/fork does these steps",
     "docs/benchmarks.md": "take hours",
+    "docs/releases.md": "tests/fork and tests/releases do these steps",
     "docs/gpu.md": "needs a GPU; tests/benchmarks/test_gpu_script.py",
 }
 

@@ -24,8 +24,9 @@ def engine(hf_config: Any = None, **changes: Any) -> Any:
     config = SimpleNamespace(
         kv_transfer_config=None,
         speculative_config=None,
-        use_v2_model_runner=False,
-        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=1, enable_batch_sharded_sampling=False
+        ),
         model_config=SimpleNamespace(
             hf_config=hf_config or SimpleNamespace(model_type="llama"),
             model="m",
@@ -127,7 +128,11 @@ THREE: dict[str, Any] = {
         ({"kv_transfer_config": object()}, NEGATIVE, "kv_transfer_config"),
         ({"speculative_config": object()}, NEGATIVE, "speculative_config"),
         ({"parallel_config__pipeline_parallel_size": 2}, NEGATIVE, "pipeline_parallel_size > 1"),
-        ({"use_v2_model_runner": True}, NEGATIVE, "VLLM_USE_V2_MODEL_RUNNER=0"),
+        (
+            {"parallel_config__enable_batch_sharded_sampling": True},
+            NEGATIVE,
+            "enable_batch_sharded_sampling",
+        ),
         ({}, NEGATIVE | {"prompt_logprobs": 1}, "prompt_logprobs"),
         (
             {},

@@ -112,7 +112,8 @@ class TestEmulatedKernel:
         torch.ops.unison_emulation.set_launch(32, False)
         for streams, width in ((1, 5), (4, 64), (9, 301)):
             arguments = embedding_arguments(width, streams, width, dtype, ids_dtype)
-            found = torch.ops.unison_emulation.embed_streams(*arguments)
+            found = arguments[3].new_empty(len(arguments[5]), width)
+            torch.ops.unison_emulation.embed_streams(*arguments, found)
             assert torch.equal(found, embed_streams_reference(*arguments))
 
     def test_phases(self, monkeypatch: pytest.MonkeyPatch) -> None:

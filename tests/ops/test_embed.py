@@ -65,13 +65,27 @@ def test_wrong_arguments_are_named() -> None:
         embed_streams(primary, ids, skipped, auxiliary, row_of, auxiliary_ids[:2])
     with pytest.raises(RuntimeError, match="auxiliary_embedding must have the type and width"):
         embed_streams(primary, ids, skipped, auxiliary.half(), row_of, auxiliary_ids)
+    with pytest.raises(RuntimeError, match="out must be contiguous"):
+        embed_streams(
+            primary, ids, skipped, auxiliary, row_of, auxiliary_ids, out=torch.empty(23, 9)
+        )
     with pytest.raises(RuntimeError, match="primary_skipped needs primary_ids"):
         embed_streams(primary[:23], None, skipped, auxiliary, row_of, auxiliary_ids)
+
+
+def test_the_result_is_written_where_the_caller_says() -> None:
+    arguments = embedding_arguments(2, 3, 8, torch.float32, torch.int64)
+    kept = torch.full((30, 8), 7.0)
+    primary, ids, skipped, auxiliary, row_of, auxiliary_ids = arguments
+    found = embed_streams(primary, ids, skipped, auxiliary, row_of, auxiliary_ids, out=kept[:23])
+    assert found.data_ptr() == kept.data_ptr()
+    assert equal_bits(kept[:23], embed_streams_reference(*arguments))
+    assert torch.equal(kept[23:], torch.full((7, 8), 7.0))
 
 
 def test_fake_implementation() -> None:
     torch.library.opcheck(
         torch.ops.unison.embed_streams.default,
-        embedding_arguments(0, 3, 8, torch.float32, torch.int64),
+        (*embedding_arguments(0, 3, 8, torch.float32, torch.int64), torch.empty(23, 8)),
         test_utils=("test_schema", "test_faketensor"),
     )

@@ -22,8 +22,7 @@ def test_both_orders_agree_up_to_rounding(scale: float, dtype: torch.dtype) -> N
     head = torch.randn(candidates, hidden, generator=generator).to(dtype)
     bias = torch.randn(candidates, generator=generator).to(dtype)
     groups = [
-        GuidedGroup([f"{g}", f"{g}#lane1"], [scale, 1 - scale], 0, 0, None)
-        for g in range(rows // 2)
+        GuidedGroup([f"{g}", f"{g}#lane1"], [scale, 1 - scale], 0, None) for g in range(rows // 2)
     ]
     row_of = {lane_id: row for row, lane_id in enumerate(r for g in groups for r in g.lane_ids)}
     batch = GuidedBatch(groups, row_of, rows, torch.device("cpu"))
@@ -42,7 +41,7 @@ def test_both_orders_agree_up_to_rounding(scale: float, dtype: torch.dtype) -> N
 def test_the_sum_of_weights_keeps_a_bias() -> None:
     states = torch.randn(2, 8)
     batch = GuidedBatch(
-        [GuidedGroup(["a", "b"], [3.0, -2.0], 0, 0, None)], {"a": 0, "b": 1}, 2, torch.device("cpu")
+        [GuidedGroup(["a", "b"], [3.0, -2.0], 0, None)], {"a": 0, "b": 1}, 2, torch.device("cpu")
     )
     bias = torch.full((4,), 100.0)
     merged = F.linear(batch.merge(states), torch.zeros(4, 8), bias)

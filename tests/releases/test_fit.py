@@ -32,7 +32,7 @@ from vllm.triton_utils.dispatcher import KernelOverride
 from vllm.unison.frontend.admission.streams import refuse_unsupported_sampling
 from vllm.unison.packaged_model import DEFAULT_MODEL
 from vllm.unison.upstream import RetryableRequestError, asks_for_watermarks
-from vllm.unison.worker.v1_runner import HostAsyncOutput, _AsyncStreamsOutput
+from vllm.unison.worker.async_output import AsyncStreamsOutput, HostAsyncOutput
 from vllm.utils import cpu_triton_utils
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker import block_table
@@ -52,7 +52,7 @@ def test_asynchronous_outputs_can_be_made_and_answer_for_the_kv_connector() -> N
     host = HostAsyncOutput(output, torch.tensor([[7]]), [])
     worker: Any = SimpleNamespace(collect=lambda pending: pending)
     streams: Any = object()
-    whole = _AsyncStreamsOutput(host, worker, streams)
+    whole = AsyncStreamsOutput(host, worker, streams)
     assert whole.get_kv_connector_output() is connector
     assert whole.get_output().sampled_token_ids == [[7]]
     assert whole.get_output().streams is streams

@@ -24,7 +24,7 @@ def random_groups(source: random.Random) -> tuple[list[GuidedGroup], dict[str, i
     for number in range(source.randint(1, 5)):
         lane_ids = [f"g{number}"] + [f"g{number}#lane{i + 1}" for i in range(source.randint(1, 3))]
         weights = [source.uniform(-4, 4) for _ in lane_ids[1:]]
-        groups.append(GuidedGroup(lane_ids, [1 - sum(weights), *weights], 0, 0, None))
+        groups.append(GuidedGroup(lane_ids, [1 - sum(weights), *weights], 0, None))
         names += lane_ids
     source.shuffle(names)
     return groups, {name: row for row, name in enumerate(names)}
@@ -115,7 +115,7 @@ def test_rows_without_guidance_are_lanes_of_weight_one(seed: int) -> None:
 
 @pytest.mark.parametrize("scale", [0.0, 1.5, 7.0])
 def test_equal_lanes_change_nothing(scale: float) -> None:
-    group = GuidedGroup(["a", "a#lane1"], [scale, 1 - scale], 0, 0, None)
+    group = GuidedGroup(["a", "a#lane1"], [scale, 1 - scale], 0, None)
     row = torch.arange(-4.0, 5.0)
     found = merged([group], {"a#lane1": 0, "a": 1}, torch.stack([row, row]))
     torch.testing.assert_close(found[0], row, rtol=1e-6, atol=1e-6)

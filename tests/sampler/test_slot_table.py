@@ -123,6 +123,7 @@ def test_history_and_progress_of_an_admitted_request() -> None:
     prompt, output = [1, 10, 5, 20], [21, 22, 6]
     auxiliary = ids(random.Random(3), 9)
     state.admit("a", prompt, output, auxiliary, params(max_tokens=20))
+    state.set_rows(["a"])
     slot = state.slot_of("a")
     np.testing.assert_array_equal(state.history[slot, :7, 0], prompt + output)
     np.testing.assert_array_equal(state.history[slot, :9, 1:], auxiliary)
@@ -136,8 +137,9 @@ def test_history_and_progress_of_an_admitted_request() -> None:
 def test_the_suffix_ends_where_it_is_known() -> None:
     state = make_state()
     state.admit("no suffix", [1, 10], [11], ids(random.Random(0), 3), params())
-    assert state.suffix_end[state.slot_of("no suffix")] == 0
     state.admit("suffix", [1, 10], [], ids(random.Random(0), 4), params())
+    state.set_rows(["no suffix", "suffix"])
+    assert state.suffix_end[state.slot_of("no suffix")] == 0
     assert state.suffix_end[state.slot_of("suffix")] == 4
 
 
@@ -163,6 +165,7 @@ def test_settings_are_per_slot() -> None:
         ),
     )
     state.admit("b", [1], [], auxiliary, params(temperature=0.0, seed=2**62, ignore_eos=True))
+    state.set_rows(["b", "a"])
     a, b = state.slot_of("a"), state.slot_of("b")
     settings = state.settings
     assert settings.temperature[a].tolist() == [0.5, 0.0, 1.0, 2.0]
@@ -184,6 +187,7 @@ def test_settings_of_a_slot_are_those_of_its_last_request() -> None:
         state.admit(
             f"{step}", [1], [], ids(random.Random(0), 1), params(stream_temperature=temperature)
         )
+        state.set_rows([f"{step}"])
         slot = state.slot_of(f"{step}")
         temperatures[slot] = temperature
         assert state.settings.temperature[slot, 1:].tolist() == [temperature] * 3

@@ -5,17 +5,26 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import random
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
-from tests.scheduler.fake_worker import VOCABULARY_SIZE, FakeWorker, digest_of, sampled_token
+from tests.scheduler.fake_worker import (
+    VOCABULARY_SIZE,
+    FakeV2Worker,
+    FakeWorker,
+    digest_of,
+    sampled_token,
+)
 from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
+from vllm.unison.messages.guidance import StepGuidance
 from vllm.unison.messages.guidance_inputs import GuidanceInputs, LaneInputs
 from vllm.unison.scheduler.sequence_group import SequenceGroup
 from vllm.utils.hashing import sha256
@@ -62,6 +71,7 @@ class Engine:
     caches_prefixes: bool = True
     policy: str = "fcfs"
     is_async: bool = False
+    is_v2: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,6 +188,7 @@ def random_scenario(source: random.Random) -> Scenario:
         caches_prefixes=source.random() < 0.6,
         policy=source.choice(["fcfs", "priority"]),
         is_async=source.random() < 0.6,
+        is_v2=source.random() < 0.5,
     )
     resets = frozenset(source.randint(1, 60) for _ in range(source.choice([0, 0, 1, 3])))
     return Scenario(engine, tuple(arrivals), resets)
@@ -223,19 +234,18 @@ def make_scheduler(model: str, engine: Engine) -> Scheduler:
         block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32
     )
     scheduler_class = AsyncScheduler if engine.is_async else Scheduler
-    scheduler = scheduler_class(
-        vllm_config=config,
-        kv_cache_config=KVCacheConfig(
-            num_blocks=engine.num_blocks,
-            kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
-        ),
-        structured_output_manager=StructuredOutputManager(config),
-        block_size=BLOCK_SIZE,
-        log_stats=False,
-    )
-    scheduler.use_v2_model_runner = False
-    return scheduler
+    with mock.patch.dict(os.environ, VLLM_USE_V2_MODEL_RUNNER=str(int(engine.is_v2))):
+        return scheduler_class(
+            vllm_config=config,
+            kv_cache_config=KVCacheConfig(
+                num_blocks=engine.num_blocks,
+                kv_cache_tensors=[],
+                kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+            ),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=BLOCK_SIZE,
+            log_stats=False,
+        )
 
 
 @functools.cache
@@ -286,7 +296,8 @@ class Driver:
     def __post_init__(self) -> None:
         engine = self.scenario.engine
         self.scheduler = make_scheduler(self.model, engine)
-        self.worker = FakeWorker(
+        worker_class = FakeV2Worker if engine.is_v2 else FakeWorker
+        self.worker = worker_class(
             BLOCK_SIZE, engine.num_blocks, engine.max_rows, MAX_MODEL_LEN, engine.is_async
         )
         self._arrivals = {f"r{i}": a for i, a in enumerate(self.scenario.arrivals)}
@@ -381,8 +392,10 @@ class Driver:
         engine = self.scenario.engine
         assert sum(scheduled.values()) == output.total_num_scheduled_tokens <= engine.budget
         assert len(scheduled) <= engine.max_rows, "more rows than the batch has"
-        sampling = {group.lane_ids[0]: group for group in output.guidance or ()}
-        assert len(sampling) == len(output.guidance or ()), "a group samples twice"
+        guidance = output.guidance or StepGuidance()
+        guided = zip(guidance.groups, guidance.frames, strict=True)
+        sampling = {group.lane_ids[0]: (group, frame) for group, frame in guided}
+        assert len(sampling) == len(guidance.groups), "a group samples twice"
         for group in self._groups:
             self._check_group_step(group, scheduled, sampling)
         for name in output.finished_req_ids:
@@ -421,12 +434,12 @@ class Driver:
         else:
             assert name not in sampling
         if name in sampling:
-            rows = sampling[name]
+            rows, frame = sampling[name]
             assert rows.lane_ids == [lane.lane_id for lane in group.active_lanes]
             assert rows.weights == self._arrivals[name].weights
-            assert rows.frame == known[0] - group.main.num_prompt_tokens
-            assert rows.frame >= rows.first
-            assert rows.last is None or rows.frame <= rows.last
+            assert frame == known[0] - group.main.num_prompt_tokens
+            assert frame >= rows.first
+            assert rows.last is None or frame <= rows.last
 
     def _check_groups(self) -> None:
         for group in self._groups:
@@ -441,6 +454,9 @@ class Driver:
             if group.main.status != RequestStatus.RUNNING:
                 assert not any(self._blocks_of(lane.lane_id) for lane in group.active_lanes)
                 assert all(lane.request.num_computed_tokens == 0 for lane in group.active_lanes)
+                if self.scenario.engine.is_v2:
+                    left = [lane.lane_id for lane in group.active_lanes]
+                    assert self.worker.rows.keys().isdisjoint(left), "a preempted lane has a row"
 
     def _blocks_of(self, lane_id: str) -> list[Any]:
         manager = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0]

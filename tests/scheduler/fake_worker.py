@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A worker without a model, which believes nothing but what a SchedulerOutput says.
 
-It keeps rows, tokens and block tables by the rules of upstream's V1 runner, and a KV cache whose
-entries are digests of a whole prefix. In every step each row reads all that it has computed through
-its block table, so a block that is freed too early, shared wrongly or missing from a table is
-found. What is sampled is a function of the digests of all lanes.
+It keeps rows, tokens and block tables by the rules of upstream's V1 runner, or of its V2 runner,
+and a KV cache whose entries are digests of a whole prefix. In every step each row reads all that it
+has computed through its block table, so a block that is freed too early, shared wrongly or missing
+from a table is found. What is sampled is a function of the digests of all lanes.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ class FakeWorker:
     def _sample(self, output: SchedulerOutput, sampled: dict[str, int]) -> dict[str, int]:
         tokens: dict[str, int] = {}
         lanes: set[str] = set()
-        for group in output.guidance or ():
+        for group in () if output.guidance is None else output.guidance.groups:
             missing = [lane_id for lane_id in group.lane_ids if lane_id not in sampled]
             check(not missing, f"{missing} of a group are not level")
             check(lanes.isdisjoint(group.lane_ids), f"{group.lane_ids} in two groups")
@@ -220,3 +220,43 @@ class FakeWorker:
                 check("#lane" not in lane_id, f"{lane_id} samples without its group")
                 tokens[lane_id] = sampled_token([digest], [1.0])
         return tokens
+
+
+@dataclass
+class FakeV2Worker(FakeWorker):
+    """Executes steps by the rules of upstream's V2 runner.
+
+    A row stays until its request has ended or is preempted, and the device has all its tokens, so
+    that a row which sits out a step needs nothing. A resumed request comes like a new one.
+    """
+
+    def _update_rows(self, output: SchedulerOutput) -> None:
+        for lane_id in output.finished_req_ids | (output.preempted_req_ids or set()):
+            self.rows.pop(lane_id, None)
+        self.batch = set(output.num_scheduled_tokens)
+        # Tokens in flight are on the device, where the next step reads them.
+        for row in self.rows.values():
+            row.tokens = list(row.truth)
+        self.previous = {}
+        for new in output.scheduled_new_reqs:
+            check(new.prefill_token_ids is not None, f"{new.req_id} comes without its tokens")
+            assert new.prefill_token_ids is not None and new.prompt_token_ids is not None
+            known, prompt = list(new.prefill_token_ids), list(new.prompt_token_ids)
+            check(known[: len(prompt)] == prompt, f"{new.req_id}: the prompt is another one")
+            self.rows[new.req_id] = WorkerRow(
+                len(prompt), known, list(known), list(new.block_ids[0]), new.num_computed_tokens
+            )
+        check(len(self.rows) <= self.max_rows, f"{len(self.rows)} rows > {self.max_rows}")
+        cached = output.scheduled_cached_reqs
+        check(not cached.resumed_req_ids and not cached.all_token_ids, "V2 resumes as new")
+        for index, lane_id in enumerate(cached.req_ids):
+            check(lane_id in self.rows, f"{lane_id} is not known")
+            row, fresh = self.rows[lane_id], cached.new_block_ids[index]
+            check(
+                row.computed == cached.num_computed_tokens[index],
+                f"{lane_id} has computed {row.computed} tokens",
+            )
+            if fresh is not None:
+                row.blocks += fresh[0]
+        missing = self.batch - self.rows.keys()
+        check(not missing, f"{missing} are scheduled, but not known")

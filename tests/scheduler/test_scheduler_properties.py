@@ -207,6 +207,13 @@ def adopt_too_much(self: GroupKVCacheManager, lane: LaneState) -> int:
     return hit
 
 
+def forget_preempted_lanes(self: GroupKVCacheManager) -> set[str]:
+    """The V2 runner is not told which lanes' rows are free again."""
+    pop_preempted_lanes(self)
+    return set()
+
+
+pop_preempted_lanes = GroupKVCacheManager.pop_preempted_lanes
 free = GroupKVCacheManager.free
 allocate_slots = GroupKVCacheManager.allocate_slots
 free_lanes = GroupKVCacheManager.free_lanes
@@ -219,6 +226,7 @@ take_cached_prefix = GroupKVCacheManager.take_cached_prefix
         (GroupKVCacheManager, "free", free_without_one_lane),
         (GroupKVCacheManager, "allocate_slots", allocate_and_free_one_lane),
         (GroupKVCacheManager, "free_lanes", keep_one_lane_unknown),
+        (GroupKVCacheManager, "pop_preempted_lanes", forget_preempted_lanes),
         (GroupKVCacheManager, "take_cached_prefix", adopt_too_much),
         (scheduling, "plan_step", leaking_plan),
     ],

@@ -10,15 +10,10 @@ from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
 from vllm.unison.model.spec import multistream_spec
 
 if TYPE_CHECKING:
-    from vllm.config import ModelConfig, VllmConfig
+    from vllm.config import VllmConfig
 
 ASYNC_ON_CPU = "UNISON_CPU_ASYNC_SCHEDULING"
 """Set to 1 to let multi-stream models schedule asynchronously on the CPU (upstream never does)."""
-
-
-def multistream_unsupported_by_v2(model_config: ModelConfig | None) -> list[str]:
-    """What keeps a model from the V2 runner, in the words of upstream's list."""
-    return [] if multistream_spec(model_config) is None else ["multi-stream generation"]
 
 
 def async_scheduling_on_cpu(vllm_config: VllmConfig) -> bool:

@@ -74,6 +74,7 @@ async def _run(engine: AsyncLLM) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_deltas_cross_the_process_boundary(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "dtype": "float32",

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,9 +14,6 @@ from tests.engine.guidance.cases import Model
 from tests.engine.guidance.checkpoints import CHECKPOINTS
 from tests.engine.streams.conftest import emitted_steps  # noqa: F401
 from vllm import LLM, RequestOutput, SamplingParams
-from vllm.unison.worker.stream_worker import StreamWorker
-from vllm.unison.worker.text_guidance import V1TextAdapter
-from vllm.unison.worker.v1_runner import V1StreamAdapter
 from vllm.v1.core.sched.scheduler import Scheduler
 
 LANE = "#lane"
@@ -63,6 +60,14 @@ def runner_of(llm: LLM) -> Any:
     return core.engine_core.model_executor.driver_worker.worker.model_runner
 
 
+def rows_of(llm: LLM) -> Collection[str]:
+    """The requests and lanes that the worker of an engine in this process knows."""
+    runner = runner_of(llm)
+    # By the V2 runner, and by V1.
+    states = getattr(runner, "req_states", None)
+    return runner.requests if states is None else states.req_id_to_index
+
+
 def assert_nothing_left(llm: LLM) -> None:
     """All blocks are free, and the worker keeps no lane and no slot of earlier requests."""
     assert not llm.llm_engine.has_unfinished_requests()
@@ -75,9 +80,10 @@ def assert_nothing_left(llm: LLM) -> None:
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # without the null block
     assert [block.ref_cnt for block in pool.blocks if not block.is_null and block.ref_cnt] == []
     assert not scheduler.requests
-    assert len(runner.requests) <= 1, list(runner.requests)
-    assert not any(LANE in request_id for request_id in runner.requests)
-    if isinstance(runner.adapter, V1StreamAdapter):
+    rows = rows_of(llm)
+    assert len(rows) <= 1, list(rows)
+    assert not any(LANE in request_id for request_id in rows)
+    if hasattr(runner.adapter, "worker"):
         assert runner.adapter.worker.slots.num_slots_in_use() <= 1
 
 
@@ -113,7 +119,7 @@ class Preemption:
 
 @dataclass
 class Step:
-    """What the worker did with guided requests in a step.
+    """What a step did with guided requests.
 
     Attributes:
         computed: row id to the tokens that the step computed, of lanes and conditional lanes.
@@ -177,37 +183,29 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
         watch.preemptions.append(preemption)
 
     monkeypatch.setattr(Scheduler, "_preempt_request", preempting)
-    schedule = Scheduler.schedule
-    newest: dict[str, Any] = {}
+    schedule, update = Scheduler.schedule, Scheduler.update_from_output
+    guided_rows: list[tuple[Any, dict[str, int]]] = []
 
     def scheduling(self: Any, *args: Any, **kwargs: Any) -> Any:
         output = schedule(self, *args, **kwargs)
         guided = {name for name, request in self.requests.items() if request.guidance is not None}
-        newest["computed"] = {
-            lane_id: count
-            for lane_id, count in output.num_scheduled_tokens.items()
-            if lane_id.partition(LANE)[0] in guided
-        }
-        newest["merged"] = [list(group.lane_ids) for group in output.guidance or ()]
+        rows = output.num_scheduled_tokens.items()
+        computed = {row: count for row, count in rows if row.partition(LANE)[0] in guided}
+        guided_rows.append((output, computed))
         return output
 
-    def record(lane_ids: list[str], is_discarded: Any) -> None:
-        sampled = {row for row, no in zip(lane_ids, is_discarded, strict=True) if not no}
-        computed = newest["computed"]
-        watch.steps.append(Step(computed, sampled & computed.keys(), newest["merged"]))
-
-    sample_streams, sample_text = StreamWorker.sample, V1TextAdapter.sample
-
-    def sampling_streams(self: Any, *args: Any) -> Any:
-        record(self._request_ids, args[3])
-        return sample_streams(self, *args)
-
-    def sampling_text(self: Any, *args: Any, **kwargs: Any) -> Any:
-        batch = self._runner.input_batch
-        record(batch.req_ids, self._runner.discard_request_mask.np[: batch.num_reqs])
-        return sample_text(self, *args, **kwargs)
+    def updating(self: Any, output: Any, result: Any) -> Any:
+        computed = next((rows for of_step, rows in guided_rows if of_step is output), None)
+        if computed is None:
+            # Scheduled before the test, and in flight when it began.
+            return update(self, output, result)
+        tokens = zip(result.req_ids, result.sampled_token_ids, strict=True)
+        sampled = {row for row, ids in tokens if ids}
+        groups = [] if output.guidance is None else output.guidance.groups
+        merged = [list(group.lane_ids) for group in groups]
+        watch.steps.append(Step(computed, sampled & computed.keys(), merged))
+        return update(self, output, result)
 
     monkeypatch.setattr(Scheduler, "schedule", scheduling)
-    monkeypatch.setattr(StreamWorker, "sample", sampling_streams)
-    monkeypatch.setattr(V1TextAdapter, "sample", sampling_text)
+    monkeypatch.setattr(Scheduler, "update_from_output", updating)
     return watch

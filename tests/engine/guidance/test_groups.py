@@ -18,8 +18,8 @@ from tests.engine.guidance.conftest import (
     Watch,
     assert_nothing_left,
     num_blocks,
+    rows_of,
     run_steps,
-    runner_of,
     scheduler_of,
 )
 from tests.engine.streams.cases import BLOCK_SIZE, Case, assert_equals, comparable
@@ -325,7 +325,7 @@ def test_a_lane_that_leaves_early_frees_its_blocks_at_once(
             assert request.num_output_tokens <= last + delays + 2
         elif lane:
             assert num_blocks(scheduler, [lane]) == 0
-            assert lane not in runner_of(llm).requests
+            assert lane not in rows_of(llm)
     assert held >= 120 // BLOCK_SIZE
     assert_equals(finished["leaves"], model(NAME).expected(case))
     assert_nothing_left(llm)
@@ -349,7 +349,7 @@ def test_aborted_groups_leave_nothing_behind(
         llm.llm_engine.step()
     if num_steps > 1:
         assert _free(llm) < free
-        assert any(LANE in request_id for request_id in runner_of(llm).requests)
+        assert any(LANE in request_id for request_id in rows_of(llm))
     llm.llm_engine.abort_request([f"{num_steps}a", f"{num_steps}c"])
     outputs = run_steps(llm)
     for name in "bd":

@@ -145,6 +145,7 @@ def test_outputs_with_lanes_that_join_late_are_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.processes
 def test_two_tensor_parallel_ranks_give_the_same(
     model: Callable[[str], Model], baselines: Callable[[str], list[Any]], tmp_path: Path
 ) -> None:

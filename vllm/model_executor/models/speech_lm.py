@@ -45,6 +45,7 @@ class SpeechLMForConditionalGeneration(nn.Module):
     """
 
     _audio_head: torch.Tensor
+    _inputs_embeds: torch.Tensor
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
@@ -87,6 +88,8 @@ class SpeechLMForConditionalGeneration(nn.Module):
             torch.full((tokens, layout.num_streams - 1), _pad_of(spec), dtype=torch.int32),
             persistent=False,
         )
+        # Piecewise CUDA graphs of the backbone read their input where it was at their capture.
+        self.register_buffer("_inputs_embeds", torch.zeros(tokens, hidden), persistent=False)
         # Row 0 stays zero: it is what ids that add nothing are mapped to.
         self.register_buffer(
             "_auxiliary_embedding",
@@ -115,20 +118,32 @@ class SpeechLMForConditionalGeneration(nn.Module):
                 torch.zeros(layout.num_streams, hidden), requires_grad=False
             )
 
+    @staticmethod
+    def get_model_state_cls() -> type:
+        """What upstream's V2 model runner keeps of the model."""
+        # The V1 runner needs nothing of V2's.
+        from vllm.unison.worker.v2_model_state import StreamModelState
+
+        return StreamModelState
+
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[num_tokens, hidden_size] sum of all streams' embeddings.
 
-        Stream 0 is `input_ids` [num_tokens]; the others are the first rows of `auxiliary_ids`.
+        Stream 0 is `input_ids` [num_tokens]; the others are the first rows of `auxiliary_ids`. The
+        result is a buffer that the next call writes again.
         """
+        out = self._inputs_embeds[: input_ids.shape[0]]
         auxiliary_ids = self.auxiliary_ids[: input_ids.shape[0]]
         tables = (self._auxiliary_embedding, self._auxiliary_row, auxiliary_ids)
         if self._primary_table is not None:
             # One pass over the rows of all streams.
-            return embed_streams(self._primary_table, input_ids, self._primary_skipped, *tables)
+            return embed_streams(
+                self._primary_table, input_ids, self._primary_skipped, *tables, out=out
+            )
         embedded = self.backbone.embed_input_ids(input_ids)
         if self._primary_skipped is not None:
             embedded = embedded.masked_fill(self._primary_skipped[input_ids][:, None], 0)
-        return embed_streams(embedded, None, None, *tables)
+        return embed_streams(embedded, None, None, *tables, out=out)
 
     def forward(
         self,

@@ -1,25 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the scheduler tells the worker, and the metrics, about a step's sequence groups."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass
-class GuidedGroup:
+class GuidedGroup(NamedTuple):
     """Scheduler to worker: the rows of a group that samples with guidance in this step.
 
     Attributes:
         lane_ids: the conditional lane's id first.
         weights: of the lanes' logits.
-        frame: steps since the guided stretch began.
         first, last: guided frames of the stretch; last None means to the end.
     """
 
     lane_ids: list[str]
     weights: list[float]
-    frame: int
     first: int
     last: int | None
+
+
+@dataclass
+class StepGuidance:
+    """Scheduler to worker: the groups that sample with guidance in a step.
+
+    Attributes:
+        groups: what stays the same from step to step.
+        frames: per group the steps since its guided stretch began.
+    """
+
+    groups: list[GuidedGroup] = field(default_factory=list)
+    frames: list[int] = field(default_factory=list)
 
 
 @dataclass

@@ -17,6 +17,7 @@ def embed_streams(
     auxiliary_embedding: torch.Tensor,
     auxiliary_row: torch.Tensor,
     auxiliary_ids: torch.Tensor,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """The input embedding of a multi-stream model: per position the sum over its streams.
 
@@ -33,16 +34,27 @@ def embed_streams(
             read: it stands for ids that add nothing.
         auxiliary_row: [vocabulary_size] int32, the row of each id of streams 1 and up.
         auxiliary_ids: [num_tokens, num_streams - 1] int32.
+        out: [num_tokens, hidden_size] in the tables' type, written; None for a new tensor.
 
     Returns:
-        [num_tokens, hidden_size] in the tables' type. Ids outside the vocabulary add nothing.
+        `out`. Ids outside the vocabulary add nothing.
 
     Raises:
         RuntimeError: a tensor has a wrong shape, type or device; the message names it.
     """
-    return torch.ops.unison.embed_streams.default(
-        primary, primary_ids, primary_skipped, auxiliary_embedding, auxiliary_row, auxiliary_ids
+    if out is None:
+        tokens = len(primary) if primary_ids is None else len(primary_ids)
+        out = primary.new_empty((tokens, primary.shape[1]))
+    torch.ops.unison.embed_streams.default(
+        primary,
+        primary_ids,
+        primary_skipped,
+        auxiliary_embedding,
+        auxiliary_row,
+        auxiliary_ids,
+        out,
     )
+    return out
 
 
 def embed_streams_reference(

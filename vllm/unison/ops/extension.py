@@ -16,6 +16,7 @@ EXTENSION_NAME = "_unison_C.so"
 _WRITING_OPERATORS = (
     "sample_streams",
     "cfg_merge",
+    "embed_streams",
     "gather_streams",
     "constrain_streams",
     "commit_streams",
@@ -44,20 +45,7 @@ def load_extension() -> None:
     torch.ops.load_library(str(path))
     for name in _WRITING_OPERATORS:
         torch.library.register_fake(f"unison::{name}", _return_nothing)
-    torch.library.register_fake("unison::embed_streams", _embed_fake)
 
 
 def _return_nothing(*args: Any, **kwargs: Any) -> None:
     return None
-
-
-def _embed_fake(
-    primary: torch.Tensor,
-    primary_ids: torch.Tensor | None,
-    primary_skipped: torch.Tensor | None,
-    auxiliary_embedding: torch.Tensor,
-    auxiliary_row: torch.Tensor,
-    auxiliary_ids: torch.Tensor,
-) -> torch.Tensor:
-    tokens = primary.shape[0] if primary_ids is None else primary_ids.shape[0]
-    return primary.new_empty((tokens, primary.shape[1]))

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from vllm.unison.ops.cfg_merge import cfg_merge
+from vllm.unison.sampler.upload import upload
 
 if TYPE_CHECKING:
     from vllm.unison.messages.guidance import GuidedGroup
@@ -78,7 +79,7 @@ class GuidedBatch:
             all_weights[index, : len(rows)] = weights
 
         def on_device(values: NDArray[np.generic]) -> torch.Tensor:
-            return torch.from_numpy(values).to(device, non_blocking=True)
+            return upload(values, device)
 
         self.groups = BatchGroups(
             on_device(all_members), on_device(all_weights), np.array(first_rows, np.int64)
@@ -101,7 +102,7 @@ class GuidedBatch:
         return cfg_merge(values, self.guided_members, self.guided_weights, torch.float32)
 
     def unguided_streams(
-        self, guided: Sequence[GuidedGroup], delays: NDArray[np.int64]
+        self, frames: Sequence[int], delays: NDArray[np.int64]
     ) -> NDArray[np.bool_] | None:
         """[num_groups, num_streams] streams that only the conditional lane decides.
 
@@ -109,7 +110,7 @@ class GuidedBatch:
         stream 0 has frame f carries frame f - delays[k].
 
         Args:
-            guided: the guided groups of this step, in the order of the batch's.
+            frames: of this step, per guided group.
             delays: [num_streams] of the delay pattern.
 
         Returns:
@@ -117,8 +118,8 @@ class GuidedBatch:
         """
         if not self.has_intervals:
             return None
-        frames = np.array([group.frame for group in guided])[:, None] - delays
-        outside = (frames < self.first_frames[:, None]) | (frames > self.last_frames[:, None])
+        carried = np.array(frames)[:, None] - delays
+        outside = (carried < self.first_frames[:, None]) | (carried > self.last_frames[:, None])
         if not outside.any():
             return None
         unguided = np.zeros((len(self.groups.first_rows), len(delays)), np.bool_)
@@ -135,27 +136,23 @@ class GuidedBatchCache:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._key: object = None
+        self._guided: Sequence[GuidedGroup] = ()
+        self._request_ids: list[str] = []
         self._batch: GuidedBatch | None = None
 
     def get(
         self,
-        guided: Sequence[GuidedGroup] | None,
+        guided: Sequence[GuidedGroup],
         request_ids: Sequence[str],
-        row_of: Mapping[str, int],
-    ) -> GuidedBatch | None:
-        """The guided batch of a step; None in a step without guidance.
+    ) -> GuidedBatch:
+        """The guided batch of a step.
 
         Args:
-            guided: the groups that sample with guidance.
+            guided: the groups that sample with guidance, at least one.
             request_ids: of the batch rows.
-            row_of: the batch row of each of them.
         """
-        if not guided:
-            return None
-        groups = [(group.lane_ids, group.weights, group.first, group.last) for group in guided]
-        key = (groups, list(request_ids))
-        if key != self._key:
-            self._key = key
+        if self._batch is None or guided != self._guided or request_ids != self._request_ids:
+            self._guided, self._request_ids = guided, list(request_ids)
+            row_of = {request_id: row for row, request_id in enumerate(request_ids)}
             self._batch = GuidedBatch(guided, row_of, len(request_ids), self._device)
         return self._batch

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from vllm.unison.ops.cfg_merge import cfg_merge
 from vllm.unison.ops.sample import SampleArguments, sample_streams
+from vllm.unison.sampler.upload import upload
 
 if TYPE_CHECKING:
     from vllm.unison.sampler.batch_groups import BatchGroups
@@ -71,7 +72,7 @@ class HeadGather:
         """The gather of the groups numbered `chosen`, of a batch of `num_rows` rows."""
         index = None
         if len(chosen) < (num_rows if groups is None else len(groups.first_rows)):
-            index = torch.from_numpy(chosen).to(device, non_blocking=True)
+            index = upload(chosen, device)
         if groups is None:
             return cls(index, None, None)
         if index is None:
@@ -92,6 +93,30 @@ class HeadGather:
         if self.members is not None and self.weights is not None:
             return cfg_merge(hidden_states, self.members, self.weights)
         return hidden_states if self.index is None else hidden_states[self.index]
+
+
+class HeadGatherCache:
+    """A head's newest gather, kept while the rows that it is multiplied for stay as they are.
+
+    Args:
+        device: where the indices live.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._key: tuple[bytes, int] | None = None
+        self._groups: BatchGroups | None = None
+        self._gather: HeadGather | None = None
+
+    def get(
+        self, chosen: NDArray[np.int64], groups: BatchGroups | None, num_rows: int
+    ) -> HeadGather:
+        """HeadGather.of these arguments; groups are compared by identity."""
+        key = (chosen.tobytes(), num_rows)
+        if self._gather is None or key != self._key or groups is not self._groups:
+            self._key, self._groups = key, groups
+            self._gather = HeadGather.of(chosen, groups, num_rows, self._device)
+        return self._gather
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,9 @@ A request that is in the worker's batch has a slot: a row of device tensors that
 from step to step, so that a step is a handful of gathers whatever the number of requests. A request
 that leaves the batch (preempted, or not scheduled) gives its slot back; when it returns, the
 scheduler sends its streams again and its progress is recovered from its tokens.
+
+What a request writes when it enters is staged by `admit` and written by `set_rows`, together with
+that of all others that enter in the step.
 """
 
 from collections.abc import Sequence
@@ -21,28 +24,11 @@ from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.phases import PhaseTable, Progress, Replay, replay
 from vllm.unison.ops.extension import load_extension
 from vllm.unison.ops.phase_step import gather_ids
+from vllm.unison.sampler.slot_writes import SlotSettings, SlotWrite, write_slots
+from vllm.unison.sampler.upload import upload
 
 NEVER = 2**31 - 1
 """A position that no request reaches."""
-
-
-@dataclass
-class SlotSettings:
-    """Sampling settings of all slots; column 0 is for text phases, column 1 + k for stream k.
-
-    Attributes:
-        temperature, top_k, top_p: [num_slots, 1 + num_streams].
-        seed: [num_slots] int64.
-        limit: [num_slots] position at which stream 0 may emit no more.
-        earliest_end: [num_slots] position before which the request may not end by itself.
-    """
-
-    temperature: torch.Tensor
-    top_k: torch.Tensor
-    top_p: torch.Tensor
-    seed: torch.Tensor
-    limit: torch.Tensor
-    earliest_end: torch.Tensor
 
 
 def num_slots(max_requests: int) -> int:
@@ -102,6 +88,7 @@ class SlotTable:
         self._slot_of: dict[str, int] = {}
         self._records: dict[int, SlotRecord] = {}
         self._rows: list[str] = []
+        self._staged: list[SlotWrite] = []
 
         rows, streams = self.padding_slot + 1, layout.num_streams
 
@@ -137,6 +124,10 @@ class SlotTable:
         """What is known of the request that holds a slot, or held it last."""
         return self._records[slot]
 
+    def request_ids(self) -> AbstractSet[str]:
+        """Requests that hold a slot."""
+        return self._slot_of.keys()
+
     def num_slots_in_use(self) -> int:
         """Slots held by requests in the batch."""
         return len(self._slot_of)
@@ -144,7 +135,7 @@ class SlotTable:
     def release_except(self, kept: AbstractSet[str]) -> None:
         """Start a step: take back the slots of requests that are not among `kept`."""
         self._free += self._quarantined.pop(0)
-        gone = [request_id for request_id in self._slot_of if request_id not in kept]
+        gone = self._slot_of.keys() - kept
         self._quarantined.append([self._slot_of.pop(request_id) for request_id in gone])
 
     def admit(
@@ -155,7 +146,7 @@ class SlotTable:
         auxiliary_ids: NDArray[np.int32],
         params: SamplingParams,
     ) -> Replay:
-        """Give a request a slot and fill it; returns what its tokens say.
+        """Give a request a slot and stage what it writes there; returns what its tokens say.
 
         Args:
             request_id: id of a request without a slot.
@@ -167,57 +158,45 @@ class SlotTable:
         """
         known = len(prompt) + len(output)
         limit = stream_limit(self.layout, len(prompt), params, self.max_model_len)
-        progress = self._fill(request_id, prompt, output, auxiliary_ids, limit)
-        slot = self._slot_of[request_id]
+        if request_id in self._slot_of:
+            raise RuntimeError(f"request {request_id} has a slot already")
+        progress = replay(self.table, prompt, output, limit)
+        slot = self._free.pop()
+        self._slot_of[request_id] = slot
         self._records[slot] = SlotRecord(request_id, len(prompt), limit)
         self.known_state[slot] = progress.state
-        self.suffix_end[slot] = len(auxiliary_ids) if len(auxiliary_ids) > known else 0
-        self.progress.state[slot] = progress.state
-        self.progress.segment_start[slot] = progress.segment_start
-        self.progress.flush_end[slot] = progress.flush_end
-        settings, streams = self.settings, self.layout.num_streams
-        settings.temperature[slot] = torch.tensor(
-            [params.temperature, *per_stream(params, "temperature", streams)], dtype=torch.float32
-        )
-        settings.top_k[slot] = torch.tensor(
-            [params.top_k, *per_stream(params, "top_k", streams)], dtype=torch.int32
-        ).clamp(min=0)
-        settings.top_p[slot] = torch.tensor(
-            [params.top_p, *per_stream(params, "top_p", streams)], dtype=torch.float32
-        )
-        settings.seed[slot] = params.seed
-        settings.limit[slot] = limit
-        settings.earliest_end[slot] = (
-            NEVER if params.ignore_eos else len(prompt) + params.min_tokens
+        streams, seed = self.layout.num_streams, params.seed
+        assert seed is not None
+        self._staged.append(
+            SlotWrite(
+                slot=slot,
+                streams=stack_streams(prompt, output, auxiliary_ids[: self.max_model_len]),
+                suffix_end=len(auxiliary_ids) if len(auxiliary_ids) > known else 0,
+                state=progress.state,
+                segment_start=progress.segment_start,
+                flush_end=progress.flush_end,
+                temperature=[params.temperature, *per_stream(params, "temperature", streams)],
+                top_k=[max(k, 0) for k in (params.top_k, *per_stream(params, "top_k", streams))],
+                top_p=[params.top_p, *per_stream(params, "top_p", streams)],
+                seed=seed,
+                limit=limit,
+                earliest_end=NEVER if params.ignore_eos else len(prompt) + params.min_tokens,
+            )
         )
         return progress
 
-    def _fill(
-        self,
-        request_id: str,
-        prompt: Sequence[int],
-        output: Sequence[int],
-        auxiliary_ids: NDArray[np.int32],
-        limit: int,
-    ) -> Replay:
-        if request_id in self._slot_of:
-            raise RuntimeError(f"request {request_id} has a slot already")
-        slot = self._free.pop()
-        self._slot_of[request_id] = slot
-        rows = stack_streams(prompt, output, auxiliary_ids[: self.max_model_len])
-        num_rows = len(rows)
-        self.history[slot, :num_rows] = torch.from_numpy(rows).to(self.device)
-        return replay(self.table, prompt, output, limit)
-
     def set_rows(self, request_ids: Sequence[str]) -> None:
-        """Say which request each row of the batch holds."""
+        """Say which request each row of the batch holds, and write what those that enter staged."""
+        if self._staged:
+            writes, self._staged = self._staged, []
+            write_slots(writes, self.history, self.suffix_end, self.progress, self.settings)
         # In most steps the batch does not change.
         if request_ids == self._rows:
             return
         self._rows = list(request_ids)
         slots = np.fromiter((self._slot_of[r] for r in request_ids), np.int64, len(request_ids))
         self.row_slots_host = slots
-        self.row_slots = torch.from_numpy(slots).to(self.device)
+        self.row_slots = upload(slots, self.device)
 
     def invalidate_rows(self) -> None:
         """Make the next `set_rows` rebuild the rows (a request may hold another slot now)."""

@@ -17,8 +17,16 @@ from vllm.unison.ops.cfg_merge import cfg_merge
 from vllm.unison.ops.sample import SampleArguments, sample_streams
 from vllm.unison.sampler.batch_groups import BatchGroups
 from vllm.unison.sampler.phase_machine import Choices, PhaseMachine, StepTokens
-from vllm.unison.sampler.sampling_plan import HeadGather, PlannedCall, PlannedHead, SamplingPlan
-from vllm.unison.sampler.slot_table import SlotSettings, SlotTable
+from vllm.unison.sampler.sampling_plan import (
+    HeadGather,
+    HeadGatherCache,
+    PlannedCall,
+    PlannedHead,
+    SamplingPlan,
+)
+from vllm.unison.sampler.slot_table import SlotTable
+from vllm.unison.sampler.slot_writes import SlotSettings
+from vllm.unison.sampler.upload import upload
 
 _AUDIO_KINDS = frozenset({StateKind.AUDIO, StateKind.FLUSH})
 
@@ -169,7 +177,11 @@ class StreamSampler:
         self._machine = PhaseMachine(layout, table, slots)
         self._is_text = table.kind == StateKind.TEXT
         self._is_audio = np.isin(table.kind, list(_AUDIO_KINDS))
-        self._kinds_soon = table.kinds_within_one_step
+        soon = table.kinds_within_one_step
+        self._may_be_text = np.array([StateKind.TEXT in kinds for kinds in soon], np.bool_)
+        self._may_be_audio = np.array([bool(_AUDIO_KINDS & kinds) for kinds in soon], np.bool_)
+        self._none_discarded = torch.zeros(slots.max_requests, dtype=torch.bool, device=device)
+        self._text_gather, self._audio_gather = HeadGatherCache(device), HeadGatherCache(device)
         self._keeps_plans = keeps_plans
         self._plan: SamplingPlan | None = None
         heads = Heads(layout, table)
@@ -226,18 +238,18 @@ class StreamSampler:
             return self._plan.run(hidden_states, position)
         position = position.long()
         if discard is None:
-            discard = torch.zeros(len(position), dtype=torch.bool, device=position.device)
+            discard = self._none_discarded[: len(position)]
         choices = self._machine.constrain(position)
         rows = BatchInputs(
             hidden_states, position, self._slots.row_slots, groups, unguided, choices
         )
         text, audio = self._groups_by_head(states, states_are_current)
-        for chosen, logits_of, stream_groups in (
-            (text, model.text_logits, self._text),
-            (audio, model.audio_logits, self._audio),
+        for chosen, gathers, logits_of, stream_groups in (
+            (text, self._text_gather, model.text_logits, self._text),
+            (audio, self._audio_gather, model.audio_logits, self._audio),
         ):
             if len(chosen) and stream_groups:
-                head = _head_inputs(rows, chosen)
+                head = _head_inputs(rows, chosen, gathers.get(chosen, groups, len(position)))
                 logits = logits_of(head.hidden_states)
                 for stream_group in stream_groups:
                     stream_group.sample(logits, head, rows)
@@ -292,24 +304,21 @@ class StreamSampler:
         if states_are_current:
             text, audio = self._is_text[states], self._is_audio[states]
         else:
-            soon = [self._kinds_soon[s] for s in states.tolist()]
-            text = np.array([StateKind.TEXT in kinds for kinds in soon], np.bool_)
-            audio = np.array([bool(_AUDIO_KINDS & kinds) for kinds in soon], np.bool_)
+            text, audio = self._may_be_text[states], self._may_be_audio[states]
         return np.flatnonzero(text), np.flatnonzero(audio)
 
 
-def _head_inputs(rows: BatchInputs, chosen: NDArray[np.int64]) -> HeadInputs:
+def _head_inputs(rows: BatchInputs, chosen: NDArray[np.int64], gather: HeadGather) -> HeadInputs:
     """What a head is multiplied with, for the groups numbered `chosen`."""
     hidden_states = rows.hidden_states
     device = hidden_states.device
-    gather = HeadGather.of(chosen, rows.groups, len(hidden_states), device)
     outside = None if rows.unguided is None else rows.unguided[chosen]
     if outside is None or not outside.any():
         return HeadInputs(gather.read(hidden_states), gather.rows, None)
     members, weights = gather.members, gather.weights
     assert members is not None and weights is not None
     mixed = np.flatnonzero(outside.any(axis=1))
-    alone = torch.from_numpy(mixed).to(device, non_blocking=True)
+    alone = upload(mixed, device)
     # The second row of a group at the edge of its interval: its conditional lane with weight 1.
     own = torch.full((len(mixed), members.shape[1]), -1, dtype=torch.int64, device=device)
     own[:, 0] = members[alone, 0]
@@ -321,5 +330,5 @@ def _head_inputs(rows: BatchInputs, chosen: NDArray[np.int64]) -> HeadInputs:
     second = np.zeros(len(chosen), np.int64)
     second[mixed] = len(chosen) + np.arange(len(mixed))
     head_row = np.where(outside, second[:, None], np.arange(len(chosen))[:, None])
-    logit_rows = torch.from_numpy(head_row).to(device, non_blocking=True)
+    logit_rows = upload(head_row, device)
     return HeadInputs(merged, members, logit_rows)

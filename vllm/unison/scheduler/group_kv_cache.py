@@ -21,6 +21,7 @@ class GroupKVCacheManager(KVCacheManager):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._finished_lanes: set[str] = set()
+        self._preempted_lanes: set[str] = set()
         self._num_preempted_groups = 0
         managers = self.coordinator.single_type_managers
         # With full attention alone, blocks that suffice need no further book-keeping.
@@ -30,6 +31,11 @@ class GroupKVCacheManager(KVCacheManager):
     def pop_finished_lanes(self) -> set[str]:
         """Ids of guidance lanes that are gone since the last call and that the worker has."""
         lanes, self._finished_lanes = self._finished_lanes, set()
+        return lanes
+
+    def pop_preempted_lanes(self) -> set[str]:
+        """Ids of guidance lanes preempted since the last call that the worker has."""
+        lanes, self._preempted_lanes = self._preempted_lanes, set()
         return lanes
 
     def pop_num_preempted_groups(self) -> int:
@@ -162,6 +168,8 @@ class GroupKVCacheManager(KVCacheManager):
         for lane in group.guidance_lanes:
             super().free(lane.request)
             lane.note_freed()
+            if lane.is_on_worker:
+                self._preempted_lanes.add(lane.lane_id)
             lane.request.num_computed_tokens = 0
 
     def pop_blocks_for_free(self, request: Request) -> list[KVCacheBlock]:

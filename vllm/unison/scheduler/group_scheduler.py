@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vllm.unison.messages.guidance import GuidanceStats, GuidedGroup
+from vllm.unison.messages.guidance import GuidanceStats, GuidedGroup, StepGuidance
 from vllm.unison.messages.streams import StreamUpdate
 from vllm.unison.model.spec import multistream_spec
 from vllm.unison.scheduler.guidance_window import GuidanceWindow
@@ -47,7 +47,9 @@ class GroupScheduler:
         self._num_streams = 1 if spec is None else spec.layout.num_streams
         self._max_delay = 0 if spec is None else spec.layout.max_delay
         self._window = GuidanceWindow(None if spec is None else spec.table)
-        self._lanes_of_last_step: set[str] = set()
+        # Upstream's V1 runner wants all tokens again of a row that sat out a step; V2 keeps it.
+        self._is_v2: bool = scheduler.vllm_config.use_v2_model_runner
+        self._placed_lanes: set[str] | None = None if self._is_v2 else set()
         self._scheduled: list[SequenceGroup] = []
         self._has_groups = False
         self.stats = GuidanceStats()
@@ -112,9 +114,9 @@ class GroupScheduler:
             known, computed = own.num_tokens, own.num_computed_tokens
             if lane.is_conditional and num_computed is not None:
                 computed = num_computed
-            # Only lanes that sampled in the last step have the tokens that are in flight.
+            # Only lanes that sampled them have the tokens that are in flight.
             is_synced = (
-                lane.lane_id in self._lanes_of_last_step
+                lane.is_placed(self._placed_lanes)
                 and lane.num_tokens_on_worker == known + in_flight
             )
             remaining.append(known - computed + (in_flight if is_synced else 0))
@@ -142,7 +144,7 @@ class GroupScheduler:
             if (group := requests[request_id].group) is not None
         ]
         entries = [
-            (group, lane, lane.entry_kind(self._lanes_of_last_step))
+            (group, lane, lane.entry_kind(self._placed_lanes))
             for group in self._scheduled
             for lane, tokens in self._planned_lanes(group)
             if tokens
@@ -163,7 +165,11 @@ class GroupScheduler:
         for group in self._scheduled:
             self._add_group(output, group)
         output.finished_req_ids |= self._manager.pop_finished_lanes()
-        self._lanes_of_last_step = {lane.lane_id for _, lane, _ in entries}
+        preempted = self._manager.pop_preempted_lanes()
+        if self._is_v2:
+            output.preempted_req_ids = (output.preempted_req_ids or set()) | preempted
+        else:
+            self._placed_lanes = {lane.lane_id for _, lane, _ in entries}
 
     def _keeps_entry(self, group: SequenceGroup, kind: EntryKind) -> bool:
         """Whether upstream's entry of a group's request is right for its conditional lane.
@@ -186,9 +192,12 @@ class GroupScheduler:
         request, lane_id = lane.request, lane.lane_id
         blocks = self._manager.coordinator.get_blocks(lane_id)
         num_blocks = [len(of_cache) for of_cache in blocks]
-        if kind is EntryKind.NEW:
-            new = NewRequestData.from_request(request, _ids_from(blocks))
-            new.prompt_token_ids = list(request.all_token_ids)
+        if kind is EntryKind.NEW or (self._is_v2 and kind is EntryKind.RESUMED):
+            known = list(request.all_token_ids)
+            prefill = known if self._is_v2 else None
+            new = NewRequestData.from_request(request, _ids_from(blocks), prefill)
+            if kind is EntryKind.NEW:
+                new.prompt_token_ids = known
             output.scheduled_new_reqs.append(new)
         else:
             cached = output.scheduled_cached_reqs
@@ -224,10 +233,11 @@ class GroupScheduler:
             del output.num_scheduled_tokens[request_id]
         if plan.samples and group.guidance_lanes:
             inputs = group.inputs
-            output.guidance = output.guidance or []
-            output.guidance.append(
-                GuidedGroup(group.lane_ids, group.weights, plan.frame, inputs.first, inputs.last)
+            output.guidance = output.guidance or StepGuidance()
+            output.guidance.groups.append(
+                GuidedGroup(group.lane_ids, group.weights, inputs.first, inputs.last)
             )
+            output.guidance.frames.append(plan.frame)
 
     def complete(self, output: SchedulerOutput) -> SchedulerOutput:
         """Add the guidance lanes to a step's output and advance their counters."""

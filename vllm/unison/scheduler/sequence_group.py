@@ -15,6 +15,9 @@ lane already (`LaneState.entry_kind`):
 | yes | freed by preemption | | RESUMED |
 | yes | its own still | no | RESUMED |
 | yes | its own still | yes | CONTINUED |
+
+Upstream's V2 runner keeps a row that sits out a step, so there the last column asks only for the
+tokens.
 """
 
 from __future__ import annotations
@@ -74,21 +77,25 @@ class LaneState:
         self.lane_id: str = self.request.request_id
         """Id under which the worker knows the lane."""
 
-    def entry_kind(self, lanes_of_last_step: AbstractSet[str]) -> EntryKind:
+    def entry_kind(self, placed_lanes: AbstractSet[str] | None) -> EntryKind:
         """What the worker is told of the lane in this step; see the module's table.
 
         Args:
-            lanes_of_last_step: ids of the lanes that computed tokens in the last step. Upstream's
-                V1 runner wants all tokens again of a row that sat out a step.
+            placed_lanes: ids of the lanes that have a row in the worker's batch; None if every
+                lane that the worker knows has.
         """
         if not self.is_on_worker:
             return EntryKind.NEW
         has_all = (
             self.num_blocks_on_worker is not None
-            and self.lane_id in lanes_of_last_step
+            and self.is_placed(placed_lanes)
             and self.num_tokens_on_worker >= self.request.num_tokens
         )
         return EntryKind.CONTINUED if has_all else EntryKind.RESUMED
+
+    def is_placed(self, placed_lanes: AbstractSet[str] | None) -> bool:
+        """Whether the lane has a row in the worker's batch; see `entry_kind`."""
+        return placed_lanes is None or self.lane_id in placed_lanes
 
     def note_entry(self, kind: EntryKind, num_blocks: list[int], samples: bool) -> None:
         """The worker is told of the lane.

@@ -8,27 +8,29 @@ the hidden states, and `end_step` and `collect` for what goes back to the schedu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
 from vllm.unison.messages.streams import StreamOutput, StreamUpdate
 from vllm.unison.model.phases import Finish
 from vllm.unison.model.spec import SpeechSpec
 from vllm.unison.sampler.batch_groups import GuidedBatch, GuidedBatchCache
 from vllm.unison.sampler.phase_machine import StepTokens
-from vllm.unison.sampler.slot_table import SlotTable
+from vllm.unison.sampler.slot_table import SlotTable, num_slots
 from vllm.unison.sampler.stream_sampler import HeadModel, StreamSampler
 from vllm.unison.worker.pending_step import PendingStep
 from vllm.unison.worker.step_audio import StepAudio
 
 if TYPE_CHECKING:
     from vllm.sampling_params import SamplingParams
-    from vllm.unison.messages.guidance import GuidedGroup
+    from vllm.unison.messages.guidance import StepGuidance
 
 
 class StreamModel(HeadModel, Protocol):
@@ -39,6 +41,10 @@ class StreamModel(HeadModel, Protocol):
     """
 
     auxiliary_ids: torch.Tensor
+
+    def prepare_streams(self) -> None:
+        """Called once, when the weights are loaded."""
+        ...
 
 
 class StreamWorker:
@@ -80,25 +86,25 @@ class StreamWorker:
         self._batches = GuidedBatchCache(device)
         self._audio = audio
         self._update = StreamUpdate()
-        self._guided: list[GuidedGroup] | None = None
+        self._guidance: StepGuidance | None = None
         self._request_ids: list[str] = []
         self._sampled: tuple[StepTokens, NDArray[np.bool_]] | None = None
 
     def begin_step(
         self,
         update: StreamUpdate | None,
-        guided: list[GuidedGroup] | None,
+        guidance: StepGuidance | None,
         staying: AbstractSet[str],
     ) -> None:
         """Release the slots of all requests that are not among `staying`.
 
         Args:
             update: the streams of requests that enter the batch.
-            guided: the groups that sample with guidance in this step.
+            guidance: the groups that sample with guidance in this step; None: no group does.
             staying: requests of the last step's batch that stay in it, none of which enters.
         """
         self._update = update or StreamUpdate()
-        self._guided = guided
+        self._guidance = guidance
         self.slots.release_except(staying)
         if self._audio is not None:
             self._audio.begin_step(staying)
@@ -150,28 +156,28 @@ class StreamWorker:
         self,
         hidden_states: torch.Tensor,
         position: torch.Tensor,
-        discard: torch.Tensor,
+        discard: torch.Tensor | None,
         is_discarded: NDArray[np.bool_],
-        row_of: Mapping[str, int],
     ) -> torch.Tensor:
         """Sample the next token of every stream of every group.
 
         Args:
             hidden_states: [num_rows, hidden_size] at each row's last scheduled token.
             position: [num_rows] integer position of the emitted tokens.
-            discard: [num_rows] bool, rows that have not reached their last known token.
+            discard: [num_rows] bool, rows that have not reached their last known token; may be
+                None if there are none.
             is_discarded: the same on the host.
-            row_of: batch row by request or lane id.
 
         Returns:
             [num_rows, 1] int32 tokens of stream 0.
         """
-        guided = self._batches.get(self._guided, self._request_ids, row_of)
+        guidance = self._guidance
+        guided = unguided = None
         kept = ~is_discarded
-        unguided = None
-        if guided is not None and self._guided:
+        if guidance is not None:
+            guided = self._batches.get(guidance.groups, self._request_ids)
             kept[guided.guidance_rows] = False
-            unguided = guided.unguided_streams(self._guided, self._delays)
+            unguided = guided.unguided_streams(guidance.frames, self._delays)
         step = self._sample(hidden_states, position, discard, is_discarded, guided, unguided)
         if self._host_is_device:
             slots = self.slots.row_slots_host[kept]
@@ -183,7 +189,7 @@ class StreamWorker:
         self,
         hidden_states: torch.Tensor,
         position: torch.Tensor,
-        discard: torch.Tensor,
+        discard: torch.Tensor | None,
         is_discarded: NDArray[np.bool_],
         guided: GuidedBatch | None,
         unguided: NDArray[np.bool_] | None,
@@ -234,3 +240,27 @@ class StreamWorker:
         """Multiply both heads for all rows, as the largest step does; for memory profiling."""
         self._model.text_logits(hidden_states)
         self._model.audio_logits(hidden_states)
+
+
+def make_stream_worker(
+    spec: SpeechSpec,
+    model: StreamModel,
+    vllm_config: Any,
+    max_requests: int,
+    max_model_len: int,
+    device: torch.device,
+    is_async: bool,
+) -> StreamWorker:
+    """The stream worker of a model runner whose model has its weights.
+
+    Args:
+        vllm_config: the engine's configuration, from which the sizes of audio chunks come.
+        spec, model, max_requests, max_model_len, device, is_async: see StreamWorker.
+    """
+    model.prepare_streams()
+    audio = None
+    # Only the first rank's output reaches the scheduler.
+    if spec.has_codec and get_tensor_model_parallel_rank() == 0:
+        policy = ChunkSchedule.from_config(vllm_config.additional_config)
+        audio = StepAudio(spec, device, policy, num_slots(max_requests))
+    return StreamWorker(spec, model, max_requests, max_model_len, device, is_async, audio)

@@ -12,15 +12,13 @@ from typing import Any, Protocol
 
 import torch
 
-from vllm.distributed import get_tensor_model_parallel_rank
-from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
 from vllm.unison.model.spec import SpeechSpec, multistream_spec
-from vllm.unison.sampler.slot_table import num_slots
-from vllm.unison.worker.pending_step import PendingStep
-from vllm.unison.worker.step_audio import StepAudio
-from vllm.unison.worker.stream_worker import StreamWorker
-from vllm.unison.worker.text_guidance import V1TextAdapter
-from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput, SamplerOutput
+from vllm.unison.worker.adapters import V1Adapter
+from vllm.unison.worker.async_output import AsyncStreamsOutput, HostAsyncOutput
+from vllm.unison.worker.stream_worker import StreamWorker, make_stream_worker
+from vllm.unison.worker.text_guidance import TextGuidance
+from vllm.unison.worker.wrapped_sampler import WrappedSampler
+from vllm.v1.outputs import AsyncModelRunnerOutput, SamplerOutput
 
 
 class V1Runner(Protocol):
@@ -44,36 +42,6 @@ class V1Runner(Protocol):
     async_output_copy_stream: Any
 
 
-class V1Adapter(Protocol):
-    """What upstream's V1 runner calls in each step."""
-
-    def begin_step(self, scheduler_output: Any) -> None:
-        """The runner's batch holds the rows of `scheduler_output`."""
-        ...
-
-    def prepare_inputs(self) -> None:
-        """The positions of the step's tokens are known, and the model's forward is next."""
-        ...
-
-    def end_step(self, output: Any) -> Any:
-        """The runner's output, completed."""
-        ...
-
-
-class NoAdapter:
-    """An adapter that does nothing, for runners that no worker has loaded a model into."""
-
-    def begin_step(self, scheduler_output: Any) -> None:
-        """Nothing to note."""
-
-    def prepare_inputs(self) -> None:
-        """Nothing to prepare."""
-
-    def end_step(self, output: Any) -> Any:
-        """The output as it is."""
-        return output
-
-
 def make_v1_adapter(runner: V1Runner) -> V1Adapter:
     """The adapter of a V1 runner whose model is loaded."""
     spec = multistream_spec(runner.vllm_config.model_config)
@@ -93,27 +61,20 @@ class V1StreamAdapter:
 
     def __init__(self, runner: V1Runner, spec: SpeechSpec) -> None:
         self._runner = runner
-        self._is_async = runner.use_async_scheduling
         if runner.device.type == "cpu":
             # Upstream's classes for asynchronous output wait for CUDA events.
             runner.async_output_class = HostAsyncOutput
             runner.async_output_copy_stream = _NO_COPY_STREAM
-        runner.model.prepare_streams()
-        audio = None
-        # Only the first rank's output reaches the scheduler.
-        if spec.has_codec and get_tensor_model_parallel_rank() == 0:
-            policy = ChunkSchedule.from_config(runner.vllm_config.additional_config)
-            audio = StepAudio(spec, runner.device, policy, num_slots(runner.max_num_reqs))
-        self.worker = StreamWorker(
+        self.worker: StreamWorker = make_stream_worker(
             spec,
             runner.model,
+            runner.vllm_config,
             runner.max_num_reqs,
             runner.max_model_len,
             runner.device,
-            self._is_async,
-            audio,
+            runner.use_async_scheduling,
         )
-        runner.sampler = _StreamSampling(runner.sampler, self)
+        runner.sampler = WrappedSampler(runner.sampler, self._sample)
 
     def begin_step(self, scheduler_output: Any) -> None:
         """Admit the requests that enter the batch."""
@@ -137,13 +98,13 @@ class V1StreamAdapter:
         count = int(runner.query_start_loc.np[runner.input_batch.num_reqs])
         self.worker.prepare_inputs(runner.req_indices.gpu[:count], runner.positions[:count])
 
-    def sample(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """[num_rows, 1] tokens of stream 0.
+    def _sample(self, _sampler: Any, *, logits: torch.Tensor, **_unused: Any) -> SamplerOutput:
+        """Sample all streams of the rows.
 
-        The model's compute_logits hands its hidden states through, since which rows of the head
-        are multiplied depends on each row's phase.
+        The model's compute_logits hands its hidden states through as `logits`, since which rows of
+        the head are multiplied depends on each row's phase.
         """
-        runner = self._runner
+        hidden_states, runner = logits, self._runner
         batch = runner.input_batch
         # Streams are sampled by counter; the generators that upstream makes for seeds are unused.
         batch.generators.clear()
@@ -151,14 +112,15 @@ class V1StreamAdapter:
         if rows == 0:
             # The dummy run of memory profiling, in which there is no request.
             self.worker.run_heads(hidden_states)
-            return torch.zeros((len(hidden_states), 1), dtype=torch.int32, device=runner.device)
-        return self.worker.sample(
-            hidden_states,
-            runner.seq_lens[:rows],
-            runner.discard_request_mask.gpu[:rows],
-            runner.discard_request_mask.np[:rows],
-            batch.req_id_to_index,
-        )
+            tokens = torch.zeros((len(hidden_states), 1), dtype=torch.int32, device=runner.device)
+        else:
+            tokens = self.worker.sample(
+                hidden_states,
+                runner.seq_lens[:rows],
+                runner.discard_request_mask.gpu[:rows],
+                runner.discard_request_mask.np[:rows],
+            )
+        return SamplerOutput(tokens, logprobs_tensors=None)
 
     def end_step(self, output: Any) -> Any:
         """The runner's output with the step's streams."""
@@ -170,89 +132,59 @@ class V1StreamAdapter:
         if pending is None:
             return output
         if is_async:
-            return _AsyncStreamsOutput(output, self.worker, pending)
+            return AsyncStreamsOutput(output, self.worker, pending)
         output.streams = self.worker.collect(pending)
         return output
 
 
-class _StreamSampling:
-    """Stands for upstream's sampler, which keeps answering all other questions.
+class V1TextAdapter:
+    """Guides a single-stream model.
 
     Args:
-        sampler: upstream's.
-        adapter: samples.
+        runner: the model runner, whose sampler is wrapped.
     """
 
-    def __init__(self, sampler: Any, adapter: V1StreamAdapter) -> None:
-        self._sampler = sampler
-        self._adapter = adapter
+    def __init__(self, runner: V1Runner) -> None:
+        self._runner = runner
+        self._guidance = TextGuidance(runner.device)
+        self._generators_aside: dict[int, torch.Generator] = {}
+        runner.sampler = WrappedSampler(runner.sampler, self._sample)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sampler, name)
+    def begin_step(self, scheduler_output: Any) -> None:
+        """Note which groups sample with guidance in this step."""
+        self._guidance.begin_step(scheduler_output.guidance)
 
-    def __call__(self, *, logits: torch.Tensor, **_unused: Any) -> SamplerOutput:
-        return SamplerOutput(self._adapter.sample(logits), logprobs_tensors=None)
+    def prepare_inputs(self) -> None:
+        """Lanes are ordinary rows of the batch."""
+
+    def _sample(self, sampler: Any, *, logits: torch.Tensor, **arguments: Any) -> Any:
+        """Sample [num_rows, vocabulary_size] logits with upstream's sampler."""
+        self._put_generators_aside()
+        return self._guidance.sample(
+            logits,
+            self._runner.input_batch.req_ids,
+            lambda merged: sampler(logits=merged, **arguments),
+        )
+
+    def _put_generators_aside(self) -> None:
+        """Upstream rewinds the generators of rows that are still in prefill, which generators on
+        the CPU cannot do: such rows sample without one, since their tokens are thrown away."""
+        runner = self._runner
+        generators = runner.input_batch.generators
+        if generators and runner.device.type == "cpu":
+            is_unfinished = runner.discard_request_mask.np
+            self._generators_aside = {
+                row: generators.pop(row) for row in list(generators) if is_unfinished[row]
+            }
+
+    def end_step(self, output: Any) -> Any:
+        """The step's output, unchanged."""
+        self._guidance.begin_step(None)
+        if self._generators_aside:
+            self._runner.input_batch.generators.update(self._generators_aside)
+            self._generators_aside = {}
+        return output
 
 
 _NO_COPY_STREAM = object()
 """Stands for the CUDA stream that copies outputs, where there is nothing to copy."""
-
-
-class _NoEvent:
-    """Stands for the event of a copy that never needs waiting for."""
-
-    def record(self) -> None:
-        """Nothing is waited for."""
-
-    def synchronize(self) -> None:
-        """Nothing is waited for."""
-
-
-class HostAsyncOutput(AsyncModelRunnerOutput):
-    """Asynchronous output on a device whose tensors the host reads directly (the CPU).
-
-    Takes the arguments of the V1 runner's own class for CUDA devices.
-    """
-
-    def __init__(
-        self,
-        model_runner_output: ModelRunnerOutput,
-        sampled_token_ids: torch.Tensor,
-        invalid_req_indices: list[int],
-        **_unused: Any,
-    ) -> None:
-        self._output = model_runner_output
-        self._invalid = invalid_req_indices
-        self.sampled_token_ids_cpu = sampled_token_ids
-        self.async_copy_ready_event = _NoEvent()
-
-    def get_output(self) -> ModelRunnerOutput:
-        """The output with the step's tokens filled in."""
-        token_ids = self.sampled_token_ids_cpu.tolist()
-        for row in self._invalid:
-            token_ids[row].clear()
-        self._output.sampled_token_ids = token_ids
-        return self._output
-
-    def get_kv_connector_output(self) -> Any:
-        """What upstream's executors ask for by itself from 0.33 on."""
-        return self._output.kv_connector_output
-
-
-class _AsyncStreamsOutput(AsyncModelRunnerOutput):
-    """The V1 runner's asynchronous output, completed with the step's streams."""
-
-    def __init__(self, inner: Any, worker: StreamWorker, pending: PendingStep) -> None:
-        self._inner = inner
-        self._worker = worker
-        self._pending = pending
-
-    def get_output(self) -> ModelRunnerOutput:
-        """The completed output; waits for the copies."""
-        output: ModelRunnerOutput = self._inner.get_output()
-        output.streams = self._worker.collect(self._pending)
-        return output
-
-    def get_kv_connector_output(self) -> Any:
-        """That of the runner's own output; upstream's executors ask for it from 0.33 on."""
-        return self._inner.get_kv_connector_output()

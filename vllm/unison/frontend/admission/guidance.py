@@ -86,22 +86,19 @@ def _names(params: SamplingParams, num_lanes: int) -> list[str]:
 
 
 def _refuse_combinations(params: SamplingParams, vllm_config: VllmConfig) -> None:
+    parallel = vllm_config.parallel_config
     refused = {
         "kv_transfer_config": vllm_config.kv_transfer_config is not None,
         "speculative_config": vllm_config.speculative_config is not None,
         "structured_outputs": params.structured_outputs is not None,
         "prompt_logprobs": params.prompt_logprobs is not None,
-        "pipeline_parallel_size > 1": vllm_config.parallel_config.pipeline_parallel_size > 1,
+        "pipeline_parallel_size > 1": parallel.pipeline_parallel_size > 1,
+        # Each rank samples some rows of the batch, and the lanes of a group may be on two.
+        "enable_batch_sharded_sampling": parallel.enable_batch_sharded_sampling,
     }
     for name, is_set in refused.items():
         if is_set:
             raise ValueError(f"guidance is not supported together with {name}")
-    if vllm_config.use_v2_model_runner:
-        # Upstream chooses V2 by itself on GPUs, so the advice must not blame a setting.
-        raise ValueError(
-            "guidance is not supported by the V2 model runner, which this engine uses; start the "
-            "engine or server with the environment variable VLLM_USE_V2_MODEL_RUNNER=0"
-        )
 
 
 def _lane_prompt(
