@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token ids of texts to encoder states: T5 as transformers computes it, and a projection.
+
+In float32 whatever the rest of the model computes in, as in training. A text's states do not depend
+on what is encoded beside it: see `TextEncoder.encode`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from vllm.unison.conditioning.state_cache import Key, StateCache, hash_of_ids
+from vllm.unison.formats.expected_tensors import listed
+from vllm.unison.formats.musicgen_weights import TEXT_ENCODER, TEXT_PROJECTION
+
+DEFAULT_CAPACITY = 256 * 1024 * 1024
+"""Bytes of states that are kept by default."""
+
+
+class TextEncoder:
+    """An encoder and the projection to the width of the decoder that attends to it.
+
+    Args:
+        model: a T5EncoderModel; put into eval mode and float32.
+        projection: of the encoder's width to the decoder's, or None if they are the same.
+        capacity: bytes of states that are kept, for texts that come again.
+
+    Attributes:
+        hidden_size: of the states.
+        cache: the states that are kept.
+        num_encoded: texts that were computed, not found.
+    """
+
+    def __init__(
+        self, model: Any, projection: nn.Linear | None, capacity: int = DEFAULT_CAPACITY
+    ) -> None:
+        self._model = model.float().eval().requires_grad_(False)
+        self._projection = projection
+        if projection is not None:
+            projection.float().eval().requires_grad_(False)
+        self._vocabulary_size = int(model.config.vocab_size)
+        self.hidden_size = int(model.config.hidden_size)
+        if projection is not None:
+            self.hidden_size = projection.out_features
+        self.cache = StateCache(capacity)
+        self.num_encoded = 0
+
+    @classmethod
+    def from_tensors(
+        cls,
+        config: Any,
+        tensors: Iterable[tuple[str, torch.Tensor]],
+        device: torch.device | str = "cpu",
+        capacity: int = DEFAULT_CAPACITY,
+    ) -> TextEncoder:
+        """Build the encoder of a published model.
+
+        Args:
+            config: the T5 configuration.
+            tensors: of the model, by transformers' names; those of other parts are passed over.
+            device: where it runs.
+            capacity: see the class.
+
+        Raises:
+            ValueError: the encoder's tensors are not complete.
+        """
+        from transformers import T5EncoderModel
+
+        own: dict[str, torch.Tensor] = {}
+        projection: dict[str, torch.Tensor] = {}
+        for name, tensor in tensors:
+            for prefix, part in ((TEXT_ENCODER, own), (TEXT_PROJECTION, projection)):
+                if name.startswith(prefix):
+                    part[name.removeprefix(prefix)] = tensor.to(device, torch.float32)
+        with torch.device("meta"):
+            model = T5EncoderModel(config)
+        _complete_tied(own, model.all_tied_weights_keys)
+        missing = [name for name in model.state_dict() if name not in own]
+        if missing:
+            raise ValueError(
+                f"the text encoder lacks {listed([TEXT_ENCODER + n for n in missing])}"
+            )
+        model.load_state_dict(own, assign=True)
+        linear = None
+        if projection:
+            outputs, inputs = projection["weight"].shape
+            with torch.device("meta"):
+                linear = nn.Linear(inputs, outputs)
+            linear.load_state_dict(projection, assign=True)
+        return cls(model, linear, capacity)
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """Encode texts; those that came before, or come twice, are computed once.
+
+        Each text is a call of the model, without padding, so that its bits are its own. Matrix
+        products choose how they add up by how many rows they have: in float32 on a CPU, padding
+        changes the last bits of most texts, and a batch of equal lengths those of short ones.
+
+        Args:
+            texts: ids with the tokenizer's end token; no ids at all for a text that says nothing,
+                not even that, whose states are empty.
+
+        Returns:
+            per text float32 [num_ids, hidden_size] on the encoder's device, not to be written to.
+
+        Raises:
+            ValueError: an id is not of the vocabulary; nothing is encoded then.
+        """
+        for index, ids in enumerate(texts):
+            for token in ids:
+                if not 0 <= token < self._vocabulary_size:
+                    raise ValueError(
+                        f"texts[{index}] must hold ids in [0, {self._vocabulary_size}), not {token}"
+                    )
+        # Kept here as well: the cache may be too small for the texts of one call.
+        states: dict[Key, torch.Tensor] = {}
+        keys = [hash_of_ids(ids) for ids in texts]
+        for key, ids in zip(keys, texts, strict=True):
+            if key not in states:
+                found = self.cache.get(key)
+                states[key] = self._computed(key, ids) if found is None else found
+        return [states[key] for key in keys]
+
+    def _computed(self, key: Key, ids: Sequence[int]) -> torch.Tensor:
+        device = self._model.device
+        if len(ids) == 0:
+            return torch.empty((0, self.hidden_size), device=device)
+        inputs = torch.tensor([list(ids)], dtype=torch.int64, device=device)
+        states: torch.Tensor = self._model(input_ids=inputs).last_hidden_state[0]
+        if self._projection is not None:
+            states = self._projection(states)
+        self.num_encoded += 1
+        self.cache.put(key, states)
+        return states
+
+
+def _complete_tied(tensors: dict[str, torch.Tensor], tied: Mapping[str, str]) -> None:
+    """Give tensors that are one, and stored once, both names."""
+    for name, source in tied.items():
+        for missing, present in ((name, source), (source, name)):
+            if missing not in tensors and present in tensors:
+                tensors[missing] = tensors[present]
