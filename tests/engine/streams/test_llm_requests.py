@@ -185,6 +185,7 @@ def test_the_file_s_max_new_tokens_count(folder: Path, tmp_path: Path) -> None:
         assert len(generate(llm, CLIP, SamplingParams(temperature=0)).token_ids) == 21
 
 
+@pytest.mark.processes
 def test_the_asynchronous_engine_has_the_same_defaults(folder: Path) -> None:
     async def run() -> int:
         args = AsyncEngineArgs(
