@@ -319,7 +319,11 @@ def open_variants(
 
     def start(name: str, kind: str, number: int, python: str = sys.executable) -> dict[str, Any]:
         arguments = ["--variant", kind, str(model), str(number)]
-        variant = VariantProcess(python, script, arguments, own_packages=python == sys.executable)
+        environment = dict(os.environ)
+        if python != sys.executable:
+            # It imports the packages that it has itself.
+            environment.pop("PYTHONPATH", None)
+        variant = VariantProcess(python, script, arguments, environment)
         stack.callback(variant.end)
         variant.wait_until_ready()
         variants[name] = variant

@@ -47,6 +47,7 @@ from benchmark_side_by_side import (
     write_text_model,
 )
 from hardware import describe_machine
+from ratios import median_and_range
 from tqdm import tqdm
 from variant_process import VariantProcess, serve
 
@@ -149,11 +150,8 @@ def summarize(pairs: Sequence[dict[int, dict[str, list[float]]]]) -> list[dict[s
 
 def over_both_orders(ratios: Sequence[float]) -> dict[str, Any]:
     """Median and range of the neighbouring pairs' geometric means; of a lone pair its ratio."""
-    means = [statistics.geometric_mean(two) for two in itertools.pairwise(ratios)] or ratios
-    return {
-        "ratio": round(statistics.median(means), 3),
-        "range": [round(min(means), 3), round(max(means), 3)],
-    }
+    means = [statistics.geometric_mean(two) for two in itertools.pairwise(ratios)]
+    return median_and_range(means or ratios)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -37,8 +37,6 @@ class VariantProcess:
         python: the Python to run.
         script: the script.
         arguments: of the script.
-        own_packages: False runs without this process's PYTHONPATH, with the packages of `python`
-            only.
         environment: variables of the process; default this one's.
     """
 
@@ -47,12 +45,8 @@ class VariantProcess:
         python: str,
         script: Path,
         arguments: Sequence[str],
-        own_packages: bool = True,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
-        environment = dict(environment)
-        if not own_packages:
-            environment.pop("PYTHONPATH", None)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [python, str(script.resolve()), *arguments],
@@ -60,7 +54,7 @@ class VariantProcess:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
-            env=environment,
+            env=dict(environment),
             # A neutral folder keeps the process from importing this repository's packages.
             cwd=tempfile.gettempdir(),
         )

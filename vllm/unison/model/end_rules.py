@@ -46,6 +46,11 @@ class Ends:
     num_columns: int
 
     @staticmethod
+    def none_of(num_streams: int) -> Ends:
+        """No stream has ended."""
+        return Ends.at(np.full(num_streams, NEVER), NEVER)
+
+    @staticmethod
     def at(steps: Steps, num_columns: int) -> Ends:
         """Ends whose streams are bound from their end on."""
         return Ends(steps, steps, num_columns)
@@ -62,7 +67,7 @@ class FixedLength:
 
     def ends(self, columns: Columns, delays: Steps, first: int) -> Ends:
         """No column says anything."""
-        return Ends.at(np.full(len(delays), NEVER), NEVER)
+        return Ends.none_of(len(delays))
 
     def may_end(self, step: int, delays: Steps, first: int, ends: Ends) -> NDArray[np.bool_]:
         """No stream may."""
@@ -98,7 +103,7 @@ class IdOnPrimary:
         """All streams' ends follow from the step of the id."""
         found = _first_step(np.isin(columns[:, 0], self.end_ids), first)
         if found == NEVER:
-            return Ends.at(np.full(len(delays), NEVER), NEVER)
+            return Ends.none_of(len(delays))
         last = max(found + 1, found + int(delays.max()) + self.extra_steps)
         return Ends.at(found + delays, last + len(self.closing))
 
@@ -203,7 +208,7 @@ class AfterTail:
         """The last stream's last frame stands right before the id."""
         found = _first_step(np.isin(columns[:, 0], self.end_ids), first)
         if found == NEVER:
-            return Ends.at(np.full(len(delays), NEVER), NEVER)
+            return Ends.none_of(len(delays))
         return Ends.at(found - int(delays.max()) + delays, found + 1)
 
     def may_end(self, step: int, delays: Steps, first: int, ends: Ends) -> NDArray[np.bool_]:
