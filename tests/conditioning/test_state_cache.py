@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm.unison.conditioning.state_cache import StateCache, hash_of_ids
+from vllm.unison.conditioning.state_cache import StateCache
+from vllm.unison.messages.conditioning import hash_of_ids
 
 
 def state(num_bytes: int) -> torch.Tensor:

@@ -3,19 +3,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 
 Key = bytes
-
-
-def hash_of_ids(ids: Sequence[int]) -> Key:
-    """A hash of token ids (SHA-256), equal exactly if the ids are; also for hashes of KV blocks."""
-    return hashlib.sha256(np.asarray(ids, "<i8").tobytes()).digest()
 
 
 class StateCache:

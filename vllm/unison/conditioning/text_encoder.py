@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from vllm.unison.conditioning.state_cache import Key, StateCache, hash_of_ids
+from vllm.unison.conditioning.state_cache import Key, StateCache
 from vllm.unison.formats.expected_tensors import listed
 from vllm.unison.formats.musicgen_weights import TEXT_ENCODER, TEXT_PROJECTION
+from vllm.unison.messages.conditioning import hash_of_ids
 
 DEFAULT_CAPACITY = 256 * 1024 * 1024
 """Bytes of states that are kept by default."""
