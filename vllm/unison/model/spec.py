@@ -66,10 +66,16 @@ class CodecSource:
     Attributes:
         name_or_path: a hub id, or a folder (relative folders lie in the model's own folder).
         revision: of a hub id.
+        part: where the codec lies inside of a checkpoint with other things: the key of its
+            configuration in config.json, and, with a dot, the prefix of its tensors' names.
+        num_channels: of the audio, each coded by the codec on its own; their codes take turns in
+            the streams.
     """
 
     name_or_path: str
     revision: str | None = None
+    part: str | None = None
+    num_channels: int = 1
 
 
 @dataclass(frozen=True)
