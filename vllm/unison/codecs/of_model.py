@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from vllm.unison.codecs.base import Codec
+from vllm.unison.codecs.channels import ChannelCodec
 from vllm.unison.codecs.registry import load_codec, load_codec_part
 from vllm.unison.model.spec import SpeechSpec
 
@@ -32,6 +33,7 @@ def codec_of(spec: SpeechSpec, device: torch.device | str) -> Codec:
         source.revision,
         source.part,
         len(spec.layout.codebook_streams),
+        source.num_channels,
         str(device),
     )
     for stream in spec.layout.codebook_streams:
@@ -46,9 +48,19 @@ def codec_of(spec: SpeechSpec, device: torch.device | str) -> Codec:
 
 @functools.lru_cache(maxsize=8)
 def _load(
-    place: str, revision: str | None, part: str | None, num_codebooks: int, device: str
+    place: str,
+    revision: str | None,
+    part: str | None,
+    num_codebooks: int,
+    num_channels: int,
+    device: str,
 ) -> Codec:
-    options = {"num_codebooks": num_codebooks, "device": device, "revision": revision}
-    if part is None:
-        return load_codec(place, **options)
-    return load_codec_part(place, part, **options)
+    if num_codebooks % num_channels:
+        raise ValueError(
+            f"codec: {num_codebooks} streams must be as many for each of {num_channels} channels"
+        )
+    load = load_codec if part is None else functools.partial(load_codec_part, part=part)
+    codec = load(
+        place, num_codebooks=num_codebooks // num_channels, device=device, revision=revision
+    )
+    return codec if num_channels == 1 else ChannelCodec(codec, num_channels)
