@@ -142,8 +142,18 @@ def _from_audiocraft(folder: Path) -> Tensors:
                 yield f"{stem}{part}_proj.weight", rows
         else:
             yield renamed, tensor
-    for name, tensor in _load_state(folder / CODEC_FILE).items():
-        yield CODEC + _renamed(name, _CODEC + _WEIGHT_NORM), tensor
+    for name, tensor in read_audiocraft_codec(folder / CODEC_FILE):
+        yield CODEC + name, tensor
+
+
+def read_audiocraft_codec(file: Path) -> Tensors:
+    """The codec's tensors in a file of audiocraft's, under transformers' names without a prefix.
+
+    Raises:
+        ValueError: if it does not hold them.
+    """
+    for name, tensor in _load_state(file).items():
+        yield _renamed(name, _CODEC + _WEIGHT_NORM), tensor
 
 
 def _load_state(file: Path) -> dict[str, torch.Tensor]:
