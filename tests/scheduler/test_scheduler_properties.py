@@ -71,9 +71,18 @@ def test_equal_prompts_with_other_texts_share_nothing(text_model: str, is_async:
     engine = Engine(64, 128, 8, True, "fcfs", is_async, attends=True)
     driver = Driver(text_model, Scenario(engine, arrivals))
     driver.run()
-    hits = [driver.requests[f"r{i}"].num_cached_tokens for i in range(3)]
-    assert hits == [0, 0, 2 * BLOCK_SIZE]
-    assert driver.scheduler.groups.stats.cached_tokens == 2 * 2 * BLOCK_SIZE
+    # The blocks that a fourth request would find, by its text.
+    manager = driver.scheduler.kv_cache_manager
+    found = {
+        text: manager.get_computed_blocks(
+            make_request("r3", Arrival(0, prompt(40), 4, text=text), attends=True)
+        )[1]
+        for text in ((), (1, 2, 3), (1, 2, 2), (1, 2), (3, 2, 1))
+    }
+    shared = 2 * BLOCK_SIZE
+    assert found == {(): shared, (1, 2, 3): shared, (1, 2, 2): shared, (1, 2): 0, (3, 2, 1): 0}
+    # The null lanes' prompt is found by all that come after the first.
+    assert driver.scheduler.groups.stats.cached_tokens == 2 * shared
 
 
 @BOTH
