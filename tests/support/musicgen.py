@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small random MusicGen models, written by transformers as it publishes them."""
 
+import functools
+import string
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import (
     EncodecConfig,
+    GenerationConfig,
     MusicgenConfig,
     MusicgenForConditionalGeneration,
     MusicgenMelodyConfig,
     MusicgenMelodyForConditionalGeneration,
     T5Config,
+    T5Tokenizer,
 )
 
 CODEBOOK_SIZE = 16
@@ -42,16 +46,20 @@ def tiny_config(melody: bool = False, channels: int = 1, **decoder: Any) -> Any:
     return MusicgenConfig(**parts)
 
 
+def _with_random_vectors(model: Any) -> Any:
+    """Norms and biases are born as ones and zeros, which would hide where they go."""
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.data += 0.1 * torch.randn(parameter.shape)
+    return model
+
+
 def tiny_musicgen(melody: bool = False, channels: int = 1, seed: int = 0, **decoder: Any) -> Any:
     """A random model in float32 and eval mode, with the published generation settings."""
     kind = MusicgenMelodyForConditionalGeneration if melody else MusicgenForConditionalGeneration
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = kind(tiny_config(melody, channels, **decoder)).eval()
-        # Norms and biases are born as ones and zeros, which would hide where they go.
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.data += 0.1 * torch.randn(parameter.shape)
+        model = _with_random_vectors(kind(tiny_config(melody, channels, **decoder)).eval())
     settings = model.generation_config
     settings.do_sample, settings.guidance_scale, settings.max_length = True, 3.0, 60
     settings.pad_token_id = settings.decoder_start_token_id = CODEBOOK_SIZE
@@ -64,3 +72,94 @@ def write_tiny_musicgen(folder: Path, **kwargs: Any) -> Any:
     model = tiny_musicgen(**kwargs)
     model.save_pretrained(folder)
     return model
+
+
+SAMPLE_RATE = 8000
+FRAMES_PER_SECOND = 50
+WORDS = ("lo", "fi", "beat", "warm", "piano", "drums", "noise", "jazz", "rock", "slow")
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """A tokenizer of T5's kind: whole words of WORDS, letters, and an end token after each text."""
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *(f"\u2581{word}" for word in WORDS)]
+    pieces += [*string.ascii_letters, *string.digits, *".,-'!?"]
+    vocabulary = [(piece, -float(rank > 2) * rank) for rank, piece in enumerate(pieces)]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
+
+
+def write_musicgen(
+    folder: str | Path,
+    *,
+    stereo: bool = False,
+    hidden_size: int = 64,
+    num_layers: int = 2,
+    num_heads: int = 2,
+    codebook_size: int = 64,
+    text_width: int = 24,
+    max_positions: int = 256,
+    seed: int = 0,
+    **generation: Any,
+) -> Any:
+    """Save a random model as it is published, with its tokenizer.
+
+    The sizes are ones that an engine on the CPU takes. The codec has 50 frames a second at 8 kHz.
+
+    Args:
+        folder: is made if it is not there.
+        stereo: 8 streams for two channels instead of 4 for one.
+        hidden_size, num_layers, num_heads, codebook_size, max_positions: of the decoder.
+        text_width: of the text encoder; there is a projection if it is not the hidden size.
+        seed: of the weights.
+        generation: fields of generation_config.json besides do_sample, guidance_scale (3.0) and
+            max_length (as many positions as there are).
+
+    Returns:
+        The model, which is made once for its sizes and must not be changed.
+    """
+    folder = Path(folder)
+    model = _published_model(
+        stereo, hidden_size, num_layers, num_heads, codebook_size, text_width, max_positions, seed
+    )
+    model.save_pretrained(folder)
+    t5_tokenizer().save_pretrained(folder)
+    settings = {"max_length": max_positions, "guidance_scale": 3.0, "do_sample": True}
+    ids = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
+    named = {**settings, **dict.fromkeys(ids, codebook_size), **generation}
+    GenerationConfig(**named).save_pretrained(folder)
+    return model
+
+
+@functools.cache
+def _published_model(
+    stereo: bool,
+    hidden_size: int,
+    num_layers: int,
+    num_heads: int,
+    codebook_size: int,
+    text_width: int,
+    max_positions: int,
+    seed: int,
+) -> Any:
+    channels = 2 if stereo else 1
+    text = T5Config(
+        vocab_size=len(t5_tokenizer()), d_model=text_width, d_kv=8, d_ff=48, num_layers=2,
+        num_heads=3,
+    )  # fmt: skip
+    bits = codebook_size.bit_length() - 1
+    codec = EncodecConfig(
+        sampling_rate=SAMPLE_RATE, upsampling_ratios=[8, 5, 4], num_filters=4, hidden_size=8,
+        codebook_size=codebook_size, target_bandwidths=[4 * bits * FRAMES_PER_SECOND / 1000],
+        use_causal_conv=False, num_lstm_layers=1,
+    )  # fmt: skip
+    decoder = {
+        "vocab_size": codebook_size, "hidden_size": hidden_size, "ffn_dim": 4 * hidden_size,
+        "num_hidden_layers": num_layers, "num_attention_heads": num_heads,
+        "num_codebooks": 4 * channels, "audio_channels": channels, "pad_token_id": codebook_size,
+        "bos_token_id": codebook_size, "max_position_embeddings": max_positions,
+    }  # fmt: skip
+    config = MusicgenConfig(
+        text_encoder=text.to_dict(), audio_encoder=codec.to_dict(), decoder=decoder
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return _with_random_vectors(MusicgenForConditionalGeneration(config).eval())

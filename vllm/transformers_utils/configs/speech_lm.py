@@ -3,9 +3,12 @@
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+if TYPE_CHECKING:
+    from vllm.unison.model.spec import SpeechSpec
 
 HUGGING_FACE_KEYS = frozenset(
     {
@@ -84,3 +87,9 @@ class SpeechLMConfig(PreTrainedConfig):
     def get_text_config(self, decoder: Any = None, encoder: Any = None) -> PreTrainedConfig:
         """The backbone's configuration: what the engine sizes its caches by."""
         return self.backbone_config
+
+    def speech_spec(self, model_path: str, revision: str | None = None) -> "SpeechSpec":
+        """The specification of the model; see `multistream_spec`."""
+        from vllm.unison.model.spec import SpeechSpec
+
+        return SpeechSpec.from_config(self, model_path)

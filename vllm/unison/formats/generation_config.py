@@ -48,12 +48,14 @@ class SamplingDefaults:
         if samples not in (None, False, True):
             raise ValueError(f"generation_config.do_sample must be a boolean, not {samples!r}")
         temperature = _number(generation, "temperature", 1.0)
+        # The start column is not one of the new tokens, which come before a length.
+        num_new = _whole(generation, "max_new_tokens", 0, 1)
         return cls(
             temperature=temperature if samples else 0.0,
             top_k=_whole(generation, "top_k", 50, 0),
             top_p=_number(generation, "top_p", 1.0),
             guidance_scale=_number(generation, "guidance_scale", 1.0),
-            max_length=_whole(generation, "max_length", 20, 2),
+            max_length=num_new + 1 if num_new else _whole(generation, "max_length", 20, 2),
         )
 
 

@@ -27,7 +27,7 @@ def checked_config(config: Mapping[str, Any]) -> Any:
         ValueError: naming the field and what is accepted.
     """
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING
+    from transformers import MusicgenConfig, MusicgenMelodyConfig
 
     model_type = config.get("model_type")
     if model_type not in MODEL_TYPES:
@@ -39,7 +39,8 @@ def checked_config(config: Mapping[str, Any]) -> Any:
             raise ValueError(f"{name}.model_type must be {kind!r}, not {found!r}")
     try:
         # A copy: the class takes the dictionaries apart.
-        whole = CONFIG_MAPPING[model_type].from_dict(json.loads(json.dumps(config)))
+        config_class = MusicgenConfig if model_type == "musicgen" else MusicgenMelodyConfig
+        whole = config_class.from_dict(json.loads(json.dumps(config)))
     except (StrictDataclassError, TypeError, ValueError) as error:
         raise ValueError(f"config.json: {' '.join(str(error).split())}") from error
     _check(whole)

@@ -11,6 +11,7 @@ import re
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,17 @@ if TYPE_CHECKING:
 
 PROMPT_PARTS = ("text", "audio", "voice", "flush")
 """What a task prompt may hold besides token ids; "flush" is max(delays) pads."""
+
+ENCODER_TEXT = "encoder_text"
+"""The part of a task prompt that takes the request's text and lays nothing into the prompt: the
+model's text encoder gets it."""
+
+PADS, SAME_PROMPT = "pads", "same"
+"""Null prompts that follow the conditional lane: as many pads as it has steps before guidance, or
+its own tokens."""
+
+MODEL_TYPES = ("speech_lm", "musicgen")
+"""`model_type` of multi-stream models; their configurations have a method `speech_spec`."""
 
 GENERATION_DEFAULTS = (
     "temperature",
@@ -51,7 +63,8 @@ class TaskPrompt:
     @property
     def needs(self) -> frozenset[str]:
         """The inputs that the prompt holds: any of "text" and "audio"."""
-        return frozenset(part for part in self.parts if part in ("text", "audio"))
+        names = ("text" if part == ENCODER_TEXT else part for part in self.parts)
+        return frozenset(name for name in names if name in ("text", "audio"))
 
     @property
     def takes_voice(self) -> bool:
@@ -79,6 +92,26 @@ class CodecSource:
 
 
 @dataclass(frozen=True)
+class TextEncoderSpec:
+    """The encoder of a model that attends to a text instead of having it in its prompt.
+
+    Attributes:
+        max_ids: ids that a text may have, its end token included.
+        vocabulary_size: number of ids that the encoder embeds.
+    """
+
+    max_ids: int
+    vocabulary_size: int
+
+    def __post_init__(self) -> None:
+        for name in ("max_ids", "vocabulary_size"):
+            if getattr(self, name) < 1:
+                raise LayoutError(
+                    f"text_encoder.{name} must be at least 1, not {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True)
 class SpeechSpec:
     """Stream layout, embedding rule, heads, codec and task prompts of a model.
 
@@ -90,9 +123,8 @@ class SpeechSpec:
             hidden state before the shared head.
         codec: where the codec is, or None for a model that has none.
         tasks: the task prompts, in the order in which they are tried.
-        null_prompt: prompt of the unconditional lane: ids of stream 0, or "pads" for as many pads
-            as the conditional lane has steps before guidance; None if the model is not made for
-            guidance.
+        null_prompt: prompt of the unconditional lane: ids of stream 0, PADS or SAME_PROMPT; None if
+            the model is not made for guidance.
         guides_audio_only: whether guidance starts with the audio, not with the text.
         model_path: folder of the model, if it is one.
         voices: ids of stream 0 by the voice's name.
@@ -101,6 +133,9 @@ class SpeechSpec:
             server and the command line use where a request leaves them out.
         languages: codes of the languages that the model understands and speaks, as requests may
             name them; empty: the model's files do not say.
+        text_encoder: what the model's text encoder takes, or None for a model without one.
+        frames_per_second: of the codec, for a model whose audio ends by nothing but its length, so
+            that requests may give that in seconds; None for other models.
     """
 
     layout: StreamLayout
@@ -116,6 +151,18 @@ class SpeechSpec:
     default_voice: str | None = None
     generation_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     languages: tuple[str, ...] = ()
+    text_encoder: TextEncoderSpec | None = None
+    frames_per_second: Fraction | None = None
+
+    def __post_init__(self) -> None:
+        takes = {ENCODER_TEXT in task.parts for task in self.tasks}
+        if takes - {self.text_encoder is not None}:
+            raise LayoutError(
+                f"tasks must take {ENCODER_TEXT!r}, all of them, if the model has a text encoder, "
+                "and none otherwise"
+            )
+        if self.frames_per_second is not None and self.frames_per_second <= 0:
+            raise LayoutError(f"frames_per_second must be above 0, not {self.frames_per_second}")
 
     @cached_property
     def table(self) -> PhaseTable:
@@ -247,7 +294,7 @@ def _guidance(data: Any, layout: StreamLayout) -> dict[str, Any]:
         return {}
     _refuse_unknown("guidance", data, {"null_prompt", "audio_only"})
     null_prompt = data.get("null_prompt")
-    if null_prompt is not None and null_prompt != "pads":
+    if null_prompt is not None and null_prompt != PADS:
         for index, token in enumerate(_list("guidance.null_prompt", null_prompt)):
             if not isinstance(token, int) or not 0 <= token < layout.vocabulary_size:
                 raise LayoutError(
@@ -264,12 +311,13 @@ _specs: dict[int, SpeechSpec] = {}
 
 def multistream_spec(model_config: ModelConfig | None) -> SpeechSpec | None:
     """The specification of a multi-stream model; None for every other model."""
-    config = getattr(model_config, "hf_config", None)
-    if getattr(config, "model_type", None) != "speech_lm":
+    config: Any = getattr(model_config, "hf_config", None)
+    if getattr(config, "model_type", None) not in MODEL_TYPES:
         return None
     assert model_config is not None
     key = id(config)
     if key not in _specs:
-        _specs[key] = SpeechSpec.from_config(config, str(model_config.model))
+        revision = getattr(model_config, "revision", None)
+        _specs[key] = config.speech_spec(str(model_config.model), revision)
         weakref.finalize(config, _specs.pop, key, None)
     return _specs[key]
