@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stereo by a mono codec: every channel is coded on its own.
 
-The codes of the channels take turns in a frame: with C codebooks for each of two channels, its codes
-are left 0, right 0, left 1, right 1 and so on to left C - 1, right C - 1.
+The codes of the channels take turns in a frame: with C codebooks for each of two channels, its
+codes are left 0, right 0, left 1, right 1 and so on to left C - 1, right C - 1.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class ChannelCodec(Codec):
 
     def __init__(self, mono: Codec, num_channels: int) -> None:
         if num_channels < 2 or mono.num_channels != 1:
-            raise ValueError(f"num_channels must be at least 2, of a mono codec, got {num_channels}")
+            raise ValueError(
+                f"num_channels must be at least 2, of a mono codec, got {num_channels}"
+            )
         super().__init__(
             sample_rate=mono.sample_rate,
             samples_per_frame=mono.samples_per_frame,
