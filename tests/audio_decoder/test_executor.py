@@ -24,6 +24,8 @@ from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
 from vllm.unison.audio_decoder.codec_stream import HostCodecStream, HostCopy
 from vllm.unison.audio_decoder.executor import Admission, AudioExecutor
 from vllm.unison.audio_decoder.frames import CodeReader, frames_of_segments
+from vllm.unison.codecs.base import Codec
+from vllm.unison.codecs.channels import ChannelCodec
 from vllm.unison.messages.streams import AudioOutput
 from vllm.unison.model.layout import PhaseKind, StreamLayout
 from vllm.unison.model.phases import Finish, PhaseTable, replay
@@ -189,9 +191,12 @@ def expected_of(layout: StreamLayout, request: Request) -> tuple[NDArray[np.int3
     return codes, bool(ended.segments)
 
 
-def codec_of(layout: StreamLayout) -> WindowSumCodec:
+def codec_of(layout: StreamLayout, may_be_stereo: bool) -> Codec:
     size = max(b - a for a, b in (layout.slices[s] for s in layout.codebook_streams))
-    return WindowSumCodec(len(layout.codebook_streams), size)
+    count = len(layout.codebook_streams)
+    if may_be_stereo and count % 2 == 0:
+        return ChannelCodec(WindowSumCodec(count // 2, size), 2)
+    return WindowSumCodec(count, size)
 
 
 policies = st.builds(
@@ -210,7 +215,7 @@ def test_each_request_of_a_crowd_gets_all_its_audio_once(
 ) -> None:
     source = random.Random(seed)
     table = PhaseTable(layout)
-    codec = codec_of(layout)
+    codec = codec_of(layout, may_be_stereo=source.random() < 0.5)
     num_slots = 15
     codec_stream = SlowCodecStream(source) if source.random() < 0.5 else HostCodecStream()
     executor = AudioExecutor(codec, layout, table, policy, num_slots, codec_stream)
@@ -229,7 +234,7 @@ def test_each_request_of_a_crowd_gets_all_its_audio_once(
         samples = np.concatenate([piece.samples for piece in one.pieces])
         np.testing.assert_array_equal(samples, codec.decode(torch.from_numpy(codes)).numpy())
         for piece in one.pieces:
-            assert piece.sample_rate == 8000
+            assert (piece.sample_rate, piece.num_channels) == (8000, codec.num_channels)
             assert len(piece.samples) == 3 * len(piece.codes)
             assert len(piece.codes) or not len(codes)
     assert executor.num_streams() == 0 and executor.num_bytes() == 0

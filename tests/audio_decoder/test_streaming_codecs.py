@@ -19,6 +19,7 @@ from vllm.unison.audio_decoder.decode_state import RequestDecodeState
 from vllm.unison.audio_decoder.pipeline import TOLERANCE, StagePipeline, check_stages
 from vllm.unison.audio_decoder.windows import frames_needed
 from vllm.unison.codecs import Codec, load_codec
+from vllm.unison.codecs.channels import ChannelCodec
 from vllm.unison.codecs.receptive_field import Context
 from vllm.unison.packaged_model import packaged_model
 from vllm.unison.testing.random_codec import write_random_codec
@@ -36,6 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "encodec, looking ahead": {"use_causal_conv": False, "num_residual_layers": 2},
     "encodec, far mirrors": {"num_residual_layers": 3, "upsampling_ratios": [2, 4, 5, 8]},
 }
+STEREO = ("encodec, looking ahead, stereo", "mimi, stereo", "dac, stereo")
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,8 @@ def get_codec(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Codec
     }
 
     def get(name: str) -> Codec:
+        if name not in loaded and name in STEREO:
+            loaded[name] = ChannelCodec(get(name.removesuffix(", stereo")), 2)
         if name not in loaded:
             folder = tmp_path_factory.mktemp("codec")
             write_random_codec(folder, name.split(",")[0], seed=5, **KINDS[name])
@@ -55,7 +59,7 @@ def get_codec(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Codec
     return get
 
 
-@pytest.fixture(params=[*KINDS, "fourier", "packaged"])
+@pytest.fixture(params=[*KINDS, *STEREO, "fourier", "packaged"])
 def codec(request: pytest.FixtureRequest, get_codec: Callable[[str], Codec]) -> Codec:
     return get_codec(request.param)
 
@@ -98,7 +102,7 @@ class Crowd:
         )
 
     def all_samples(self, name: int) -> torch.Tensor:
-        return torch.cat(self.samples[name]).flatten()
+        return torch.cat(self.samples[name]).flatten(0, 1)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 8, 13, 32, 64])
@@ -239,6 +243,7 @@ def test_a_failing_call_is_charged_to_who_caused_it() -> None:
 @pytest.mark.parametrize("kind", ["dac", "encodec", "mimi", "xcodec"])
 def test_codecs_are_checked_when_they_are_loaded(kind: str, load: Load) -> None:
     check_stages(load(kind))
+    check_stages(ChannelCodec(load(kind), 2))
 
 
 @pytest.mark.parametrize("smaller", [Context(27, 29), Context(29, 28), Context(16, 16)])

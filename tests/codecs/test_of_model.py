@@ -43,8 +43,8 @@ def test_a_codec_is_looked_for_in_the_model_s_folder_first(
     (tmp_path / "codec").mkdir()
     codec_of(spec, "cpu")
     assert codecs.asked == [
-        ("codec", "main", 3, "cpu"),
-        (str(tmp_path / "codec"), "main", 3, "cpu"),
+        ("codec", "main", None, 3, 1, "cpu"),
+        (str(tmp_path / "codec"), "main", None, 3, 1, "cpu"),
     ]
 
 

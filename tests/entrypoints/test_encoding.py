@@ -44,7 +44,8 @@ def in_pieces(
     cuts: Sequence[int],
     is_whole: bool = False,
 ) -> bytes:
-    encoder = make_encoder(name, rate, is_whole)
+    num_channels = 1 if samples.ndim == 1 else samples.shape[1]
+    encoder = make_encoder(name, rate, is_whole, num_channels)
     pieces = np.split(samples, sorted(cuts))
     return b"".join([*(encoder.encode(piece) for piece in pieces), encoder.finish()])
 
@@ -222,6 +223,80 @@ def test_no_samples_make_an_empty_file(name: str, is_whole: bool) -> None:
     assert len(data) == {"wav": 44, "pcm": 0, "aac": 0}.get(name, len(data))
     if name in ("wav", "flac"):
         assert len(decoded_by_ffmpeg(data)[0]) == 0
+
+
+def stereo_tone(seconds: float, rate: int) -> NDArray[np.float32]:
+    """Two notes, one in each channel, the right one half as loud."""
+    return np.stack([tone(seconds, rate), 0.5 * tone(seconds, rate, 660.0)], axis=1)
+
+
+def stereo_decoded_by_ffmpeg(data: bytes) -> tuple[NDArray[np.float32], int, int]:
+    """Samples [num_samples, num_channels], rate, and the channels that the header announces."""
+    container: Any = av.open(io.BytesIO(data))
+    with container:
+        stream = container.streams.audio[0]
+        announced = stream.channels
+        resampler = av.AudioResampler("fltp", "stereo")
+        frames = [f for frame in container.decode(audio=0) for f in resampler.resample(frame)]
+        pieces = [np.empty((2, 0), np.float32), *(frame.to_ndarray() for frame in frames)]
+        return np.concatenate(pieces, axis=1).T, stream.rate, announced
+
+
+@pytest.mark.parametrize("rate", [16000, 32000, 44100])
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "pcm"])
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_every_container_says_and_keeps_two_channels(name: str, rate: int, is_whole: bool) -> None:
+    samples = stereo_tone(1.0, rate)
+    data = in_pieces(name, samples, rate, range(0, rate, rate // 7), is_whole)
+    read, read_rate, announced = stereo_decoded_by_ffmpeg(data)
+    assert announced == 2
+    assert len(read) / read_rate == pytest.approx(1.0, abs=0.15)
+    for channel, frequency, level in ((0, 440, 0.5), (1, 660, 0.25)):
+        heard = read[:, channel]
+        spectrum = np.abs(np.fft.rfft(heard))
+        assert np.argmax(spectrum) * read_rate / len(read) == pytest.approx(frequency, abs=2)
+        middle = heard[read_rate // 4 : read_rate // 2]
+        assert np.sqrt(np.mean(middle**2)) == pytest.approx(level / np.sqrt(2), rel=0.1)
+    if name in ("wav", "flac"):
+        np.testing.assert_array_equal(np.round(read * 32768), np.round(samples * 32767))
+
+
+@given(st.lists(st.integers(0, 4800), max_size=6), st.booleans())
+def test_pieces_of_stereo_make_the_same_file(cuts: list[int], is_whole: bool) -> None:
+    samples = stereo_tone(0.3, 16000)
+    for name in FORMATS:
+        assert in_pieces(name, samples, 16000, cuts, is_whole) == (
+            encode_whole(name, samples, 16000) if is_whole else in_pieces(name, samples, 16000, [])
+        )
+
+
+def test_sizes_and_lengths_of_stereo_are_those_of_a_channel() -> None:
+    samples = stereo_tone(0.25, 32000)
+    whole = encode_whole("wav", samples, 32000)
+    with wave.open(io.BytesIO(whole)) as file:
+        assert (file.getnchannels(), file.getsampwidth(), file.getframerate()) == (2, 2, 32000)
+        assert file.getnframes() == 8000
+        assert file.readframes(8000) == pcm16(samples)
+    # Bytes per second and per sample of all channels, as RIFF has them.
+    assert struct.unpack_from("<IH", whole, 28) == (128_000, 4)
+    streamed = bytearray(in_pieces("wav", samples, 32000, [100]))
+    for offset, size in wav_sizes(len(streamed)):
+        streamed[offset : offset + len(size)] = size
+    assert bytes(streamed) == whole
+    for name in ("flac", "mp3", "opus"):
+        with soundfile.SoundFile(io.BytesIO(encode_whole(name, samples, 32000))) as file:
+            expected = 12000 if name == "opus" else 8000
+            assert (file.frames, file.channels) == (expected, 2), name
+
+
+def test_a_channel_s_sound_is_what_it_is_alone() -> None:
+    """Where nothing is lost: the channels of a file are the files of the channels."""
+    samples = stereo_tone(0.3, 22050)
+    for name in ("pcm", "wav"):
+        both = np.frombuffer(in_pieces(name, samples, 22050, [99])[-4 * len(samples) :], "<i2")
+        for channel in (0, 1):
+            alone = in_pieces(name, samples[:, channel], 22050, [99])[-2 * len(samples) :]
+            assert both[channel::2].tobytes() == alone
 
 
 @pytest.mark.parametrize("name", ["wav", "flac", "mp3", "opus", "aac"])

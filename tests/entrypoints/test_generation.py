@@ -5,17 +5,24 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
+import wave
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
 import pytest
+import soundfile
 
-from vllm.entrypoints.speech.encoding import pcm16
+from vllm.entrypoints.speech.encoding import make_encoder, pcm16
 from vllm.entrypoints.speech.server.endpoints.chat import ChatAnswer
-from vllm.entrypoints.speech.server.endpoints.speech import encoded_pieces, speech_events
+from vllm.entrypoints.speech.server.endpoints.speech import (
+    encoded_pieces,
+    speech_events,
+    whole_file,
+)
 from vllm.entrypoints.speech.server.endpoints.transcript import Transcript
 from vllm.entrypoints.speech.server.endpoints.transcriptions import transcription_events
 from vllm.entrypoints.speech.server.service import Generation, Usage
@@ -114,6 +121,53 @@ def test_usage_counts_tokens_frames_and_seconds() -> None:
     assert usage.seconds == pytest.approx(3 * 0.02)
 
 
+def in_stereo(frames: int, seed: int, finish_reason: str | None = None) -> tuple[Any, np.ndarray]:
+    """An output with stereo, and its samples."""
+    samples = np.random.default_rng(seed).uniform(-1, 1, (320 * frames, 2)).astype(np.float32)
+    made = output(tokens=[301] * frames, finish_reason=finish_reason)
+    made.outputs[0].audio = AudioOutput(samples, RATE, np.zeros((frames, 6), np.int32))
+    return made, samples
+
+
+def test_stereo_on_every_way_out() -> None:
+    """Both channels, streamed, whole, as events and in chat; and a frame is not two seconds'."""
+    (first, left_over), (last, rest) = in_stereo(2, 1), in_stereo(3, 2, "stop")
+    joined = np.concatenate([left_over, rest])
+    expected = pcm16(joined)
+    assert np.frombuffer(expected, "<i2")[1::2].tolist() == (
+        np.frombuffer(pcm16(joined[:, 1]), "<i2").tolist()
+    )
+
+    def encoder(name: str, is_whole: bool = False) -> Any:
+        return make_encoder(name, RATE, is_whole, num_channels=2)
+
+    async def run() -> None:
+        made = await begun(Engine(first, last))
+        assert b"".join(await collect(encoded_pieces(made, encoder("pcm")))) == expected
+        assert made.usage.frames == 5 and made.usage.seconds == pytest.approx(5 * 0.02)
+        made = await begun(Engine(first, last))
+        file = await whole_file(made, encoder("wav", is_whole=True))
+        with wave.open(io.BytesIO(file)) as read:
+            assert (read.getnchannels(), read.getnframes()) == (2, 1600)
+            assert read.readframes(1600) == expected
+        made = await begun(Engine(first, last))
+        texts = await collect(speech_events(encoded_pieces(made, encoder("pcm")), made))
+        events = [json.loads(text) for text in texts]
+        sent = b"".join(base64.b64decode(e["audio"]) for e in events if "audio" in e)
+        assert sent == expected
+        assert events[-1]["usage"]["output_token_details"]["audio_seconds"] == pytest.approx(0.1)
+        answer = ChatAnswer("music", await begun(Engine(first, last)), encoder("flac", True))
+        data = base64.b64decode((await answer.whole())["choices"][0]["message"]["audio"]["data"])
+        read_back, rate = soundfile.read(io.BytesIO(data), dtype="int16")
+        assert rate == RATE and read_back.astype("<i2").tobytes() == expected
+        answer = ChatAnswer("music", await begun(Engine(first, last)), encoder("pcm"))
+        chunks = [json.loads(t) for t in await collect(answer.chunks(False)) if t != DONE]
+        deltas = [chunk["choices"][0]["delta"].get("audio", {}) for chunk in chunks]
+        assert b"".join(base64.b64decode(delta.get("data", "")) for delta in deltas) == expected
+
+    asyncio.run(run())
+
+
 def test_a_request_that_fails_at_once_is_an_error_before_the_answer() -> None:
     with pytest.raises(GenerationError, match="the codec failed"):
         asyncio.run(begun(Engine(FAILED)))
@@ -124,7 +178,7 @@ def test_a_file_that_fails_later_is_broken_off() -> None:
 
     async def run() -> None:
         made = await begun(Engine(FIRST, MORE, FAILED))
-        async for piece in encoded_pieces(made, "pcm", RATE):
+        async for piece in encoded_pieces(made, make_encoder("pcm", RATE)):
             pieces.append(piece)
 
     with pytest.raises(GenerationError, match="the codec failed"):
@@ -135,7 +189,7 @@ def test_a_file_that_fails_later_is_broken_off() -> None:
 def test_events_of_speech() -> None:
     async def run() -> list[str]:
         made = await begun(Engine(FIRST, MORE, LAST))
-        return await collect(speech_events(encoded_pieces(made, "pcm", RATE), made))
+        return await collect(speech_events(encoded_pieces(made, make_encoder("pcm", RATE)), made))
 
     *deltas, done = events_of(run)
     data = b"".join(base64.b64decode(delta["audio"]) for delta in deltas)
@@ -146,7 +200,7 @@ def test_events_of_speech() -> None:
 def test_events_end_with_the_failure() -> None:
     async def run() -> list[str]:
         made = await begun(Engine(FIRST, MORE, FAILED))
-        return await collect(speech_events(encoded_pieces(made, "pcm", RATE), made))
+        return await collect(speech_events(encoded_pieces(made, make_encoder("pcm", RATE)), made))
 
     *deltas, last = events_of(run)
     assert len(deltas) == 1
@@ -162,8 +216,8 @@ def test_events_end_with_the_failure() -> None:
 
 def test_chat_chunks_end_with_the_failure() -> None:
     async def run() -> list[str]:
-        answer = ChatAnswer("speech", await begun(Engine(FIRST, FAILED)), with_audio=False)
-        return await collect(answer.chunks("pcm", RATE, include_usage=True))
+        answer = ChatAnswer("speech", await begun(Engine(FIRST, FAILED)), None)
+        return await collect(answer.chunks(include_usage=True))
 
     events = events_of(run)
     assert events[-1] == "[DONE]" and events[-2]["error"]["message"] == "the codec failed"
@@ -173,8 +227,10 @@ def test_chat_chunks_end_with_the_failure() -> None:
 
 def test_chat_gives_text_as_the_transcript_of_audio() -> None:
     async def whole() -> dict[str, Any]:
-        answer = ChatAnswer("speech", await begun(Engine(FIRST, MORE, LAST)), with_audio=True)
-        return await answer.whole("pcm", RATE)
+        answer = ChatAnswer(
+            "speech", await begun(Engine(FIRST, MORE, LAST)), make_encoder("pcm", RATE)
+        )
+        return await answer.whole()
 
     body = asyncio.run(whole())
     message = body["choices"][0]["message"]
@@ -183,8 +239,10 @@ def test_chat_gives_text_as_the_transcript_of_audio() -> None:
     assert body["choices"][0]["finish_reason"] == "stop"
 
     async def chunks() -> list[str]:
-        answer = ChatAnswer("speech", await begun(Engine(FIRST, MORE, LAST)), with_audio=True)
-        return await collect(answer.chunks("pcm", RATE, include_usage=False))
+        answer = ChatAnswer(
+            "speech", await begun(Engine(FIRST, MORE, LAST)), make_encoder("pcm", RATE)
+        )
+        return await collect(answer.chunks(include_usage=False))
 
     audio = [
         event["choices"][0]["delta"].get("audio", {})
@@ -238,11 +296,11 @@ def test_only_stop_and_length_are_a_success(reason: str | None, status: int) -> 
 
     async def file() -> list[bytes]:
         made = await begun(Engine(FIRST, MORE, failed(reason)))
-        return await collect(encoded_pieces(made, "pcm", RATE))
+        return await collect(encoded_pieces(made, make_encoder("pcm", RATE)))
 
     async def whole() -> dict[str, Any]:
         made = await begun(Engine(FIRST, MORE, failed(reason)))
-        return await ChatAnswer("speech", made, with_audio=True).whole("wav", RATE)
+        return await ChatAnswer("speech", made, make_encoder("wav", RATE)).whole()
 
     async def text() -> list[str]:
         made = await begun(Engine(FIRST, failed(reason)))
@@ -255,7 +313,7 @@ def test_only_stop_and_length_are_a_success(reason: str | None, status: int) -> 
 
     async def speech() -> list[str]:
         made = await begun(Engine(FIRST, MORE, failed(reason)))
-        return await collect(speech_events(encoded_pieces(made, "pcm", RATE), made))
+        return await collect(speech_events(encoded_pieces(made, make_encoder("pcm", RATE)), made))
 
     async def transcription() -> list[str]:
         return await collect(
@@ -264,8 +322,8 @@ def test_only_stop_and_length_are_a_success(reason: str | None, status: int) -> 
 
     async def chat() -> list[str]:
         made = await begun(Engine(FIRST, MORE, failed(reason)))
-        answer = ChatAnswer("speech", made, with_audio=True)
-        return await collect(answer.chunks("pcm", RATE, include_usage=True))
+        answer = ChatAnswer("speech", made, make_encoder("pcm", RATE))
+        return await collect(answer.chunks(include_usage=True))
 
     for stream in (speech, transcription, chat):
         events = events_of(stream)
@@ -280,11 +338,11 @@ def test_success_ends_with_what_says_so(reason: str) -> None:
 
     async def speech() -> list[str]:
         made = await begun(Engine(FIRST, last))
-        return await collect(speech_events(encoded_pieces(made, "pcm", RATE), made))
+        return await collect(speech_events(encoded_pieces(made, make_encoder("pcm", RATE)), made))
 
     async def chat() -> list[str]:
-        answer = ChatAnswer("speech", await begun(Engine(FIRST, last)), with_audio=True)
-        return await collect(answer.chunks("pcm", RATE, include_usage=False))
+        answer = ChatAnswer("speech", await begun(Engine(FIRST, last)), make_encoder("pcm", RATE))
+        return await collect(answer.chunks(include_usage=False))
 
     assert events_of(speech)[-1]["type"] == "speech.audio.done"
     assert events_of(chat)[-2]["choices"][0]["finish_reason"] == reason
@@ -394,7 +452,7 @@ def test_a_client_that_leaves_ends_the_request_of_its_events(pause: bool) -> Non
                     await asyncio.Event().wait()
                 await asyncio.sleep(0)
 
-        events = speech_events(encoded_pieces(made, "pcm", RATE), made)
+        events = speech_events(encoded_pieces(made, make_encoder("pcm", RATE)), made)
         scope = {"type": "http", "method": "POST", "asgi": {"spec_version": "2.3"}}
         await event_stream(events)(scope, receive, send)
         while not engine.was_left:

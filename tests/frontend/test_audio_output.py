@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,10 +23,21 @@ from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 RATE = 100
 
 
+CHANNELS: tuple[int, ...] = ()
+
+
+@pytest.fixture(params=["mono", "stereo"], autouse=True)
+def _channels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test of this file, for audio of both kinds."""
+    here = sys.modules[__name__]
+    monkeypatch.setattr(here, "CHANNELS", () if request.param == "mono" else (2,))
+    monkeypatch.setattr(here, "PIECES", pieces())
+
+
 def piece(num_frames: int, seed: int = 0) -> AudioOutput:
     random = np.random.default_rng(seed)
     return AudioOutput(
-        random.standard_normal(20 * num_frames).astype(np.float32),
+        random.standard_normal((20 * num_frames, *CHANNELS)).astype(np.float32),
         RATE,
         random.integers(0, 9, (num_frames, 3), np.int32),
     )
@@ -36,7 +48,11 @@ def core_output(audio: AudioOutput | None, finished: bool = False) -> EngineCore
     return EngineCoreOutput("r", [1], finish_reason=reason, audio=audio)
 
 
-PIECES = [None, piece(2, 1), None, None, piece(3, 2), piece(4, 3), None, piece(9, 4), None]
+def pieces() -> list[AudioOutput | None]:
+    return [None, piece(2, 1), None, None, piece(3, 2), piece(4, 3), None, piece(9, 4), None]
+
+
+PIECES = pieces()
 
 
 def fed(kind: RequestOutputKind) -> list[AudioOutput | None]:
@@ -50,10 +66,12 @@ def fed(kind: RequestOutputKind) -> list[AudioOutput | None]:
 
 
 def assert_equal(audio: AudioOutput | None, *expected: AudioOutput | None) -> None:
-    pieces = [one for one in expected if one is not None]
+    given = [one for one in expected if one is not None]
     assert audio is not None and audio.sample_rate == RATE
-    np.testing.assert_array_equal(audio.samples, np.concatenate([p.samples for p in pieces]))
-    np.testing.assert_array_equal(audio.codes, np.concatenate([p.codes for p in pieces]))
+    assert audio.num_channels == (2 if CHANNELS else 1)
+    assert audio.seconds == pytest.approx(20 * len(audio.codes) / RATE)
+    np.testing.assert_array_equal(audio.samples, np.concatenate([p.samples for p in given]))
+    np.testing.assert_array_equal(audio.codes, np.concatenate([p.codes for p in given]))
 
 
 def test_deltas_are_what_is_new() -> None:
@@ -130,7 +148,7 @@ def test_samples_cross_a_process_boundary_as_they_lie_in_memory() -> None:
     assert len(buffers) == 3
     assert [buffer.nbytes for buffer in buffers[1:]] == [audio.samples.nbytes, audio.codes.nbytes]
     assert len(bytes(buffers[0])) < 200
-    audio.samples[7] = 0.25
+    audio.samples.flat[7] = 0.25
     assert np.frombuffer(buffers[1], np.float32)[7] == 0.25
     received = MsgpackDecoder(EngineCoreOutputs).decode(buffers)
     arrived = received.outputs[0].audio

@@ -12,6 +12,7 @@ import torch
 
 from vllm.unison.codecs import load_codec
 from vllm.unison.codecs.base import Codec
+from vllm.unison.codecs.channels import ChannelCodec
 from vllm.unison.codecs.registry import registered_model_types
 from vllm.unison.frontend.clip_encoder import CACHED_CLIPS, MAX_AHEAD, ClipEncoder
 from vllm.unison.packaged_model import packaged_model
@@ -61,6 +62,34 @@ def test_codes_of_each_clip(codec: FirstSampleCodec) -> None:
     clips = [thousandths(n, n + 1) for n in range(50)]
     for n, codes in enumerate(encoded(encoder, *clips)):
         assert codes.dtype == np.int32 and codes.tolist() == [[n], [n + 1]]
+
+
+def test_channels_of_a_clip(codec: FirstSampleCodec) -> None:
+    """A stereo model hears each channel, and what has more channels or one mixed in both."""
+    stereo = ClipEncoder(lambda: ChannelCodec(codec, 2), num_threads=1)
+    left, right = thousandths(100, 200), thousandths(300, 500)
+    clips = [np.stack([left, right]), np.stack([left, right], axis=1), left, left[None]]
+    three = np.stack([left, right, np.zeros_like(left)])
+    found = [codes.tolist() for codes in encoded(stereo, *clips, three)]
+    assert found[0] == found[1] == [[100, 300], [200, 500]]
+    assert found[2] == found[3] == [[100, 100], [200, 200]]
+    assert found[4] == [[133, 133], [233, 233]]
+    mono = ClipEncoder(lambda: codec, num_threads=1)
+    assert encoded(mono, clips[0])[0].tolist() == [[200], [350]]
+
+
+def test_channels_are_resampled_one_by_one(codec: FirstSampleCodec) -> None:
+    stereo = ClipEncoder(lambda: ChannelCodec(codec, 2), num_threads=1)
+    mono = ClipEncoder(lambda: codec, num_threads=1)
+    time = np.arange(1600) / 16000
+    left = np.float32(0.1 + 0.05 * np.sin(900 * time))
+    right = np.float32(0.2 + 0.05 * np.cos(500 * time))
+    both, one, other = (
+        encoded(encoder, (clip, 16000))[0]
+        for encoder, clip in ((stereo, np.stack([left, right])), (mono, left), (mono, right))
+    )
+    assert both.shape == (200, 2)
+    np.testing.assert_array_equal(both, np.concatenate([one, other], axis=1))
 
 
 def test_every_operator_runs_on_one_thread_and_only_there(codec: FirstSampleCodec) -> None:

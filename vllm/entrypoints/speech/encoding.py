@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -27,10 +27,13 @@ MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 AAC_RATES = (*MP3_RATES, 64000, 88200, 96000)
 """Sample rates of MPEG-4 AAC from 8000 on."""
 MAX_BIT_RATE = 128_000
+"""Of a channel."""
 
 
 class Encoder(Protocol):
-    """Turns float32 samples [num_samples] in [-1, 1], mono, into the bytes of a file.
+    """Turns float32 samples in [-1, 1] into the bytes of a file.
+
+    They are [num_samples] of mono audio, [num_samples, 2] of stereo.
 
     Attributes:
         is_compressed: whether encoding takes long enough to keep it off an event loop.
@@ -98,18 +101,23 @@ FORMATS: Mapping[str, AudioFormat] = {
 
 
 def pcm16(samples: NDArray[np.floating]) -> bytes:
-    """Little-endian 16-bit PCM of samples in [-1, 1]; what is beyond is clipped."""
+    """Little-endian 16-bit PCM of samples in [-1, 1]; what is beyond is clipped.
+
+    Of samples [num_samples, num_channels] the channels take turns.
+    """
     return np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()
 
 
-def wav_header(sample_rate: int, num_samples: int | None = None) -> bytes:
-    """Header of a mono 16-bit WAV file (RIFF, 44 bytes).
+def wav_header(sample_rate: int, num_samples: int | None = None, num_channels: int = 1) -> bytes:
+    """Header of a 16-bit WAV file (RIFF, 44 bytes).
 
     Args:
         sample_rate: Hz.
-        num_samples: None if it is not known yet; both sizes are then UNKNOWN_LENGTH.
+        num_samples: of a channel; None if it is not known yet: both sizes are then UNKNOWN_LENGTH.
+        num_channels: of the audio.
     """
-    size = UNKNOWN_LENGTH if num_samples is None else 2 * num_samples
+    width = 2 * num_channels
+    size = UNKNOWN_LENGTH if num_samples is None else width * num_samples
     return struct.pack(
         "<4sI4s4sIHHIIHH4sI",
         b"RIFF",
@@ -118,10 +126,10 @@ def wav_header(sample_rate: int, num_samples: int | None = None) -> bytes:
         b"fmt ",
         16,
         1,
-        1,
+        num_channels,
         sample_rate,
-        2 * sample_rate,
-        2,
+        width * sample_rate,
+        width,
         16,
         b"data",
         size,
@@ -139,12 +147,16 @@ class PcmEncoder:
     Args:
         wav_rate: Hz, for the header of a WAV file; None: no header.
         is_whole: whether the file is kept until it is finished, so that its header says its length.
+        num_channels: of the samples.
     """
 
     is_compressed = False
 
-    def __init__(self, wav_rate: int | None = None, is_whole: bool = False) -> None:
+    def __init__(
+        self, wav_rate: int | None = None, is_whole: bool = False, num_channels: int = 1
+    ) -> None:
         self._wav_rate = wav_rate
+        self._num_channels = num_channels
         self._is_whole = is_whole
         self._has_begun = False
         self._kept: list[bytes] = []
@@ -158,13 +170,14 @@ class PcmEncoder:
 
     def finish(self) -> bytes:
         data = b"".join(self._kept)
-        return self._begin(len(data) // 2 if self._is_whole else None) + data
+        num_samples = len(data) // (2 * self._num_channels)
+        return self._begin(num_samples if self._is_whole else None) + data
 
     def _begin(self, num_samples: int | None) -> bytes:
         has_begun, self._has_begun = self._has_begun, True
         if has_begun or self._wav_rate is None:
             return b""
-        return wav_header(self._wav_rate, num_samples)
+        return wav_header(self._wav_rate, num_samples, self._num_channels)
 
 
 class AvEncoder:
@@ -179,16 +192,24 @@ class AvEncoder:
         sample_rate: Hz of the samples.
         audio_format: one with a container.
         is_whole: whether the file is kept until it is finished, header and all.
+        num_channels: of the samples, 1 or 2.
     """
 
     is_compressed = True
 
-    def __init__(self, sample_rate: int, audio_format: AudioFormat, is_whole: bool = False) -> None:
+    def __init__(
+        self,
+        sample_rate: int,
+        audio_format: AudioFormat,
+        is_whole: bool = False,
+        num_channels: int = 1,
+    ) -> None:
         # Imported where it is used: who speaks WAV starts without it.
         import av
 
         self._rate = audio_format.rate_for(sample_rate)
-        self._resampler = StreamResampler(sample_rate, self._rate)
+        self._resamplers = [StreamResampler(sample_rate, self._rate) for _ in range(num_channels)]
+        self._layout = "mono" if num_channels == 1 else "stereo"
         self._format = audio_format
         self._sink = io.BytesIO() if is_whole else _StreamSink()
         chosen = audio_format.options_whole if is_whole else audio_format.options
@@ -200,40 +221,47 @@ class AvEncoder:
         )
         self._stream: Any = self._container.add_stream(audio_format.codec, rate=self._rate)
         context: Any = self._stream.codec_context
-        context.layout = "mono"
+        context.layout = self._layout
         context.format = audio_format.sample_format
         if audio_format.sample_format != "s16":
             # 4 bits a sample: clear speech in all of these, and a rate that each has.
-            context.bit_rate = min(MAX_BIT_RATE, 4 * self._rate)
+            context.bit_rate = num_channels * min(MAX_BIT_RATE, 4 * self._rate)
         self._container.start_encoding()
         self._num_samples = 0
 
     def encode(self, samples: NDArray[np.float32]) -> bytes:
-        self._write(self._resampler.push(samples))
+        channels = [samples] if samples.ndim == 1 else samples.T
+        self._write(
+            [r.push(channel) for r, channel in zip(self._resamplers, channels, strict=True)]
+        )
         return self._sink.take() if isinstance(self._sink, _StreamSink) else b""
 
     def finish(self) -> bytes:
-        self._write(self._resampler.finish())
+        self._write([resampler.finish() for resampler in self._resamplers])
         self._mux(None)
         self._container.close()
         return self._sink.take() if isinstance(self._sink, _StreamSink) else self._sink.getvalue()
 
-    def _write(self, samples: NDArray[np.float32]) -> None:
-        if len(samples) == 0:
+    def _write(self, channels: Sequence[NDArray[np.float32]]) -> None:
+        num_samples = len(channels[0])
+        if num_samples == 0:
             return
-        if self._format.sample_format == "s16":
-            # Rounded as in the other lossless formats, not as FFmpeg would.
-            values: NDArray[Any] = np.frombuffer(pcm16(samples), "<i2")
+        name = self._format.sample_format
+        if name.endswith("p"):
+            values: NDArray[Any] = np.clip(np.stack(channels), -1, 1)
         else:
-            values = np.clip(samples, -1, 1)
+            # The channels take turns in one row.
+            samples = np.stack(channels, axis=1)
+            # Rounded as in the other lossless formats, not as FFmpeg would.
+            is_pcm = name == "s16"
+            row = np.frombuffer(pcm16(samples), "<i2") if is_pcm else np.clip(samples, -1, 1)
+            values = row.reshape(1, -1)
         from av import AudioFrame
 
-        frame = AudioFrame.from_ndarray(
-            values[None], format=self._format.sample_format, layout="mono"
-        )
+        frame = AudioFrame.from_ndarray(values, format=name, layout=self._layout)
         frame.sample_rate = self._rate
         frame.pts = self._num_samples
-        self._num_samples += len(samples)
+        self._num_samples += num_samples
         self._mux(frame)
 
     def _mux(self, frame: Any) -> None:
@@ -256,7 +284,9 @@ class _StreamSink:
         return len(data)
 
 
-def make_encoder(name: str, sample_rate: int, is_whole: bool = False) -> Encoder:
+def make_encoder(
+    name: str, sample_rate: int, is_whole: bool = False, num_channels: int = 1
+) -> Encoder:
     """An encoder for samples that come in pieces.
 
     Args:
@@ -264,14 +294,16 @@ def make_encoder(name: str, sample_rate: int, is_whole: bool = False) -> Encoder
         sample_rate: Hz of the samples.
         is_whole: whether to keep the file until it is finished, so that its header says its
             length, where the format has a place for that (all but `pcm` and `aac`).
+        num_channels: of the samples, 1 or 2.
     """
     audio_format = FORMATS[name]
     if audio_format.container:
-        return AvEncoder(sample_rate, audio_format, is_whole)
-    return PcmEncoder(sample_rate if name == "wav" else None, is_whole)
+        return AvEncoder(sample_rate, audio_format, is_whole, num_channels)
+    return PcmEncoder(sample_rate if name == "wav" else None, is_whole, num_channels)
 
 
 def encode_whole(name: str, samples: NDArray[np.float32], sample_rate: int) -> bytes:
     """A complete file, whose header gives its length; see `make_encoder`."""
-    encoder = make_encoder(name, sample_rate, is_whole=True)
+    num_channels = samples.shape[1] if np.ndim(samples) == 2 else 1
+    encoder = make_encoder(name, sample_rate, is_whole=True, num_channels=num_channels)
     return encoder.encode(samples) + encoder.finish()

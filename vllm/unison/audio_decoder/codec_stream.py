@@ -20,7 +20,7 @@ class HostCopy(Protocol):
         ...
 
     def wait(self) -> NDArray[np.float32]:
-        """[num_samples] float32, once they are there."""
+        """The samples, float32, once they are there."""
         ...
 
 
@@ -36,7 +36,7 @@ class CodecStream(Protocol):
         ...
 
     def fetch(self, samples: torch.Tensor) -> HostCopy:
-        """Start to bring samples [num_samples] to the host."""
+        """Start to bring samples to the host."""
         ...
 
 

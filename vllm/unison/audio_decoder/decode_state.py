@@ -75,7 +75,8 @@ class RequestDecodeState:
 
     Attributes:
         num_emitted: frames whose samples have been decoded for emission.
-        samples: [n, samples_per_frame] tensors, decoded and not handed on.
+        samples: [n, samples_per_frame] tensors, decoded and not handed on; the channels'
+            dimension follows if there are several.
         error: why the request must fail.
     """
 

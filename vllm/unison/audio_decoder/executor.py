@@ -138,6 +138,7 @@ class AudioExecutor:
         self._codec_stream = codec_stream or codec_stream_for(codec.device)
         self._pipeline = StagePipeline(stages, self._codec_stream)
         self._contexts = self._pipeline.contexts
+        self._no_samples: NDArray[np.float32] = codec.no_samples().cpu().numpy()
         self._reader = CodeReader(layout)
         max_pending = policy.chunk_frames + frames_needed(self._contexts, 1)
         self._collector = FrameCollector(layout, table, num_slots, max_pending + 1)
@@ -324,7 +325,7 @@ class AudioExecutor:
                 if one.stream.samples and one.stream.error is None:
                     samples = torch.cat(one.stream.samples)
                     one.stream.samples = []
-                    transfer = self._codec_stream.fetch(samples.flatten())
+                    transfer = self._codec_stream.fetch(samples.flatten(0, 1))
                     self._copies[one.slot].append((len(samples), transfer))
 
     def _emit_ready(
@@ -351,7 +352,7 @@ class AudioExecutor:
             # Audio without a frame is told once, at the end.
             empty = ends and stream.num_frames == 0 and self._collector.had_audio[slot]
             if ready or empty:
-                samples = np.concatenate(ready) if ready else np.empty(0, np.float32)
+                samples = np.concatenate(ready) if ready else self._no_samples
                 codes = stream.take_codes(num_frames)
                 result.audio[stream.request_id] = AudioOutput(
                     samples, self._codec.sample_rate, codes

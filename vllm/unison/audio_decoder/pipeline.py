@@ -163,7 +163,7 @@ def check_stages(codec: Codec) -> None:
         pipeline.decode([(stream, [*range(3, num_frames, 3), num_frames])])
     if stream.error is not None:
         raise ValueError(f"codec: its decoder fails in parts: {stream.error}")
-    largest = float((torch.cat(stream.samples).flatten() - whole).abs().max())
+    largest = float((torch.cat(stream.samples).flatten(0, 1) - whole).abs().max())
     problems = []
     if beyond is not None:
         problems.append(f"samples depend on frames beyond {beyond}")

@@ -12,7 +12,10 @@ from vllm.unison.codecs.stages import DecoderStage, WindowStage
 
 
 class Codec(ABC):
-    """Turns mono samples into frames of codes and back.
+    """Turns samples into frames of codes and back.
+
+    Samples are ``[num_samples]`` of a mono codec, ``[num_samples, num_channels]`` of another one:
+    their number, and so every length, is that of one channel.
 
     The length rules are the same for all codecs:
 
@@ -28,7 +31,10 @@ class Codec(ABC):
         num_codebooks: codes per frame; the first so many codebooks of the underlying model.
         codebook_size: a code lies in ``[0, codebook_size - 1]``.
         device: where the computation runs and where results live.
+        num_channels: of the audio; more than one only in ``ChannelCodec``.
     """
+
+    num_channels: int = 1
 
     def __init__(
         self,
@@ -47,7 +53,7 @@ class Codec(ABC):
 
     @abstractmethod
     def _encode(self, samples: torch.Tensor) -> torch.Tensor:
-        """Encode float32 samples ``[num_samples]``, not empty, finite, on ``self.device``.
+        """Encode float32 samples, shaped as the codec's, not empty, finite, on ``self.device``.
 
         Returns integer codes ``[num_frames, num_codebooks]``.
         """
@@ -56,7 +62,8 @@ class Codec(ABC):
     def _decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Decode valid int64 codes ``[batch, num_frames, num_codebooks]`` on ``self.device``.
 
-        Neither dimension is empty. Returns samples ``[batch, any length]``, first frame first.
+        Neither dimension is empty. Returns samples ``[batch, any length]``, first frame first; a
+        codec of several channels overrides what calls this.
         """
 
     def decoder_context(self) -> Context | None:
@@ -70,16 +77,25 @@ class Codec(ABC):
     def decoder_stages(self) -> tuple[DecoderStage, ...] | None:
         """The decoder as a chain of stages, codes [batch, frames, num_codebooks] to samples.
 
-        The last stage gives float32 [batch, frames, samples_per_frame]. Overridden by codecs that
-        carry a state from frame to frame. None if the audio cannot be decoded in parts: it is then
+        The last stage gives float32 [batch, frames, samples_per_frame], and the channels' dimension
+        after that if there are several. Overridden by codecs that carry a state from frame to
+        frame. None if the audio cannot be decoded in parts: it is then
         streamed as one chunk at its end.
         """
         context = self.decoder_context()
         return None if context is None else (WindowStage(context, self._decode_frames),)
 
     def _decode_frames(self, codes: torch.Tensor) -> torch.Tensor:
-        """int64 [batch, num_frames, num_codebooks] to [batch, num_frames, samples_per_frame]."""
+        """int64 [batch, num_frames, num_codebooks] to [batch, num_frames, samples_per_frame].
+
+        With the channels' dimension after that if there are several.
+        """
         return self._by_frame(self._decode(codes), codes.shape[1])
+
+    def no_samples(self) -> torch.Tensor:
+        """The samples of no frames."""
+        shape = (0,) if self.num_channels == 1 else (0, self.num_channels)
+        return torch.empty(shape, dtype=torch.float32, device=self.device)
 
     def _by_frame(self, samples: torch.Tensor, num_frames: int) -> torch.Tensor:
         """Samples [batch, any length] cut or completed: [batch, num_frames, samples_per_frame]."""
@@ -106,7 +122,8 @@ class Codec(ABC):
 
         Args:
             samples: floating point ``[num_samples]`` at ``sample_rate``, on any device; full
-                scale is [-1, 1]. May be empty.
+                scale is [-1, 1]. May be empty. A codec of several channels also takes
+                ``[num_samples, num_channels]``; it gives each of them what is mono.
 
         Returns:
             int32 codes ``[num_frames, num_codebooks]`` on ``device``.
@@ -114,8 +131,7 @@ class Codec(ABC):
         Raises:
             ValueError: ``samples`` has another shape or type, or is not finite everywhere.
         """
-        if samples.ndim != 1:
-            raise ValueError(f"samples must have shape [num_samples], got {list(samples.shape)}")
+        self._check_shape(samples)
         if not samples.is_floating_point():
             raise ValueError(f"samples must be floating point, got {samples.dtype}")
         samples = samples.to(device=self.device, dtype=torch.float32)
@@ -139,7 +155,8 @@ class Codec(ABC):
             codes: integers ``[num_frames, num_codebooks]`` on any device. May have no frames.
 
         Returns:
-            float32 samples ``[num_frames * samples_per_frame]`` on ``device``.
+            float32 samples ``[num_frames * samples_per_frame]`` on ``device``, and the channels'
+            dimension after that if there are several.
 
         Raises:
             ValueError: ``codes`` has another shape or type, or a code out of range.
@@ -165,19 +182,23 @@ class Codec(ABC):
         by_length: dict[int, list[int]] = defaultdict(list)
         for index, codes in enumerate(batch):
             by_length[codes.shape[0]].append(index)
-        decoded: list[torch.Tensor] = [torch.empty(0, device=self.device)] * len(batch)
+        decoded: list[torch.Tensor] = [self.no_samples()] * len(batch)
         for num_frames, indices in by_length.items():
             if num_frames == 0:
                 for index in indices:
-                    decoded[index] = torch.empty(0, dtype=torch.float32, device=self.device)
+                    decoded[index] = self.no_samples()
                 continue
             codes = torch.stack(
                 [batch[index].to(device=self.device, dtype=torch.int64) for index in indices]
             )
             samples = self._decode_frames(codes)
             for row, index in enumerate(indices):
-                decoded[index] = samples[row].flatten().clone()
+                decoded[index] = samples[row].flatten(0, 1).clone()
         return decoded
+
+    def _check_shape(self, samples: torch.Tensor) -> None:
+        if samples.ndim != 1:
+            raise ValueError(f"samples must have shape [num_samples], got {list(samples.shape)}")
 
     def _check_codes(self, codes: torch.Tensor) -> None:
         if codes.ndim != 2 or codes.shape[1] != self.num_codebooks:

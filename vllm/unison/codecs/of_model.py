@@ -9,8 +9,12 @@ from pathlib import Path
 import torch
 
 from vllm.unison.codecs.base import Codec
-from vllm.unison.codecs.registry import load_codec
+from vllm.unison.codecs.channels import ChannelCodec
+from vllm.unison.codecs.registry import load_codec, load_codec_part
 from vllm.unison.model.spec import SpeechSpec
+
+OWN_CHECKPOINT = "."
+"""As a codec's place: the model's own folder or hub id."""
 
 
 def codec_of(spec: SpeechSpec, device: torch.device | str) -> Codec:
@@ -19,13 +23,17 @@ def codec_of(spec: SpeechSpec, device: torch.device | str) -> Codec:
     Raises:
         ValueError: if the model has none, or it cannot be loaded or does not fit the layout.
     """
-    if spec.codec is None:
+    source = spec.codec
+    if source is None:
         raise ValueError("codec: this model has none")
-    local = Path(spec.model_path) / spec.codec.name_or_path
+    local = Path(spec.model_path) / source.name_or_path
+    place = spec.model_path if source.name_or_path == OWN_CHECKPOINT else source.name_or_path
     codec = _load(
-        str(local) if local.is_dir() else spec.codec.name_or_path,
-        spec.codec.revision,
+        str(local) if local.is_dir() else place,
+        source.revision,
+        source.part,
         len(spec.layout.codebook_streams),
+        source.num_channels,
         str(device),
     )
     for stream in spec.layout.codebook_streams:
@@ -39,5 +47,20 @@ def codec_of(spec: SpeechSpec, device: torch.device | str) -> Codec:
 
 
 @functools.lru_cache(maxsize=8)
-def _load(place: str, revision: str | None, num_codebooks: int, device: str) -> Codec:
-    return load_codec(place, num_codebooks=num_codebooks, device=device, revision=revision)
+def _load(
+    place: str,
+    revision: str | None,
+    part: str | None,
+    num_codebooks: int,
+    num_channels: int,
+    device: str,
+) -> Codec:
+    if num_codebooks % num_channels:
+        raise ValueError(
+            f"codec: {num_codebooks} streams must be as many for each of {num_channels} channels"
+        )
+    load = load_codec if part is None else functools.partial(load_codec_part, part=part)
+    codec = load(
+        place, num_codebooks=num_codebooks // num_channels, device=device, revision=revision
+    )
+    return codec if num_channels == 1 else ChannelCodec(codec, num_channels)

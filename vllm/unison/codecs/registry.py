@@ -13,8 +13,10 @@ from vllm.unison.codecs.transformers_codecs import (
     DacCodec,
     EncodecCodec,
     MimiCodec,
+    TransformersCodec,
     XcodecCodec,
 )
+from vllm.unison.formats.checkpoint_part import read_part
 
 
 class LoadableCodec(Protocol):
@@ -98,3 +100,43 @@ def load_codec(
         dtype=dtype,
         revision=revision,
     )
+
+
+def load_codec_part(
+    name_or_path: str,
+    part: str,
+    *,
+    num_codebooks: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+) -> Codec:
+    """Load a codec that is a part of a model's own checkpoint. Nothing else of it is read.
+
+    Args:
+        name_or_path: the model's folder or hub id.
+        part: key of the codec's configuration in config.json; with a dot, the prefix of its
+            tensors.
+        num_codebooks, device, dtype, revision: as for ``load_codec``.
+
+    Raises:
+        ValueError: the part is missing, is of a kind that cannot be one, or lacks or has too many
+            tensors.
+    """
+    found = read_part(name_or_path, part, revision)
+    codec_class = _CODECS.get(found.config.get("model_type", ""))
+    if not (isinstance(codec_class, type) and issubclass(codec_class, TransformersCodec)):
+        raise ValueError(
+            f"{part}.model_type must be one of {sorted(_parts())}, "
+            f"not {found.config.get('model_type')!r}"
+        )
+    return codec_class.from_part(found, num_codebooks=num_codebooks, device=device, dtype=dtype)
+
+
+def _parts() -> list[str]:
+    """The model types of codecs that may be a part of a checkpoint."""
+    return [
+        name
+        for name, codec_class in _CODECS.items()
+        if isinstance(codec_class, type) and issubclass(codec_class, TransformersCodec)
+    ]

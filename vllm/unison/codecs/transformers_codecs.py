@@ -6,10 +6,12 @@ samples equal the library's own. What differs from codec to codec is only stated
 """
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from vllm.unison.codecs.base import Codec
 from vllm.unison.codecs.receptive_field import Context, receptive_field
@@ -23,6 +25,7 @@ from vllm.unison.codecs.transformers_stages import (
     seanet_upsampling,
     seanet_upsampling_layers,
 )
+from vllm.unison.formats.checkpoint_part import CheckpointPart
 from vllm.unison.formats.expected_tensors import listed
 
 # The convolutions of EnCodec and Mimi compute their padding in float32, which holds integers
@@ -105,19 +108,52 @@ class TransformersCodec(Codec):
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        # The library fills weights that a checkpoint lacks with random numbers, and only warns of
-        # them and of weights that it does not know.
-        where = f"codec {name_or_path!r}"
-        if missing := sorted(loading["missing_keys"]):
-            raise ValueError(f"{where} lacks {listed(missing)}")
-        if unknown := sorted(loading["unexpected_keys"]):
-            raise ValueError(f"{where} holds what {cls.model_class_name} lacks: {listed(unknown)}")
-        for name, found, expected in loading["mismatched_keys"]:
-            raise ValueError(
-                f"{where}: the tensor {name!r} must have shape {list(expected)}, as config.json "
-                f"says, not {list(found)}"
-            )
+        cls._check_loading(f"codec {name_or_path!r}", loading)
         return cls(model.to(device), num_codebooks=num_codebooks)
+
+    @classmethod
+    def from_part(
+        cls,
+        part: CheckpointPart,
+        *,
+        num_codebooks: int | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "TransformersCodec":
+        """Load from a part of a checkpoint; see ``registry.load_codec_part``."""
+        model_class = getattr(transformers, cls.model_class_name)
+        where = f"codec {part.where!r}"
+        try:
+            config = model_class.config_class.from_dict(dict(part.config))
+        except (StrictDataclassError, TypeError, ValueError) as error:
+            raise ValueError(f"{where}: config.json: {' '.join(str(error).split())}") from error
+        model, loading = model_class.from_pretrained(
+            None,
+            config=config,
+            state_dict=part.tensors,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+        cls._check_loading(where, loading, part.prefix)
+        return cls(model.to(device), num_codebooks=num_codebooks)
+
+    @classmethod
+    def _check_loading(cls, where: str, loading: Mapping[str, Any], prefix: str = "") -> None:
+        """Refuse a checkpoint whose tensors are not the model's, names completed by a prefix.
+
+        The library fills weights that a checkpoint lacks with random numbers, and only warns of
+        them and of weights that it does not know.
+        """
+        if missing := sorted(prefix + name for name in loading["missing_keys"]):
+            raise ValueError(f"{where} lacks {listed(missing)}")
+        if unknown := sorted(prefix + name for name in loading["unexpected_keys"]):
+            raise ValueError(f"{where} holds what {cls.model_class_name} lacks: {listed(unknown)}")
+        for name, found, expected in sorted(loading["mismatched_keys"]):
+            raise ValueError(
+                f"{where}: the tensor {prefix + name!r} must have shape {list(expected)}, as "
+                f"config.json says, not {list(found)}"
+            )
 
     @staticmethod
     def _check_model(model: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,17 @@ def read_musicgen_weights(folder: str | Path, model: MusicGenFormat) -> Tensors:
     return expected.checked(_from_audiocraft(folder))
 
 
+def published_tensors(
+    weights: Iterable[tuple[str, torch.Tensor]], model: MusicGenFormat
+) -> Tensors:
+    """The tensors of safetensors that something else reads; errors as `read_musicgen_weights`."""
+    return expected_musicgen_tensors(model).checked(
+        (_renamed(name, _WEIGHT_NORM), tensor)
+        for name, tensor in weights
+        if not _COMPUTED.fullmatch(name)
+    )
+
+
 def _from_safetensors(files: list[Path]) -> Tensors:
     from safetensors import SafetensorError, safe_open
 
@@ -131,8 +142,18 @@ def _from_audiocraft(folder: Path) -> Tensors:
                 yield f"{stem}{part}_proj.weight", rows
         else:
             yield renamed, tensor
-    for name, tensor in _load_state(folder / CODEC_FILE).items():
-        yield CODEC + _renamed(name, _CODEC + _WEIGHT_NORM), tensor
+    for name, tensor in read_audiocraft_codec(folder / CODEC_FILE):
+        yield CODEC + name, tensor
+
+
+def read_audiocraft_codec(file: Path) -> Tensors:
+    """The codec's tensors in a file of audiocraft's, under transformers' names without a prefix.
+
+    Raises:
+        ValueError: if it does not hold them.
+    """
+    for name, tensor in _load_state(file).items():
+        yield _renamed(name, _CODEC + _WEIGHT_NORM), tensor
 
 
 def _load_state(file: Path) -> dict[str, torch.Tensor]:

@@ -105,8 +105,14 @@ class ClipEncoder:
     def _encode(self, samples: NDArray[np.float32], rate: float | None) -> NDArray[np.int32]:
         with self._loading:
             codec = self._load_codec()
-        mono = resample(samples, codec.sample_rate if rate is None else rate, codec.sample_rate)
-        codes: NDArray[np.int32] = codec.encode(torch.from_numpy(mono)).numpy()
+        from_rate = codec.sample_rate if rate is None else rate
+        if codec.num_channels > 1 and samples.shape[:-1] == (codec.num_channels,):
+            channels = [resample(channel, from_rate, codec.sample_rate) for channel in samples]
+            heard = np.stack(channels, axis=1)
+        else:
+            # Mixed to mono, which a codec of several channels gives each of them.
+            heard = resample(samples, from_rate, codec.sample_rate)
+        codes: NDArray[np.int32] = codec.encode(torch.from_numpy(heard)).numpy()
         return codes
 
 

@@ -17,7 +17,8 @@ class AudioOutput(msgspec.Struct, array_like=True, gc=False):
     Crosses process boundaries as raw buffers; arrays that have done so are read-only.
 
     Attributes:
-        samples: [num_samples] float32 waveform in [-1, 1], mono.
+        samples: float32 waveform in [-1, 1]: [num_samples] of mono audio, [num_samples, 2] of
+            stereo, left and right. So a length is one in time, whatever the channels.
         sample_rate: samples per second, in Hz.
         codes: [num_frames, num_codebooks] int32 codes that the waveform was decoded from.
     """
@@ -25,6 +26,11 @@ class AudioOutput(msgspec.Struct, array_like=True, gc=False):
     samples: np.ndarray
     sample_rate: int
     codes: np.ndarray
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the waveform."""
+        return 1 if self.samples.ndim == 1 else int(self.samples.shape[1])
 
     @property
     def seconds(self) -> float:

@@ -274,12 +274,11 @@ def _pieces(
         return
     with progress(f"loading {args.model or DEFAULT_MODEL}", streams.errors) as line:
         engine = _engine(args)
-        from vllm.entrypoints.speech.encoding import make_encoder
         from vllm.entrypoints.speech.parameters import SpeechInput
         from vllm.unison.frontend.tasks import FieldNames
 
         is_file = not args.play and is_kept(args.output)
-        encoder = make_encoder(_format(args), engine.sample_rate, is_whole=is_file)
+        encoder = engine.encoder(_format(args), is_whole=is_file)
         request = SpeechInput(
             frozenset({"audio"}),
             text=text,

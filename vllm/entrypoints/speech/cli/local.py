@@ -11,6 +11,7 @@ from typing import Any
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
+from vllm.entrypoints.speech.encoding import Encoder, make_encoder
 from vllm.entrypoints.speech.media import AudioLimits, Clip, decode_file
 from vllm.entrypoints.speech.outcome import failure, incomplete
 from vllm.entrypoints.speech.parameters import SpeechInput, plan_request
@@ -72,10 +73,10 @@ class LocalEngine:
         self._engine = LLMEngine.from_vllm_config(config, usage, disable_log_stats=True)
         self._defaults = task_defaults(config.model_config)
 
-    @property
-    def sample_rate(self) -> int:
-        """Hz of the model's audio."""
-        return codec_of(self.spec, "cpu").sample_rate
+    def encoder(self, audio_format: str, is_whole: bool) -> Encoder:
+        """Writes the model's audio; see `make_encoder`."""
+        codec = codec_of(self.spec, "cpu")
+        return make_encoder(audio_format, codec.sample_rate, is_whole, codec.num_channels)
 
     def read(self, path: Path) -> Clip:
         """Decode an audio file.

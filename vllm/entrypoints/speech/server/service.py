@@ -14,6 +14,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.entrypoints.serve.utils.request_logger import RequestLogger
+from vllm.entrypoints.speech.encoding import Encoder, make_encoder
 from vllm.entrypoints.speech.media import AudioLimits, Clip, MediaDecoder
 from vllm.entrypoints.speech.outcome import failure, incomplete
 from vllm.entrypoints.speech.parameters import SpeechInput, plan_request
@@ -133,6 +134,7 @@ class SpeechService(GenerateBaseServing):
         spec: the model's specification.
         media: decodes audio files, of any length that the server takes.
         sample_rate: Hz of the model's audio; 0 for a model without a codec.
+        num_channels: of the model's audio.
         voice_aliases: names that stand for the model's voices.
     """
 
@@ -150,10 +152,10 @@ class SpeechService(GenerateBaseServing):
         self.spec = spec
         self.voice_aliases = dict(voice_aliases or {})
         self._frame_seconds = 0.0
-        self.sample_rate = 0
+        self.sample_rate, self.num_channels = 0, 1
         if spec.has_codec:
             codec = codec_of(spec, "cpu")
-            self.sample_rate = codec.sample_rate
+            self.sample_rate, self.num_channels = codec.sample_rate, codec.num_channels
             self._frame_seconds = codec.samples_per_frame / codec.sample_rate
         self.media = MediaDecoder(AudioLimits.from_environment(math.inf))
         self._defaults = task_defaults(self.model_config)
@@ -162,6 +164,10 @@ class SpeechService(GenerateBaseServing):
     def context_seconds(self) -> float:
         """Length of the audio that the model's context has room for, with nothing beside it."""
         return self.model_config.max_model_len * self._frame_seconds
+
+    def encoder(self, audio_format: str, is_whole: bool = False) -> Encoder:
+        """Writes the model's audio; see `make_encoder`."""
+        return make_encoder(audio_format, self.sample_rate, is_whole, self.num_channels)
 
     def check(self, model: str | None) -> str:
         """The name of the model that serves a request.

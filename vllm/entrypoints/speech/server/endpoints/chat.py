@@ -9,14 +9,13 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-import numpy as np
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from vllm.entrypoints.speech.encoding import encode_whole, make_encoder
+from vllm.entrypoints.speech.encoding import Encoder
 from vllm.entrypoints.speech.media import Clip
 from vllm.entrypoints.speech.parameters import SpeechInput
-from vllm.entrypoints.speech.server.endpoints.speech import encode, finish
+from vllm.entrypoints.speech.server.endpoints.speech import encode, encoded, finish
 from vllm.entrypoints.speech.server.errors import error_body
 from vllm.entrypoints.speech.server.schemas import (
     ChatRequest,
@@ -29,6 +28,7 @@ from vllm.entrypoints.speech.server.service import Generation, SpeechService, Us
 from vllm.entrypoints.speech.server.sse import DONE, event, event_stream
 from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.frontend.tasks import FieldNames
+from vllm.unison.messages.streams import AudioOutput
 
 
 async def create_chat_completion(
@@ -53,14 +53,14 @@ async def create_chat_completion(
         fields=FieldNames(_text_field(message), _audio_field(message), "modalities", "audio.voice"),
     )
     generation = await service.start(raw_request, "chatcmpl", inputs)
-    answer = ChatAnswer(model, generation, "audio" in modalities)
-    audio_format = _format(request)
+    encoder = None
+    if "audio" in modalities:
+        encoder = service.encoder(_format(request), is_whole=not request.stream)
+    answer = ChatAnswer(model, generation, encoder)
     if not request.stream:
-        body = await answer.whole(audio_format, service.sample_rate)
-        return JSONResponse(body)
+        return JSONResponse(await answer.whole())
     include_usage = request.stream_options is not None and request.stream_options.include_usage
-    chunks = answer.chunks(audio_format, service.sample_rate, include_usage)
-    return event_stream(chunks)
+    return event_stream(answer.chunks(include_usage))
 
 
 def _check_combinations(request: ChatRequest, modalities: set[str]) -> None:
@@ -153,12 +153,12 @@ class ChatAnswer:
     Args:
         model: name of the model.
         generation: the running request.
-        with_audio: whether audio is wanted.
+        encoder: of the audio, whole for `whole`; None if none is wanted.
     """
 
-    def __init__(self, model: str, generation: Generation, with_audio: bool) -> None:
+    def __init__(self, model: str, generation: Generation, encoder: Encoder | None) -> None:
         self._generation = generation
-        self._with_audio = with_audio
+        self._encoder = encoder
         self._head = {
             "id": generation.request_id,
             "created": int(time.time()),
@@ -166,21 +166,19 @@ class ChatAnswer:
         }
         self._audio_id = f"audio-{generation.request_id}"
 
-    async def whole(self, audio_format: str, sample_rate: int) -> dict[str, Any]:
+    async def whole(self) -> dict[str, Any]:
         """The answer as one object."""
         texts: list[str] = []
-        samples: list[np.ndarray] = [np.empty(0, np.float32)]
+        pieces: list[AudioOutput | None] = []
         finish_reason = None
         async for completion in self._generation:
             texts.append(completion.text)
             finish_reason = completion.finish_reason
-            if completion.audio is not None:
-                samples.append(completion.audio.samples)
+            pieces.append(completion.audio)
         text = "".join(texts)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if self._with_audio:
-            joined = np.concatenate(samples)
-            data = await asyncio.to_thread(encode_whole, audio_format, joined, sample_rate)
+        if self._encoder is not None:
+            data = await asyncio.to_thread(encoded, self._encoder, pieces)
             message["content"] = None
             message["audio"] = {
                 "id": self._audio_id,
@@ -201,11 +199,9 @@ class ChatAnswer:
             "usage": chat_usage(self._generation.usage),
         }
 
-    async def chunks(
-        self, audio_format: str, sample_rate: int, include_usage: bool
-    ) -> AsyncIterator[str]:
+    async def chunks(self, include_usage: bool) -> AsyncIterator[str]:
         """The answer as server-sent events."""
-        encoder = make_encoder(audio_format, sample_rate) if self._with_audio else None
+        encoder = self._encoder
         yield self._chunk({"role": "assistant", "content": None if encoder else ""})
         finish_reason = None
         try:
@@ -233,7 +229,7 @@ class ChatAnswer:
         yield DONE
 
     def _text_delta(self, text: str) -> dict[str, Any]:
-        if self._with_audio:
+        if self._encoder is not None:
             return {"audio": {"id": self._audio_id, "transcript": text}}
         return {"content": text}
 

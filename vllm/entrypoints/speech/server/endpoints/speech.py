@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
-import numpy as np
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
-from vllm.entrypoints.speech.encoding import FORMATS, Encoder, encode_whole, make_encoder
+from vllm.entrypoints.speech.encoding import FORMATS, Encoder
 from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.server.errors import error_body
 from vllm.entrypoints.speech.server.schemas import SpeechRequest, voice_name
@@ -41,21 +40,18 @@ async def create_speech(
     generation = await service.start(raw_request, "speech", inputs)
     media_type = FORMATS[request.response_format].media_type
     if request.response_format == "pcm":
-        media_type += f"; rate={service.sample_rate}; channels=1"
+        media_type += f"; rate={service.sample_rate}; channels={service.num_channels}"
+    encoder = service.encoder(request.response_format, is_whole=not request.stream)
     if not request.stream:
-        file = await whole_file(generation, request.response_format, service.sample_rate)
-        return Response(file, media_type=media_type)
-    pieces = encoded_pieces(generation, request.response_format, service.sample_rate)
+        return Response(await whole_file(generation, encoder), media_type=media_type)
+    pieces = encoded_pieces(generation, encoder)
     if request.stream_format == "sse":
         return event_stream(speech_events(pieces, generation))
     return StreamingResponse(pieces, media_type=media_type)
 
 
-async def encoded_pieces(
-    generation: Generation, audio_format: str, sample_rate: int
-) -> AsyncIterator[bytes]:
+async def encoded_pieces(generation: Generation, encoder: Encoder) -> AsyncIterator[bytes]:
     """The bytes of an audio file, as soon as they are known."""
-    encoder = make_encoder(audio_format, sample_rate)
     async for completion in generation:
         if piece := await encode(encoder, completion.audio):
             yield piece
@@ -63,14 +59,15 @@ async def encoded_pieces(
         yield piece
 
 
-async def whole_file(generation: Generation, audio_format: str, sample_rate: int) -> bytes:
-    """A complete file, whose header gives its length if the format has a place for it."""
-    samples = [np.empty(0, np.float32)]
-    async for completion in generation:
-        if completion.audio is not None:
-            samples.append(completion.audio.samples)
-    joined = np.concatenate(samples)
-    return await asyncio.to_thread(encode_whole, audio_format, joined, sample_rate)
+async def whole_file(generation: Generation, encoder: Encoder) -> bytes:
+    """A complete file, by an encoder of whole files."""
+    pieces = [completion.audio async for completion in generation]
+    return await asyncio.to_thread(encoded, encoder, pieces)
+
+
+def encoded(encoder: Encoder, pieces: Iterable[AudioOutput | None]) -> bytes:
+    """The file of all audio, by an encoder of whole files."""
+    return b"".join(encoder.encode(piece.samples) for piece in pieces if piece) + encoder.finish()
 
 
 async def encode(encoder: Encoder, audio: AudioOutput | None) -> bytes:
