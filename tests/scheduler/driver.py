@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 
 from tests.scheduler.fake_worker import (
@@ -24,8 +25,11 @@ from tests.scheduler.fake_worker import (
 )
 from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
+from vllm.unison.conditioning.states_kv_cache import EncoderStatesSpec
+from vllm.unison.messages.conditioning import EncoderInput
 from vllm.unison.messages.guidance import StepGuidance
 from vllm.unison.messages.guidance_inputs import GuidanceInputs, LaneInputs
+from vllm.unison.messages.streams import StreamInputs
 from vllm.unison.scheduler.sequence_group import SequenceGroup
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
@@ -40,6 +44,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 BLOCK_SIZE = 16
 MAX_MODEL_LEN = 96
+MAX_STATES = 40
 END_TOKEN = 0
 _ARCHITECTURE = {
     "architectures": ["LlamaForCausalLM"],
@@ -72,14 +77,22 @@ class Engine:
     policy: str = "fcfs"
     is_async: bool = False
     is_v2: bool = False
+    attends: bool = False
+    """Whether its layers attend to encoder states as well."""
 
 
 @dataclass(frozen=True)
 class Lane:
-    """A guidance lane."""
+    """A guidance lane, with the text that it attends to (empty: none)."""
 
     weight: float
     prompt: tuple[int, ...]
+    text: tuple[int, ...] = ()
+
+    @property
+    def max_blocks_of_states(self) -> int:
+        """Blocks for its encoder states."""
+        return -(-len(self.text) // BLOCK_SIZE)
 
 
 @dataclass(frozen=True)
@@ -94,6 +107,7 @@ class Arrival:
     last: int | None = None
     priority: int = 0
     aborted_at: int | None = None
+    text: tuple[int, ...] = ()
 
     @property
     def weights(self) -> list[float]:
@@ -109,17 +123,19 @@ class Arrival:
     def max_blocks(self) -> int:
         """Blocks of all lanes at their greatest length."""
         lengths = [len(self.prompt), *(len(lane.prompt) for lane in self.lanes)]
-        return sum(-(-(length + self.num_generated) // BLOCK_SIZE) for length in lengths)
+        of_states = -(-len(self.text) // BLOCK_SIZE)
+        of_states += sum(lane.max_blocks_of_states for lane in self.lanes)
+        return of_states + sum(-(-(n + self.num_generated) // BLOCK_SIZE) for n in lengths)
 
     def expected(self) -> list[int]:
         """What it emits in any company: the fake model's tokens, without a scheduler."""
         emitted: list[int] = []
         last = len(emitted) + self.num_generated if self.last is None else self.last
         while len(emitted) < self.num_generated:
-            digests = [digest_of((*self.prompt, *emitted))]
+            digests = [digest_of((*self.prompt, *emitted), self.text)]
             weights = [1.0]
             if self.lanes and self.first <= len(emitted) <= last:
-                digests += [digest_of((*lane.prompt, *emitted)) for lane in self.lanes]
+                digests += [digest_of((*x.prompt, *emitted), x.text) for x in self.lanes]
                 weights = self.weights
             emitted.append(sampled_token(digests, weights))
             if emitted[-1] == END_TOKEN:
@@ -136,8 +152,13 @@ class Scenario:
     resets: frozenset[int] = frozenset()
 
 
-def random_scenario(source: random.Random) -> Scenario:
-    """Any scenario whose requests would be admitted, tight in every respect."""
+def random_scenario(source: random.Random, attends: bool = False) -> Scenario:
+    """Any scenario whose requests would be admitted, tight in every respect.
+
+    Args:
+        source: of everything.
+        attends: whether lanes have encoder states, or not, like everything else.
+    """
     is_crowd = source.random() < 0.5
     budget = source.choice([16, 40, 128] if is_crowd else [2, 3, 4, 5, 8, 16, 40, 128])
     max_rows = source.randint(4, 10) if is_crowd else source.randint(1, 6)
@@ -152,12 +173,18 @@ def random_scenario(source: random.Random) -> Scenario:
             return shared[:length]
         return tuple(source.randrange(1, VOCABULARY_SIZE) for _ in range(length))
 
+    def text() -> tuple[int, ...]:
+        if not attends or source.random() < 0.3:
+            return ()
+        length = source.choice([1, 15, 16, 17, source.randint(1, MAX_STATES)])
+        return tuple(source.randrange(1, 4) for _ in range(length))
+
     arrivals: list[Arrival] = []
     step = 0
     for _ in range(source.randint(1, 9) + 3 * is_crowd):
         step += source.choice([0, 1] if is_crowd else [0, 0, 1, 2, 7])
         lanes = tuple(
-            Lane(source.choice([-2.0, -0.5, 0.25]), prompt())
+            Lane(source.choice([-2.0, -0.5, 0.25]), prompt(), text())
             for _ in range(source.randint(0, max_guidance_lanes - 1))
         )
         own = prompt()
@@ -179,6 +206,7 @@ def random_scenario(source: random.Random) -> Scenario:
                 last=source.choice([None, None, first, first + 6]),
                 priority=source.randint(0, 2),
                 aborted_at=step + source.randint(0, 30) if source.random() < 0.15 else None,
+                text=text(),
             )
         )
     engine = Engine(
@@ -189,6 +217,7 @@ def random_scenario(source: random.Random) -> Scenario:
         policy=source.choice(["fcfs", "priority"]),
         is_async=source.random() < 0.6,
         is_v2=source.random() < 0.5,
+        attends=attends,
     )
     resets = frozenset(source.randint(1, 60) for _ in range(source.choice([0, 0, 1, 3])))
     return Scenario(engine, tuple(arrivals), resets)
@@ -227,12 +256,22 @@ def _vllm_config(model: str, engine: Engine) -> VllmConfig:
 
 
 def make_scheduler(model: str, engine: Engine) -> Scheduler:
-    """A scheduler of the installed engine, for one attention layer."""
+    """A scheduler of the installed engine, for one attention layer, or one of each kind."""
     config = _vllm_config(model, engine)
     register_all_kvcache_specs(config)
     spec = FullAttentionSpec(
         block_size=BLOCK_SIZE, num_kv_heads=1, head_size=1, dtype=torch.float32
     )
+    groups = [KVCacheGroupSpec(["layer"], spec)]
+    if engine.attends:
+        states = EncoderStatesSpec(
+            block_size=BLOCK_SIZE,
+            num_kv_heads=1,
+            head_size=1,
+            dtype=torch.float32,
+            max_states=MAX_STATES,
+        )
+        groups.append(KVCacheGroupSpec(["cross"], states))
     scheduler_class = AsyncScheduler if engine.is_async else Scheduler
     with mock.patch.dict(os.environ, VLLM_USE_V2_MODEL_RUNNER=str(int(engine.is_v2))):
         return scheduler_class(
@@ -240,10 +279,11 @@ def make_scheduler(model: str, engine: Engine) -> Scheduler:
             kv_cache_config=KVCacheConfig(
                 num_blocks=engine.num_blocks,
                 kv_cache_tensors=[],
-                kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+                kv_cache_groups=groups,
             ),
             structured_output_manager=StructuredOutputManager(config),
             block_size=BLOCK_SIZE,
+            hash_block_size=BLOCK_SIZE,
             log_stats=False,
         )
 
@@ -254,14 +294,37 @@ def _block_hasher() -> Any:
     return get_request_block_hasher(BLOCK_SIZE, sha256)
 
 
-def make_request(name: str, arrival: Arrival) -> Request:
-    """The request as the scheduler gets it."""
+def _encoder_input(text: tuple[int, ...]) -> EncoderInput | None:
+    return EncoderInput(list(text)) if text else None
+
+
+def _no_auxiliary_streams(prompt: tuple[int, ...]) -> np.ndarray:
+    return np.empty((len(prompt), 0), np.int32)
+
+
+def make_request(name: str, arrival: Arrival, attends: bool = False) -> Request:
+    """The request as the scheduler gets it; of an engine that attends, with one stream."""
     params = SamplingParams(max_tokens=arrival.max_tokens, temperature=0.0)
     params.update_from_generation_config({}, END_TOKEN)
     guidance = None
     if arrival.lanes:
-        lanes = [LaneInputs(lane.weight, list(lane.prompt)) for lane in arrival.lanes]
+        lanes = [
+            LaneInputs(
+                lane.weight,
+                list(lane.prompt),
+                _no_auxiliary_streams(lane.prompt) if attends else None,
+                _encoder_input(lane.text),
+            )
+            for lane in arrival.lanes
+        ]
         guidance = GuidanceInputs(arrival.weights[0], lanes, arrival.first, arrival.last)
+    streams = None
+    if attends:
+        streams = StreamInputs(
+            _no_auxiliary_streams(arrival.prompt),
+            None,
+            encoder_input=_encoder_input(arrival.text),
+        )
     return Request(
         request_id=name,
         prompt_token_ids=list(arrival.prompt),
@@ -271,6 +334,7 @@ def make_request(name: str, arrival: Arrival) -> Request:
         priority=arrival.priority,
         block_hasher=_block_hasher(),
         guidance=guidance,
+        streams=streams,
     )
 
 
@@ -298,7 +362,12 @@ class Driver:
         self.scheduler = make_scheduler(self.model, engine)
         worker_class = FakeV2Worker if engine.is_v2 else FakeWorker
         self.worker = worker_class(
-            BLOCK_SIZE, engine.num_blocks, engine.max_rows, MAX_MODEL_LEN, engine.is_async
+            BLOCK_SIZE,
+            engine.num_blocks,
+            engine.max_rows,
+            MAX_MODEL_LEN,
+            engine.is_async,
+            END_TOKEN if engine.attends else None,
         )
         self._arrivals = {f"r{i}": a for i, a in enumerate(self.scenario.arrivals)}
         self.requests: dict[str, Request] = {}
@@ -321,7 +390,7 @@ class Driver:
     def _happen(self, step: int) -> None:
         for name, arrival in self._arrivals.items():
             if arrival.step == step:
-                self.requests[name] = make_request(name, arrival)
+                self.requests[name] = make_request(name, arrival, self.scenario.engine.attends)
                 self.emitted[name] = []
                 self.scheduler.add_request(self.requests[name])
             if arrival.aborted_at == step and name in self.scheduler.requests:
@@ -408,7 +477,13 @@ class Driver:
         """The worker's block tables are the scheduler's."""
         for lane_id in output.num_scheduled_tokens:
             blocks = [block.block_id for block in self._blocks_of(lane_id)]
-            assert self.worker.rows[lane_id].blocks == blocks, f"{lane_id} has another table"
+            row = self.worker.rows[lane_id]
+            assert row.blocks == blocks, f"{lane_id} has another table"
+            if self.scenario.engine.attends:
+                of_states = [block.block_id for block in self._blocks_of(lane_id, 1)]
+                assert row.blocks_of_states == of_states, f"{lane_id} has another table of states"
+                self.happened["rows with states"] += bool(of_states)
+                self.happened["rows without states"] += not of_states
 
     def _check_group_step(
         self, group: SequenceGroup, scheduled: dict[str, int], sampling: dict[str, Any]
@@ -452,25 +527,30 @@ class Driver:
                 tokens = list(row.request.all_token_ids)
                 assert tokens == [*lane.prompt, *emitted], f"{row.lane_id} has other tokens"
             if group.main.status != RequestStatus.RUNNING:
-                assert not any(self._blocks_of(lane.lane_id) for lane in group.active_lanes)
+                for number in range(len(self._managers)):
+                    lanes = group.active_lanes
+                    assert not any(self._blocks_of(lane.lane_id, number) for lane in lanes)
                 assert all(lane.request.num_computed_tokens == 0 for lane in group.active_lanes)
                 if self.scenario.engine.is_v2:
                     left = [lane.lane_id for lane in group.active_lanes]
                     assert self.worker.rows.keys().isdisjoint(left), "a preempted lane has a row"
 
-    def _blocks_of(self, lane_id: str) -> list[Any]:
-        manager = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0]
-        return list(manager.req_to_blocks.get(lane_id, ()))
+    @property
+    def _managers(self) -> Any:
+        return self.scheduler.kv_cache_manager.coordinator.single_type_managers
+
+    def _blocks_of(self, lane_id: str, group: int = 0) -> list[Any]:
+        return list(self._managers[group].req_to_blocks.get(lane_id, ()))
 
     def _check_blocks(self) -> None:
         """Every block is held by as many live rows as its reference count says."""
-        manager = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0]
         live = set(self.scheduler.requests)
         live |= {lane.lane_id for group in self._groups for lane in group.active_lanes}
         held: Counter[int] = Counter()
-        for lane_id, blocks in manager.req_to_blocks.items():
-            assert lane_id in live or not blocks, f"{lane_id} is gone, but holds blocks"
-            held.update(block.block_id for block in blocks)
+        for manager in self._managers:
+            for lane_id, blocks in manager.req_to_blocks.items():
+                assert lane_id in live or not blocks, f"{lane_id} is gone, but holds blocks"
+                held.update(block.block_id for block in blocks)
         pool = self.scheduler.kv_cache_manager.block_pool
         for block in pool.blocks:
             if not block.is_null:

@@ -12,7 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from vllm.v1.core.sched.output import SchedulerOutput
+import numpy as np
+
+from vllm.unison.messages.streams import StreamOutput
+from vllm.unison.model.phases import Finish
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.outputs import ModelRunnerOutput
 
 VOCABULARY_SIZE = 61
@@ -36,10 +40,10 @@ def next_digest(digest: int, token: int) -> int:
     return ((digest ^ (token + 1)) * 0x9E3779B97F4A7C15 + 0x632BE5AB) & _MASK
 
 
-def digest_of(tokens: Iterable[int]) -> int:
-    """Digest of a sequence."""
+def digest_of(tokens: Iterable[int], text: Iterable[int] = ()) -> int:
+    """Digest of a sequence, and of the text that it attends to."""
     digest = 0
-    for token in tokens:
+    for token in (*text, *tokens):
         digest = next_digest(digest, token)
     return digest
 
@@ -62,6 +66,9 @@ class WorkerRow:
         truth: the same with all tokens.
         blocks: block ids.
         computed: tokens that are in the KV cache.
+        blocks_of_states: block ids of the text's states.
+        text: what the row attends to.
+        max_tokens: that the request may emit.
     """
 
     prompt_length: int
@@ -69,6 +76,9 @@ class WorkerRow:
     truth: list[int]
     blocks: list[int]
     computed: int
+    blocks_of_states: list[int] = field(default_factory=list)
+    text: list[int] = field(default_factory=list)
+    max_tokens: int = 0
 
 
 @dataclass
@@ -81,6 +91,8 @@ class FakeWorker:
         max_rows: rows of the batch.
         max_length: most tokens of a row.
         is_async: whether sampled tokens stay on the device.
+        end_token: what ends a request of a model with streams, of which the worker says when they
+            have ended; None for a model without.
     """
 
     block_size: int
@@ -88,6 +100,7 @@ class FakeWorker:
     max_rows: int
     max_length: int
     is_async: bool
+    end_token: int | None = None
     rows: dict[str, WorkerRow] = field(default_factory=dict)
     batch: set[str] = field(default_factory=set)
     previous: dict[str, int] = field(default_factory=dict)
@@ -99,6 +112,7 @@ class FakeWorker:
     def execute(self, output: SchedulerOutput) -> ModelRunnerOutput:
         """Run a step."""
         self._update_rows(output)
+        self._write_states(output)
         check(self.batch == set(output.num_scheduled_tokens), "batch and scheduled rows differ")
         check(len(self.batch) <= self.max_rows, f"{len(self.batch)} rows > {self.max_rows}")
         written: set[int] = set()
@@ -119,7 +133,47 @@ class FakeWorker:
             req_ids=lane_ids,
             req_id_to_index={lane_id: i for i, lane_id in enumerate(lane_ids)},
             sampled_token_ids=[[tokens[r]] if r in tokens else [] for r in lane_ids],
+            streams=None if self.end_token is None else self._streams(lane_ids, tokens),
         )
+
+    def _streams(self, lane_ids: list[str], tokens: dict[str, int]) -> StreamOutput:
+        """What a step of a model with one stream emitted, and which requests have ended."""
+        finish = np.full(len(lane_ids), Finish.NOT_FINISHED)
+        for index, lane_id in enumerate(lane_ids):
+            row = self.rows[lane_id]
+            if lane_id not in tokens:
+                continue
+            num_output = len(row.truth) - row.prompt_length
+            if tokens[lane_id] == self.end_token:
+                finish[index] = Finish.STOP
+            elif num_output >= row.max_tokens or len(row.truth) >= self.max_length:
+                finish[index] = Finish.LENGTH
+        ids = np.array([[tokens.get(lane_id, 0)] for lane_id in lane_ids], np.int32)
+        zeros = np.zeros(len(lane_ids), np.int64)
+        return StreamOutput(ids, finish, zeros, zeros)
+
+    def _write_states(self, output: SchedulerOutput) -> None:
+        """Write the states of the texts of rows that enter, as a worker does before its forward."""
+        update = output.streams
+        if update is None:
+            return
+        for lane_id in update.auxiliary_ids:
+            row = self.rows[lane_id]
+            encoder_input = update.encoder_inputs.get(lane_id)
+            row.text = [] if encoder_input is None else list(encoder_input.token_ids)
+            needed = -(-len(row.text) // self.block_size)
+            held = row.blocks_of_states
+            check(len(held) == needed, f"{lane_id} has {len(held)} blocks for {len(row.text)} ids")
+            check(0 not in held, f"{lane_id} has the null block for its states")
+            for position in range(len(row.text)):
+                self._cache[self._slot_of_state(row, position)] = self._state(row, position)
+
+    def _state(self, row: WorkerRow, position: int) -> int:
+        return digest_of(row.text, [position])
+
+    def _slot_of_state(self, row: WorkerRow, position: int) -> int:
+        block = row.blocks_of_states[position // self.block_size]
+        return block * self.block_size + position % self.block_size
 
     def _leave_batch(self, lane_id: str) -> None:
         self.batch.discard(lane_id)
@@ -140,11 +194,24 @@ class FakeWorker:
             self.rows[new.req_id] = WorkerRow(
                 len(prompt), prompt, list(prompt), blocks, new.num_computed_tokens
             )
+            self._note_new(new)
             self.batch.add(new.req_id)
         for index, lane_id in enumerate(cached.req_ids):
             check(lane_id in self.rows, f"{lane_id} is not known")
             self._update_cached(output, index, lane_id)
             self.batch.add(lane_id)
+
+    def _note_new(self, new: NewRequestData) -> None:
+        row, params = self.rows[new.req_id], new.sampling_params
+        row.blocks_of_states = [block for of_cache in new.block_ids[1:] for block in of_cache]
+        assert params is not None and params.max_tokens is not None
+        row.max_tokens = params.max_tokens
+
+    def _take_blocks(self, row: WorkerRow, fresh: tuple[list[int], ...]) -> None:
+        """Blocks that a row gets in addition."""
+        row.blocks += fresh[0]
+        for of_cache in fresh[1:]:
+            row.blocks_of_states += of_cache
 
     def _update_cached(self, output: SchedulerOutput, index: int, lane_id: str) -> None:
         cached, row = output.scheduled_cached_reqs, self.rows[lane_id]
@@ -157,9 +224,10 @@ class FakeWorker:
         if lane_id in cached.resumed_req_ids:
             check(fresh is not None, f"{lane_id} is resumed without blocks")
             assert fresh is not None
-            row.blocks = list(fresh[0])
+            row.blocks, row.blocks_of_states = [], []
+            self._take_blocks(row, fresh)
         elif fresh is not None:
-            row.blocks += fresh[0]
+            self._take_blocks(row, fresh)
         if lane_id not in self.batch and self.is_async and num_output > 0:
             check(lane_id in cached.all_token_ids, f"{lane_id} enters the batch without its tokens")
             row.tokens[row.prompt_length :] = cached.all_token_ids[lane_id][-num_output:]
@@ -188,13 +256,16 @@ class FakeWorker:
             slot = self._slot(row, position)
             check(slot not in written, f"{lane_id} writes a slot that another row writes")
             written.add(slot)
-            self._cache[slot] = digest_of(row.truth[: position + 1])
+            self._cache[slot] = digest_of(row.truth[: position + 1], row.text)
         row.computed = end
 
     def _attend(self, lane_id: str) -> int | None:
         """Read all that a row has computed; its digest if it samples."""
         row = self.rows[lane_id]
-        digest = 0
+        for position in range(len(row.text)):
+            found = self._cache[self._slot_of_state(row, position)]
+            check(found == self._state(row, position), f"{lane_id}: wrong state {position}")
+        digest = digest_of(row.text)
         for position in range(row.computed):
             digest = next_digest(digest, row.truth[position])
             found = self._cache[self._slot(row, position)]
@@ -246,6 +317,7 @@ class FakeV2Worker(FakeWorker):
             self.rows[new.req_id] = WorkerRow(
                 len(prompt), known, list(known), list(new.block_ids[0]), new.num_computed_tokens
             )
+            self._note_new(new)
         check(len(self.rows) <= self.max_rows, f"{len(self.rows)} rows > {self.max_rows}")
         cached = output.scheduled_cached_reqs
         check(not cached.resumed_req_ids and not cached.all_token_ids, "V2 resumes as new")
@@ -257,6 +329,6 @@ class FakeV2Worker(FakeWorker):
                 f"{lane_id} has computed {row.computed} tokens",
             )
             if fresh is not None:
-                row.blocks += fresh[0]
+                self._take_blocks(row, fresh)
         missing = self.batch - self.rows.keys()
         check(not missing, f"{missing} are scheduled, but not known")

@@ -24,7 +24,9 @@ from tests.scheduler.driver import (
     make_request,
     random_scenario,
 )
+from vllm.unison.messages.streams import StreamUpdate
 from vllm.unison.scheduler.group_kv_cache import GroupKVCacheManager
+from vllm.unison.scheduler.request_streams import RequestStreams
 from vllm.unison.scheduler.sequence_group import LaneState
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
@@ -32,16 +34,17 @@ from vllm.v1.request import Request
 BOTH = pytest.mark.parametrize("is_async", [False, True], ids=["synchronous", "asynchronous"])
 
 
-@given(source=st.randoms(use_true_random=False))
-def test_any_traffic(source: random.Random, text_model: str) -> None:
-    Driver(text_model, random_scenario(source)).run()
+@given(source=st.randoms(use_true_random=False), attends=st.booleans())
+def test_any_traffic(source: random.Random, attends: bool, text_model: str) -> None:
+    Driver(text_model, random_scenario(source, attends)).run()
 
 
-def test_thousands_of_steps(text_model: str) -> None:
+@pytest.mark.parametrize("attends", [False, True], ids=["tokens", "encoder states"])
+def test_thousands_of_steps(text_model: str, attends: bool) -> None:
     """The same from fixed seeds, with proof that what is hard has happened."""
     happened: Counter[str] = Counter()
     for seed in range(150):
-        happened += Driver(text_model, random_scenario(random.Random(seed))).run()
+        happened += Driver(text_model, random_scenario(random.Random(seed), attends)).run()
     assert happened["steps"] > 8_000
     assert happened["guided steps"] > 5_000
     for event in (
@@ -53,6 +56,43 @@ def test_thousands_of_steps(text_model: str) -> None:
         "groups preempted with a token in flight",
     ):
         assert happened[event] >= 3, event
+    if attends:
+        assert min(happened["rows with states"], happened["rows without states"]) > 5_000
+
+
+@BOTH
+def test_equal_prompts_with_other_texts_share_nothing(text_model: str, is_async: bool) -> None:
+    """With the same text they share the decoder's blocks; a null lane shares with neither."""
+    texts = ((1, 2, 3), (1, 2, 2), (1, 2, 3))
+    arrivals = tuple(
+        Arrival(20 * i, prompt(40), 4, (Lane(-0.5, prompt(40)),), text=text)
+        for i, text in enumerate(texts)
+    )
+    engine = Engine(64, 128, 8, True, "fcfs", is_async, attends=True)
+    driver = Driver(text_model, Scenario(engine, arrivals))
+    driver.run()
+    # The blocks that a fourth request would find, by its text.
+    manager = driver.scheduler.kv_cache_manager
+    found = {
+        text: manager.get_computed_blocks(
+            make_request("r3", Arrival(0, prompt(40), 4, text=text), attends=True)
+        )[1]
+        for text in ((), (1, 2, 3), (1, 2, 2), (1, 2), (3, 2, 1))
+    }
+    shared = 2 * BLOCK_SIZE
+    assert found == {(): shared, (1, 2, 3): shared, (1, 2, 2): shared, (1, 2): 0, (3, 2, 1): 0}
+    # The null lanes' prompt is found by all that come after the first.
+    assert driver.scheduler.groups.stats.cached_tokens == 2 * shared
+
+
+@BOTH
+def test_texts_count_when_a_group_is_admitted(text_model: str, is_async: bool) -> None:
+    """Whatever the pool holds, a group is admitted with its states' blocks or waits."""
+    lane = Lane(-0.5, prompt(20), text=(1,) * 33)
+    arrivals = tuple(Arrival(0, prompt(20, i), 30, (lane,), text=(2,) * 40) for i in range(3))
+    engine = Engine(arrivals[0].max_blocks + 1, 128, 8, False, "fcfs", is_async, attends=True)
+    happened = Driver(text_model, Scenario(engine, arrivals)).run()
+    assert not happened["groups preempted while generating"]
 
 
 def prompt(length: int, seed: int = 1) -> tuple[int, ...]:
@@ -213,6 +253,35 @@ def forget_preempted_lanes(self: GroupKVCacheManager) -> set[str]:
     return set()
 
 
+def leak_states(self: GroupKVCacheManager, request: Request) -> None:
+    """Blocks of states stay with a group that is preempted."""
+    manager = self.coordinator.single_type_managers[-1]
+    kept = manager.req_to_blocks.pop(request.request_id, None)
+    free(self, request)
+    if kept is not None:
+        manager.req_to_blocks[request.request_id] = kept
+
+
+def states_for_all_lanes(self: GroupKVCacheManager, request: Request) -> int:
+    """A lane without a text gets blocks as if it had its group's."""
+    own = num_states(self, request)
+    return own or (5 if "#lane" in request.request_id else 0)
+
+
+def hash_without_text(self: RequestStreams, start: int, end: int) -> bytes:
+    """Blocks are found whatever they were computed with."""
+    return self._ids[start:end].tobytes()
+
+
+def forget_texts(update: StreamUpdate, lane_id: str, request: Request, has_audio: bool) -> None:
+    """The worker is not told what a guidance lane attends to."""
+    enter_worker(update, lane_id, request, has_audio)
+    if "#lane" in lane_id:
+        update.encoder_inputs.pop(lane_id, None)
+
+
+num_states = GroupKVCacheManager._num_states
+enter_worker = scheduling.enter_worker
 pop_preempted_lanes = GroupKVCacheManager.pop_preempted_lanes
 free = GroupKVCacheManager.free
 allocate_slots = GroupKVCacheManager.allocate_slots
@@ -223,6 +292,10 @@ take_cached_prefix = GroupKVCacheManager.take_cached_prefix
 @pytest.mark.parametrize(
     ("owner", "name", "mutation"),
     [
+        (GroupKVCacheManager, "free", leak_states),
+        (GroupKVCacheManager, "_num_states", states_for_all_lanes),
+        (RequestStreams, "block_key", hash_without_text),
+        (scheduling, "enter_worker", forget_texts),
         (GroupKVCacheManager, "free", free_without_one_lane),
         (GroupKVCacheManager, "allocate_slots", allocate_and_free_one_lane),
         (GroupKVCacheManager, "free_lanes", keep_one_lane_unknown),
@@ -238,7 +311,7 @@ def test_the_driver_finds_planted_bugs(
     name: str,
     mutation: Callable[..., Any],
 ) -> None:
-    scenarios = [random_scenario(random.Random(seed)) for seed in range(40)]
+    scenarios = [random_scenario(random.Random(seed), seed % 2 == 1) for seed in range(60)]
     for scenario in scenarios:
         Driver(text_model, scenario).run()
     monkeypatch.setattr(owner, name, mutation)

@@ -181,6 +181,7 @@ class Steps:
             SimpleNamespace(
                 req_id=name,
                 prefill_token_ids=prompt,
+                block_ids=(),
                 prompt_len=len(prompt),
                 sampling_params=SamplingParams(seed=1, max_tokens=40, stream_temperature=0.5),
             )
@@ -216,7 +217,7 @@ class Steps:
             total_num_scheduled_tokens=batch.num_tokens,
         )
         hidden = torch.empty((len(names), HIDDEN), device=META)
-        self.state.begin_step(output)
+        self.state.begin_step(output, None)
         for number, request in enumerate(new):
             self.state.add_request(number, request)
         self.state.prepare_inputs(batch, None)

@@ -17,7 +17,6 @@ from vllm.distributed import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_reduce,
 )
-from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.models.utils import (
     AutoWeightsLoader,
@@ -31,6 +30,7 @@ from vllm.unison.model.output_heads import Heads
 from vllm.unison.model.spec import SpeechSpec, multistream_spec
 from vllm.unison.ops.embed import embed_streams
 from vllm.unison.ops.extension import load_extension
+from vllm.unison.ops.packed_product import packed_product
 
 
 class SpeechLMForConditionalGeneration(nn.Module):
@@ -221,7 +221,7 @@ class SpeechLMForConditionalGeneration(nn.Module):
         if self.head_offsets is not None:
             self._fill_audio_bias(rows, self.head_offsets.float())
         if current_platform.is_cpu() and self._audio_head.dtype == torch.bfloat16:
-            self._audio_product = _packed_product(self._audio_head, self._audio_bias)
+            self._audio_product = packed_product(self._audio_head, self._audio_bias)
             self._audio_head = self._audio_head[:0]
 
     def _fill_audio_bias(self, head_rows: torch.Tensor, offsets: torch.Tensor) -> None:
@@ -232,24 +232,6 @@ class SpeechLMForConditionalGeneration(nn.Module):
                 offset = offsets[group.first_stream + row]
                 biases = (head_rows[columns].float() @ offset) * self._logit_scale
                 self._audio_bias[columns] = biases
-
-
-def _packed_product(
-    weight: torch.Tensor, bias: torch.Tensor | None
-) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Multiplication by a weight [columns, hidden_size] that upstream's CPU kernels keep packed.
-
-    For few rows the product is bound by reading the weight, which is read about twice as fast so.
-    """
-    layer = nn.Module()
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-    dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
-
-    def multiply(hidden_states: torch.Tensor) -> torch.Tensor:
-        return layer.cpu_linear(hidden_states, layer.weight, layer.bias)
-
-    return multiply
 
 
 def _whole_rows(layer: VocabParallelEmbedding, ids: torch.Tensor) -> torch.Tensor:

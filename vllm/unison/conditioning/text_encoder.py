@@ -94,6 +94,25 @@ class TextEncoder:
             linear.load_state_dict(projection, assign=True)
         return cls(model, linear, capacity)
 
+    @classmethod
+    def with_random_weights(
+        cls, config: Any, hidden_size: int, device: torch.device | str = "cpu"
+    ) -> TextEncoder:
+        """An encoder for models whose weights are not loaded either (`--load-format dummy`).
+
+        Args:
+            config: the T5 configuration.
+            hidden_size: of the decoder.
+            device: where it runs.
+        """
+        from transformers import T5EncoderModel
+
+        with torch.device(device):
+            model = T5EncoderModel(config)
+            width = int(config.hidden_size)
+            linear = None if width == hidden_size else nn.Linear(width, hidden_size)
+        return cls(model, linear)
+
     @torch.inference_mode()
     def encode(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
         """Encode texts; those that came before, or come twice, are computed once.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,17 @@ def read_musicgen_weights(folder: str | Path, model: MusicGenFormat) -> Tensors:
             raise ValueError(f"{folder} must hold *.safetensors, or else {name}, which is missing")
     expected = expected_musicgen_tensors(model, with_text_encoder=False)
     return expected.checked(_from_audiocraft(folder))
+
+
+def published_tensors(
+    weights: Iterable[tuple[str, torch.Tensor]], model: MusicGenFormat
+) -> Tensors:
+    """The tensors of safetensors that something else reads; errors as `read_musicgen_weights`."""
+    return expected_musicgen_tensors(model).checked(
+        (_renamed(name, _WEIGHT_NORM), tensor)
+        for name, tensor in weights
+        if not _COMPUTED.fullmatch(name)
+    )
 
 
 def _from_safetensors(files: list[Path]) -> Tensors:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vllm.unison.conditioning.states_kv_cache import group_of_states
+from vllm.unison.scheduler.encoder_states_blocks import register_encoder_states
 from vllm.unison.scheduler.sequence_group import LaneState, SequenceGroup
 from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
@@ -19,14 +21,17 @@ class GroupKVCacheManager(KVCacheManager):
     """Upstream's manager, in which a request stands for all lanes of its group."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
+        register_encoder_states()
         super().__init__(*args, **kwargs)
         self._finished_lanes: set[str] = set()
         self._preempted_lanes: set[str] = set()
         self._num_preempted_groups = 0
         managers = self.coordinator.single_type_managers
+        self._states_group = group_of_states(self.kv_cache_config)
+        of_tokens = [m for i, m in enumerate(managers) if i != self._states_group]
         # With full attention alone, blocks that suffice need no further book-keeping.
-        full_attention_only = len(managers) == 1 and type(managers[0]) is FullAttentionManager
-        self._full_attention = managers[0] if full_attention_only else None
+        full_attention_only = len(of_tokens) == 1 and type(of_tokens[0]) is FullAttentionManager
+        self._full_attention = of_tokens[0] if full_attention_only else None
 
     def pop_finished_lanes(self) -> set[str]:
         """Ids of guidance lanes that are gone since the last call and that the worker has."""
@@ -74,6 +79,7 @@ class GroupKVCacheManager(KVCacheManager):
         """Slots for a step: of the request, or of all lanes as its group's plan has them."""
         group = request.group
         if group is None:
+            kwargs |= self._states_argument(request)
             return super().allocate_slots(request, num_new_tokens, *args, **kwargs)
         allocated = self._allocate_group(group, kwargs)
         if allocated is None and request.status != RequestStatus.RUNNING:
@@ -104,6 +110,7 @@ class GroupKVCacheManager(KVCacheManager):
             # Not hashed yet: blocks of an admission that is cancelled must not be found by their
             # content, which nobody has computed.
             arguments = arguments | {"delay_cache_blocks": True}
+            arguments |= self._states_argument(lane.request)
             blocks = super().allocate_slots(lane.request, tokens, **arguments)
             if blocks is None:
                 return None
@@ -119,11 +126,29 @@ class GroupKVCacheManager(KVCacheManager):
     def _has_slots(self, request: Request, num_tokens: int) -> bool:
         """Whether a request's blocks are known to suffice for its next tokens."""
         manager = self._full_attention
-        if manager is None:
+        if manager is None or self._lacks_states(request):
             return False
         blocks = manager.req_to_blocks.get(request.request_id)
         needed = request.num_computed_tokens + num_tokens
         return blocks is not None and needed <= len(blocks) * manager.block_size
+
+    def _num_states(self, request: Request) -> int:
+        """Encoder states whose keys and values a lane keeps."""
+        if self._states_group is None or request.streams is None:
+            return 0
+        encoder_input = request.streams.encoder_input
+        return 0 if encoder_input is None else encoder_input.num_states
+
+    def _states_argument(self, request: Request) -> dict[str, int]:
+        """What upstream's allocation is told of a lane's encoder states."""
+        num_states = self._num_states(request)
+        return {"num_encoder_tokens": num_states} if num_states else {}
+
+    def _lacks_states(self, request: Request) -> bool:
+        """Whether blocks for a lane's encoder states are still to be allocated."""
+        if self._states_group is None or not self._num_states(request):
+            return False
+        return not self.coordinator.get_blocks(request.request_id)[self._states_group]
 
     def _cache_lane(self, request: Request, num_tokens: int) -> None:
         """Cache a lane's full blocks among its first tokens."""
@@ -136,12 +161,23 @@ class GroupKVCacheManager(KVCacheManager):
 
     def _fits(self, group: SequenceGroup, main_arguments: dict[str, Any]) -> bool:
         """Whether all known tokens of all active lanes fit the free blocks."""
-        size = self.kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
-        needed = sum(-(-lane.request.num_tokens // size) for lane in group.active_lanes)
-        owned = sum(len(self.get_blocks(lane.lane_id).blocks[0]) for lane in group.guidance_lanes)
+        groups = self.kv_cache_config.kv_cache_groups
+        needed = 0
+        for lane in group.active_lanes:
+            for number, of_cache in enumerate(groups):
+                is_states = number == self._states_group
+                count = self._num_states(lane.request) if is_states else lane.request.num_tokens
+                needed += -(-count // of_cache.kv_cache_spec.block_size)
+        owned = sum(
+            len(of_cache)
+            for lane in group.guidance_lanes
+            for of_cache in self.get_blocks(lane.lane_id).blocks
+        )
         # A cached block that nobody uses is among the free ones, and is taken from them.
         cached = main_arguments.get("new_computed_blocks")
-        shared = 0 if cached is None else sum(block.ref_cnt > 0 for block in cached.blocks[0])
+        shared = 0
+        if cached is not None:
+            shared = sum(block.ref_cnt > 0 for of_cache in cached.blocks for block in of_cache)
         return needed - owned - shared <= self.block_pool.get_num_free_blocks()
 
     def _has_blocks(self, request: Request) -> bool:

@@ -288,6 +288,7 @@ def _remove_entries(output: SchedulerOutput, request_ids: Collection[str]) -> No
         if output.streams is not None:
             output.streams.auxiliary_ids.pop(request_id, None)
             output.streams.audio_frames.pop(request_id, None)
+            output.streams.encoder_inputs.pop(request_id, None)
 
 
 def _ids_from(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm.sampling_params import RequestOutputKind
+from vllm.unison.messages.conditioning import EncoderInput
 from vllm.unison.messages.streams import AudioOutput, StreamInputs, StreamOutput, StreamUpdate
 from vllm.unison.model.phases import Finish
 
@@ -30,6 +31,7 @@ class RequestStreams:
         num_flush_steps: maximum number of steps that it may take past max_tokens.
         state: state of the phase table in which generation starts.
         segment_start: position at which the audio segment begins that the prompt ends in.
+        encoder_input: what the request's cross-attention attends to, if it has any.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class RequestStreams:
         num_flush_steps: int = 0,
         state: int = 0,
         segment_start: int = 0,
+        encoder_input: EncoderInput | None = None,
     ) -> None:
         if prompt.ndim != 2 or len(prompt) < num_prompt_tokens:
             raise ValueError(
@@ -48,6 +51,8 @@ class RequestStreams:
         self._num_flush_steps = num_flush_steps
         self.state = state
         self.segment_start = segment_start
+        self.encoder_input = encoder_input
+        self._block_prefix = b"" if encoder_input is None else encoder_input.key
         self._ids = np.array(prompt, np.int32)
         self._suffix_end = len(prompt)
         self._length = num_prompt_tokens
@@ -97,10 +102,13 @@ class RequestStreams:
         return self._ids[: max(self._length, self._suffix_end)].copy()
 
     def block_key(self, start: int, end: int) -> bytes:
-        """The auxiliary ids of positions [start, end), as a part of that block's hash."""
+        """What positions [start, end) hold besides stream 0, as a part of that block's hash.
+
+        That is the auxiliary ids, and what the request attends to.
+        """
         if end > self._length:
             raise RuntimeError(f"block [{start}, {end}) is hashed before its streams are known")
-        return self._ids[start:end].tobytes()
+        return self._block_prefix + self._ids[start:end].tobytes()
 
 
 def make_request_streams(
@@ -115,6 +123,7 @@ def make_request_streams(
         inputs.num_flush_steps,
         inputs.state,
         inputs.segment_start,
+        inputs.encoder_input,
     )
 
 
@@ -167,6 +176,8 @@ def enter_worker(update: StreamUpdate, lane_id: str, request: Request, has_audio
     if request.streams is None:
         return
     update.auxiliary_ids[lane_id] = request.streams.ids()
+    if request.streams.encoder_input is not None:
+        update.encoder_inputs[lane_id] = request.streams.encoder_input
     params = request.sampling_params
     if has_audio and params is not None and params.output_kind != RequestOutputKind.FINAL_ONLY:
         update.audio_frames[lane_id] = request.streams.num_audio_frames

@@ -224,7 +224,9 @@ class SequenceGroup:
         if main.streams is not None:
             assert auxiliary is not None
             since = main.streams.ids()[guided_from : main.num_tokens]
-            streams = StreamInputs(np.concatenate([auxiliary, since]), None, 0)
+            streams = StreamInputs(
+                np.concatenate([auxiliary, since]), None, encoder_input=lane.encoder_input
+            )
         request = Request(
             request_id=f"{main.request_id}#lane{number}",
             prompt_token_ids=[*token_ids, *emitted],

@@ -25,6 +25,7 @@ from vllm.unison.sampler.batch_groups import GuidedBatch, GuidedBatchCache
 from vllm.unison.sampler.phase_machine import StepTokens
 from vllm.unison.sampler.slot_table import SlotTable, num_slots
 from vllm.unison.sampler.stream_sampler import HeadModel, StreamSampler
+from vllm.unison.worker.encoder_states import AttendingModel, EncoderStates
 from vllm.unison.worker.pending_step import PendingStep
 from vllm.unison.worker.step_audio import StepAudio
 
@@ -75,10 +76,13 @@ class StreamWorker:
         audio: StepAudio | None,
     ) -> None:
         self._model = model
+        self._states: EncoderStates | None = None
         # The host may read device memory directly, so every row's state is known at once.
         self._host_is_device = device.type == "cpu"
         self._states_are_current = self._host_is_device or not is_async
         self.slots = SlotTable(spec.layout, spec.table, max_requests, max_model_len, device)
+        if isinstance(model, AttendingModel):
+            self._states = EncoderStates(model, self.slots.padding_slot + 1, device)
         self._sampler = StreamSampler(
             spec.layout, spec.table, self.slots, keeps_plans=self._host_is_device and not is_async
         )
@@ -115,6 +119,8 @@ class StreamWorker:
         prompt: Sequence[int],
         output: Sequence[int],
         params: SamplingParams,
+        block_ids: Sequence[Sequence[int]],
+        kv_cache_config: Any,
     ) -> None:
         """Give a request, or a guidance lane, that enters the batch a slot.
 
@@ -123,23 +129,28 @@ class StreamWorker:
             prompt: [num_prompt] ids of stream 0.
             output: ids that stream 0 has emitted so far.
             params: its sampling parameters.
+            block_ids: its blocks, per KV cache group.
+            kv_cache_config: the runner's.
         """
         auxiliary_ids = self._update.auxiliary_ids[request_id]
         replayed = self.slots.admit(request_id, prompt, output, auxiliary_ids, params)
+        if self._states is not None:
+            encoder_input = self._update.encoder_inputs.get(request_id)
+            slot = self.slots.slot_of(request_id)
+            self._states.admit(slot, encoder_input, block_ids, kv_cache_config)
         num_sent = self._update.audio_frames.get(request_id)
         if self._audio is not None and num_sent is not None:
             slot = self.slots.slot_of(request_id)
             self._audio.admit(request_id, slot, prompt, output, auxiliary_ids, replayed, num_sent)
         self.slots.invalidate_rows()
 
-    def is_entering(self, request_id: str) -> bool:
-        """Whether the step's update has a request's streams, so that it must be admitted."""
-        return request_id in self._update.auxiliary_ids
-
     def set_batch(self, request_ids: list[str]) -> None:
         """Say which request or lane each batch row holds; all are admitted."""
         self._request_ids = request_ids
         self.slots.set_rows(request_ids)
+        if self._states is not None:
+            self._states.write()
+            self._states.set_rows(self.slots.row_slots)
         if self._audio is not None:
             self._audio.commit_batch()
 
@@ -151,6 +162,8 @@ class StreamWorker:
             positions: [num_tokens] int64 position of each token.
         """
         self.slots.gather_inputs(rows, positions, self._model.auxiliary_ids)
+        if self._states is not None:
+            self._states.prepare_inputs(self.slots.row_slots, rows)
 
     def sample(
         self,

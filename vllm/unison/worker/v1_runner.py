@@ -27,6 +27,7 @@ class V1Runner(Protocol):
     device: torch.device
     model: Any
     vllm_config: Any
+    kv_cache_config: Any
     sampler: Any
     input_batch: Any
     requests: dict[str, Any]
@@ -89,6 +90,8 @@ class V1StreamAdapter:
                 request.prompt_token_ids,
                 request.output_token_ids,
                 request.sampling_params,
+                request.block_ids,
+                runner.kv_cache_config,
             )
         worker.set_batch(request_ids)
 

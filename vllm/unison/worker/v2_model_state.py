@@ -53,12 +53,14 @@ class StreamModelState(DefaultModelState):
             vllm_config.scheduler_config.async_scheduling,
         )
         self._is_step = False
+        self._kv_cache_config: Any = None
         self._rows = torch.arange(self.max_num_reqs, dtype=torch.int64, device=device)
         self._ones = torch.ones(self.max_num_reqs, dtype=torch.int32, device=device)
         self._zeros = torch.zeros(self.max_num_reqs, dtype=torch.int32, device=device)
 
-    def begin_step(self, scheduler_output: Any) -> None:
+    def begin_step(self, scheduler_output: Any, kv_cache_config: Any) -> None:
         """Note a step's streams; called before the runner learns which requests come and go."""
+        self._kv_cache_config = kv_cache_config
         update, new = scheduler_output.streams, scheduler_output.scheduled_new_reqs
         if new and update is None:
             # Requests of upstream's own warm-up, which no front end has given streams.
@@ -88,7 +90,21 @@ class StreamModelState(DefaultModelState):
             params = params.clone()
             params.seed = 0
         prompt, output = known[: new_req_data.prompt_len], known[new_req_data.prompt_len :]
-        self.worker.admit(new_req_data.req_id, prompt, output, params)
+        self.worker.admit(
+            new_req_data.req_id,
+            prompt,
+            output,
+            params,
+            new_req_data.block_ids,
+            self._kv_cache_config,
+        )
+
+    def prepare_attn(self, input_batch: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        """Metadata of attention, for which the rows' encoder states must be known."""
+        if self._is_step:
+            self.worker.set_batch(input_batch.req_ids)
+        attention: dict[str, Any] = super().prepare_attn(input_batch, *arguments, **options)
+        return attention
 
     def prepare_inputs(self, input_batch: Any, req_states: Any) -> dict[str, Any]:
         """Write the auxiliary ids of the step's tokens where the forward reads them.

@@ -26,6 +26,7 @@ class V2Runner(Protocol):
     device: torch.device
     sampler: Any
     model_state: Any
+    kv_cache_config: Any
     output_copy_stream: Any
 
 
@@ -48,13 +49,13 @@ class V2StreamAdapter:
     """
 
     def __init__(self, runner: V2Runner, state: StreamModelState) -> None:
-        self._state = state
+        self._runner, self._state = runner, state
         self._copy_stream = None if runner.device.type == "cpu" else runner.output_copy_stream
         self.worker: StreamWorker = state.worker
 
     def begin_step(self, scheduler_output: Any) -> None:
         """Hand on what the scheduler says of streams and guidance."""
-        self._state.begin_step(scheduler_output)
+        self._state.begin_step(scheduler_output, self._runner.kv_cache_config)
 
     def end_step(self, output: AsyncModelRunnerOutput) -> AsyncModelRunnerOutput:
         """The runner's output with the step's streams."""
