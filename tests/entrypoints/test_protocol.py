@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from tests.support.random_layouts import example
 from vllm.entrypoints.speech.server import neutral, routes
-from vllm.entrypoints.speech.server.endpoints import chat, speech
+from vllm.entrypoints.speech.server.endpoints import chat, generations, speech
 from vllm.entrypoints.speech.server.endpoints import transcriptions as transcription
 from vllm.entrypoints.speech.server.neutral import LABELS, NEUTRAL
 from vllm.exceptions import VLLMError
@@ -29,9 +29,13 @@ from vllm.unison.testing.random_checkpoint import stream_layout
 
 SPEC = SpeechSpec(StreamLayout.from_dict(stream_layout(3)), voices={"slt": (6,)})
 SPEECH, TRANSCRIPTIONS = "/v1/audio/speech", "/v1/audio/transcriptions"
-CHAT = "/v1/chat/completions"
+CHAT, GENERATIONS = "/v1/chat/completions", "/v1/audio/generations"
 MESSAGES = [{"role": "user", "content": "hi"}]
-BODIES: dict[str, dict[str, Any]] = {SPEECH: {"input": "hi"}, CHAT: {"messages": MESSAGES}}
+BODIES: dict[str, dict[str, Any]] = {
+    SPEECH: {"input": "hi"},
+    GENERATIONS: {"prompt": "lo-fi"},
+    CHAT: {"messages": MESSAGES},
+}
 
 
 @pytest.fixture
@@ -43,6 +47,7 @@ def client(monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
         return routes.JSONResponse(request.model_dump(mode="json", exclude={"file"}))
 
     monkeypatch.setattr(speech, "create_speech", echo)
+    monkeypatch.setattr(generations, "create_generation", echo)
     monkeypatch.setattr(chat, "create_chat_completion", echo)
     monkeypatch.setattr(transcription, "create_transcription", echo)
     app = FastAPI()
@@ -69,7 +74,7 @@ def as_form(value: Any) -> Any:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-@pytest.mark.parametrize("path", [SPEECH, CHAT, TRANSCRIPTIONS])
+@pytest.mark.parametrize("path", [SPEECH, GENERATIONS, CHAT, TRANSCRIPTIONS])
 def test_neutral_values_are_accepted_on_every_route(client: TestClient, path: str) -> None:
     own = own_fields(client, path)
     plain = post(client, path)
@@ -86,7 +91,7 @@ def test_neutral_values_are_accepted_on_every_route(client: TestClient, path: st
 OTHERS = (2, 0.5, True, False, "another", ["another"], {"type": "json_object"}, {"3": 1})
 
 
-@pytest.mark.parametrize("path", [SPEECH, CHAT, TRANSCRIPTIONS])
+@pytest.mark.parametrize("path", [SPEECH, GENERATIONS, CHAT, TRANSCRIPTIONS])
 def test_other_values_are_refused_by_name(client: TestClient, path: str) -> None:
     own = own_fields(client, path)
     for name in sorted(set(NEUTRAL) - own):
@@ -108,7 +113,7 @@ def test_a_number_is_not_a_truth_value(client: TestClient) -> None:
     assert post(client, SPEECH, frequency_penalty=0.0).status_code == 200
 
 
-@pytest.mark.parametrize("path", [SPEECH, CHAT])
+@pytest.mark.parametrize("path", [SPEECH, GENERATIONS, CHAT])
 def test_null_is_a_field_that_was_left_out(client: TestClient, path: str) -> None:
     required = set(BODIES[path])
     plain = post(client, path).json()
@@ -132,7 +137,7 @@ def test_labels_have_a_limit(client: TestClient) -> None:
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "user")
 
 
-@pytest.mark.parametrize("path", [SPEECH, CHAT])
+@pytest.mark.parametrize("path", [SPEECH, GENERATIONS, CHAT])
 def test_an_empty_model_is_refused(client: TestClient, path: str) -> None:
     answer = post(client, path, model="")
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
@@ -296,6 +301,49 @@ def test_errors_of_speech_name_the_field(
     assert error["message"].startswith(f"{param} ") and words in error["message"], error
 
 
+@pytest.mark.parametrize(
+    ("body", "param", "words"),
+    [
+        ({"prompt": None}, "prompt", "must be text"),
+        ({"prompt": " "}, "prompt", "must hold more than spaces and line ends"),
+        ({"prompt": "x" * 4097}, "prompt", "at most 4096 characters"),
+        ({"negative_prompt": ""}, "negative_prompt", "at least 1 character"),
+        ({"duration": 0}, "duration", "must be greater than 0, not 0"),
+        ({"duration": -1.5}, "duration", "must be greater than 0, not -1.5"),
+        ({"duration": "long"}, "duration", "must be a valid number, not 'long'"),
+        ({"duration": 3, "max_tokens": 5}, "duration", "must not be given beside max_tokens"),
+        ({"n": 0}, "n", "must be at least 1, not 0"),
+        ({"n": 11}, "n", "must be at most 10, not 11"),
+        ({"n": 2, "stream": True}, "stream", "must be false with n 2"),
+        ({"n": 2, "stream_format": "sse"}, "stream_format", "must be 'audio' with n 2"),
+        ({"stream": False, "stream_format": "sse"}, "stream_format", "'audio' with stream false"),
+        ({"seed": 2**63 - 2, "n": 2}, "seed", f"must be at most {2**63 - 3} with n 2"),
+        ({"seed": 2**63 - 1}, "seed", f"must be at most {2**63 - 2}"),
+        ({"response_format": "b64_json"}, "response_format", "must be 'wav', 'pcm', 'flac'"),
+        ({"guidance_scale": -1}, "guidance_scale", "must be at least 0, not -1"),
+        ({"input": "hi"}, "input", "is no field of this request"),
+        ({"voice": "slt"}, "voice", "must be null"),
+    ],
+)
+def test_errors_of_generations_name_the_field(
+    client: TestClient, body: dict[str, Any], param: str, words: str
+) -> None:
+    answer = client.post(GENERATIONS, json={"prompt": "hi"} | body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param), error
+    assert error["message"].startswith(f"{param} ") and words in error["message"], error
+
+
+def test_a_duration_is_infinite_neither_in_speech_nor_in_generations(client: TestClient) -> None:
+    for path in (SPEECH, GENERATIONS):
+        for value in ("1e999", "NaN"):
+            body = json.dumps(BODIES[path])[:-1] + f', "duration": {value}}}'
+            headers = {"content-type": "application/json"}
+            answer = client.post(path, content=body, headers=headers)
+            assert (answer.status_code, answer.json()["error"]["param"]) == (400, "duration")
+        assert post(client, path, duration=0.02).json()["duration"] == 0.02
+
+
 def model_config() -> Any:
     config = SpeechLMConfig(stream_layout=example())
     return SimpleNamespace(hf_config=config, model="m", max_model_len=1024)
@@ -317,13 +365,14 @@ def bounds(schema: dict[str, Any]) -> dict[str, Any]:
     return case if case.get("type") in ("number", "integer") else {}
 
 
-@pytest.mark.parametrize("path", [SPEECH, CHAT, TRANSCRIPTIONS])
+@pytest.mark.parametrize("path", [SPEECH, GENERATIONS, CHAT, TRANSCRIPTIONS])
 def test_the_schema_s_bounds_are_the_engine_s(client: TestClient, path: str) -> None:
     schemas = client.get("/openapi.json").json()
     content = schemas["paths"][path]["post"]["requestBody"]["content"]
     (reference,) = (body["schema"]["$ref"] for body in content.values())
     properties = schemas["components"]["schemas"][reference.rsplit("/", 1)[1]]["properties"]
     numbers = {name: found for name, schema in properties.items() if (found := bounds(schema))}
+    numbers.pop("duration", None)  # which only the model bounds from above
     assert set(numbers) - {"speed", "n"} == set(properties) & {*RANGES, "max_completion_tokens"}
     for name, schema in numbers.items():
         step = 1 if schema["type"] == "integer" else 1e-6

@@ -27,6 +27,7 @@ class SpeechInput:
         voice: name of a voice.
         task: name of a task; None: the one that fits.
         sampling: SamplingParams fields that the request sets.
+        duration: seconds of audio, for a model whose audio ends by nothing but its length.
         language: code of the language that is spoken.
         fields: what the request calls these, for errors.
     """
@@ -37,6 +38,7 @@ class SpeechInput:
     voice: str | None = None
     task: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
+    duration: float | None = None
     language: str | None = None
     fields: FieldNames = ENGINE_NAMES
 
@@ -71,7 +73,13 @@ def plan_request(
         voice=voice is not None,
         fields=request.fields,
     ).name
-    options = {"task": task} | ({} if voice is None else {"voice": voice})
+    options: dict[str, Any] = {"task": task} | ({} if voice is None else {"voice": voice})
+    if request.duration is not None:
+        if spec.frames_per_second is None:
+            raise InvalidRequestError("duration must not be given: the model ends its audio itself")
+        if "max_tokens" in request.sampling:
+            raise InvalidRequestError("duration must not be given beside max_tokens")
+        options["duration"] = request.duration
     prompt: dict[str, Any] = {"prompt": request.text or "", "mm_processor_kwargs": options}
     if request.clip is not None:
         prompt["multi_modal_data"] = {"audio": (request.clip.samples, request.clip.sample_rate)}

@@ -29,7 +29,7 @@ from vllm.entrypoints.speech.server.routes import register_speech_routes
 from vllm.utils import random_uuid
 
 SPEECH, TRANSCRIPTIONS = "/v1/audio/speech", "/v1/audio/transcriptions"
-URLS = (SPEECH, TRANSCRIPTIONS, "/v1/chat/completions")
+URLS = (SPEECH, "/v1/audio/generations", TRANSCRIPTIONS, "/v1/chat/completions")
 MAX_CONCURRENT = 256
 """Requests at once; each holds its audio until it is answered."""
 
@@ -62,7 +62,8 @@ async def run_speech_batch(
 
     input_file: the file, where upstream holds it open.
 
-    A speech request's answer is `{"content_type": ..., "data": ...}` with the file in base64; a
+    The answer to a request for audio is `{"content_type": ..., "data": ...}` with the file in
+    base64 (`data` of several clips is that of the route); a
     transcription has a `file_url` instead of a file: http, https or a data URL.
     """
     from vllm.entrypoints.launchers.api_server.entry import init_app_state

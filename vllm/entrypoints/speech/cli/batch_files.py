@@ -15,6 +15,7 @@ from typing import IO, Any
 from transformers import PreTrainedConfig
 
 from vllm.entrypoints.launchers import run_batch
+from vllm.unison.model.spec import MODEL_TYPES
 from vllm.unison.packaged_model import folder_of
 
 upstream: Any = run_batch  # whose functions differ
@@ -26,7 +27,7 @@ def answers_any_line(model: str) -> bool:
         config, _ = PreTrainedConfig.get_config_dict(folder_of(model))
     except (OSError, ValueError):  # upstream reports it where it loads the model
         return False
-    return config.get("model_type") == "speech_lm"
+    return config.get("model_type") in MODEL_TYPES
 
 
 async def read_lines(args: Namespace, opened: IO[str] | None) -> list[str]:

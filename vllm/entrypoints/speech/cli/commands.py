@@ -145,6 +145,12 @@ class SpeakSubcommand(CLISubcommand):
         )
         parser.add_argument("--voice", help="name of one of the model's voices")
         _common(parser)
+        parser.add_argument(
+            "--duration",
+            type=float,
+            metavar="SECONDS",
+            help="length of the audio, for models that make it from a description",
+        )
         parser.add_argument("--guidance-scale", type=float, help="how far to follow TEXT")
         parser.add_argument("--negative-prompt", help="what to steer away from")
         return parser
@@ -267,7 +273,12 @@ def _pieces(
     if args.url is not None:
         from vllm.entrypoints.speech.cli.remote import RemoteServer
 
-        named = {"model": args.model, "voice": args.voice, "task": args.task}
+        named = {
+            "model": args.model,
+            "voice": args.voice,
+            "task": args.task,
+            "duration": args.duration,
+        }
         fields = {name: value for name, value in named.items() if value is not None}
         body = sampling | fields | {"input": text, "response_format": _format(args)}
         yield from RemoteServer(args.url, _api_key(args)).speak(body)
@@ -286,6 +297,7 @@ def _pieces(
             voice=args.voice,
             task=args.task,
             sampling=sampling,
+            duration=args.duration,
             fields=FieldNames(text="text"),
         )
         seconds = 0.0

@@ -30,14 +30,19 @@ from vllm.entrypoints.speech.server.body import (
     is_json,
     repeated,
 )
-from vllm.entrypoints.speech.server.endpoints import chat, speech
+from vllm.entrypoints.speech.server.endpoints import chat, generations, speech
 from vllm.entrypoints.speech.server.endpoints import transcriptions as transcription
 from vllm.entrypoints.speech.server.errors import error_response, validation_response
 from vllm.entrypoints.speech.server.exact_schema import keep_bounds_exact
 from vllm.entrypoints.speech.server.lifecycle import Lifecycle
 from vllm.entrypoints.speech.server.local_docs import serve_docs
 from vllm.entrypoints.speech.server.middleware import SpeechMiddleware
-from vllm.entrypoints.speech.server.schemas import ChatRequest, SpeechRequest, TranscriptionForm
+from vllm.entrypoints.speech.server.schemas import (
+    ChatRequest,
+    GenerationRequest,
+    SpeechRequest,
+    TranscriptionForm,
+)
 from vllm.entrypoints.speech.server.service import SpeechService
 from vllm.entrypoints.speech.server.voices import voice_aliases
 from vllm.unison.model.spec import multistream_spec
@@ -169,6 +174,25 @@ async def create_speech(request: SpeechRequest, raw_request: Request) -> Respons
     return await speech.create_speech(_service(raw_request), request, raw_request)
 
 
+@router.post(
+    "/v1/audio/generations",
+    response_class=Response,
+    responses={
+        **_ERRORS,
+        200: {
+            "content": {f.media_type: {} for f in FORMATS.values()}
+            | {"application/json": {}}
+            | _EVENTS
+        },
+    },
+)
+@with_cancellation
+@load_aware_call
+async def create_generation(request: GenerationRequest, raw_request: Request) -> Response:
+    """Audio from a description."""
+    return await generations.create_generation(_service(raw_request), request, raw_request)
+
+
 @router.get("/v1/audio/voices")
 async def list_voices(raw_request: Request) -> dict[str, Any]:
     """The names that speech requests may give as `voice`."""
@@ -208,7 +232,7 @@ async def refuse(raw_request: Request) -> JSONResponse:
     """501 for a route that cannot return audio."""
     raise NotImplementedError(
         f"{raw_request.url.path} cannot return what this model makes; use /v1/audio/speech, "
-        "/v1/audio/transcriptions or /v1/chat/completions"
+        "/v1/audio/generations, /v1/audio/transcriptions or /v1/chat/completions"
     )
 
 
@@ -232,7 +256,7 @@ def register_speech_routes(app: FastAPI, model_config: ModelConfig | None) -> No
         app.add_api_route(path, refuse, methods=["POST"], include_in_schema=False)
     app.title, app.version = "Unison", VLLM_VERSION
     serve_docs(app)
-    keep_bounds_exact(app, (SpeechRequest, TranscriptionForm, ChatRequest))
+    keep_bounds_exact(app, (SpeechRequest, GenerationRequest, TranscriptionForm, ChatRequest))
     app.state.lifecycle = Lifecycle()
     limits = {path: body_limits(path) for path in own}
     limits["/detokenize"] = BodyLimits(num_values=model_config.max_model_len + MAX_VALUES)

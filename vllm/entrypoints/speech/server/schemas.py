@@ -8,7 +8,7 @@ at others, as unknown ones are, so that none is ignored without a word.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from fastapi import UploadFile
 from pydantic import (
@@ -31,6 +31,8 @@ from vllm.unison.messages.sampling_fields import RANGES
 
 MAX_INPUT_CHARACTERS = 4096
 """OpenAI's limit on the text of a speech request."""
+MAX_CLIPS = 10
+"""Clips of a request; OpenAI's limit on images."""
 
 
 def _bounds(name: str) -> Any:
@@ -52,6 +54,7 @@ TopK = Annotated[int, _bounds("top_k")]
 TopP = Annotated[float, _bounds("top_p")]
 Seed = Annotated[int, _bounds("seed")]
 MaxTokens = Annotated[int, _bounds("max_tokens")]
+Duration = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 GuidanceScale = Annotated[float, _bounds("guidance_scale")]
 Text = Annotated[
     str, Field(min_length=1, max_length=MAX_INPUT_CHARACTERS), AfterValidator(_not_blank)
@@ -162,13 +165,33 @@ class SamplingFields(_Request):
         return self.model_dump(include=set(SamplingFields.model_fields), exclude_none=True)
 
 
-class SpeechRequest(SamplingFields):
-    """Body of POST /v1/audio/speech."""
+class AudioFields(SamplingFields):
+    """What requests for audio have in common: how much of it, and how it is sent."""
 
     model: ModelName = None
+    duration: Annotated[
+        Duration | None,
+        Field(
+            description="Seconds of audio, in place of max_tokens, for models whose audio ends by "
+            "nothing but its length."
+        ),
+    ] = None
+    response_format: SpeechFormat = "wav"
+    stream_format: Literal["audio", "sse"] = "audio"
+    task: Annotated[Name | None, Field(description="A task of the model's config.json.")] = None
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.duration is not None and self.max_tokens is not None:
+            raise refused_at(("duration",), "combination", "must not be given beside max_tokens")
+        return self
+
+
+class SpeechRequest(AudioFields):
+    """Body of POST /v1/audio/speech."""
+
     input: Text
     voice: Voice | None = None
-    response_format: SpeechFormat = "wav"
     speed: Annotated[
         float, Field(ge=1, le=1, description="Only 1.0: these models have no control of speed.")
     ] = 1.0
@@ -179,17 +202,55 @@ class SpeechRequest(SamplingFields):
             "whose header gives its length."
         ),
     ] = True
-    stream_format: Literal["audio", "sse"] = "audio"
     language: Annotated[
         Language | None, Field(description="A language that the model's config.json names.")
     ] = None
-    task: Annotated[Name | None, Field(description="A task of the model's config.json.")] = None
 
     @model_validator(mode="after")
-    def _events_are_streamed(self) -> SpeechRequest:
+    def _events_are_streamed(self) -> Self:
         if self.stream_format == "sse" and not self.stream:
             raise refused_at(("stream",), "combination", "must be true with stream_format 'sse'")
         return self
+
+
+class GenerationRequest(AudioFields):
+    """Body of POST /v1/audio/generations."""
+
+    prompt: Annotated[Text, Field(description="What the audio is to be.")]
+    n: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=MAX_CLIPS,
+            description="Clips to make. More than one come as JSON, each a whole file in base64.",
+        ),
+    ] = 1
+    stream: Annotated[
+        bool | None,
+        Field(
+            description="As for speech: true, unless n is more than 1, which is sent when all is "
+            "made."
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _combinations(self) -> Self:
+        if self.n > 1 and self.stream:
+            raise refused_at(("stream",), "combination", f"must be false with n {self.n}")
+        if self.stream_format == "sse" and not self.is_streamed:
+            why = f"n {self.n}" if self.n > 1 else "stream false"
+            words = f"must be 'audio' with {why}"
+            raise refused_at(("stream_format",), "combination", words)
+        last = RANGES["seed"].high - self.n + 1
+        if self.seed is not None and self.seed > last:
+            words = f"must be at most {last} with n {self.n}: clip i has the seed + i"
+            raise refused_at(("seed",), "combination", words)
+        return self
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether audio is sent while it is made."""
+        return self.n == 1 if self.stream is None else self.stream
 
 
 class TextPart(_Body):

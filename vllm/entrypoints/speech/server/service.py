@@ -34,7 +34,7 @@ class Usage:
     """What a request took.
 
     Attributes:
-        prompt_tokens, completion_tokens: ids of stream 0.
+        prompt_tokens, completion_tokens: ids of stream 0, and of a text that the model attends to.
         prompt_text_tokens, text_tokens: those that are text.
         prompt_frames, frames: frames of audio.
         prompt_seconds, seconds: length of that audio.
@@ -245,18 +245,24 @@ class SpeechService(GenerateBaseServing):
             outputs,
             request_id,
             self.spec,
-            self._prompt_usage(engine_input["prompt_token_ids"], request.clip),
+            self._prompt_usage(
+                engine_input["prompt_token_ids"],
+                engine_input.get("encoder_token_ids", []),  # type: ignore[arg-type]
+                request.clip,
+            ),
             params.temperature,
         )
         await generation.begin()
         return generation
 
-    def _prompt_usage(self, token_ids: list[int], clip: Clip | None) -> Usage:
+    def _prompt_usage(
+        self, token_ids: list[int], encoder_ids: list[int], clip: Clip | None
+    ) -> Usage:
         layout = self.spec.layout
         begin, end = layout.slices[0]
         return Usage(
-            prompt_tokens=len(token_ids),
-            prompt_text_tokens=sum(map(layout.is_text, token_ids)),
+            prompt_tokens=len(token_ids) + len(encoder_ids),
+            prompt_text_tokens=sum(map(layout.is_text, token_ids)) + len(encoder_ids),
             prompt_frames=sum(begin <= token < end for token in token_ids),
             prompt_seconds=0.0 if clip is None else clip.seconds,
         )

@@ -14,7 +14,7 @@ from fastapi.responses import Response, StreamingResponse
 from vllm.entrypoints.speech.encoding import FORMATS, Encoder
 from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.server.errors import error_body
-from vllm.entrypoints.speech.server.schemas import SpeechRequest, voice_name
+from vllm.entrypoints.speech.server.schemas import AudioFields, SpeechRequest, voice_name
 from vllm.entrypoints.speech.server.service import Generation, SpeechService, Usage
 from vllm.entrypoints.speech.server.sse import event, event_stream
 from vllm.unison.frontend.tasks import FieldNames
@@ -34,15 +34,23 @@ async def create_speech(
         voice=voice_name(request.voice),
         task=request.task,
         sampling=request.sampling(),
+        duration=request.duration,
         language=request.language,
         fields=_FIELDS,
     )
     generation = await service.start(raw_request, "speech", inputs)
+    return await audio_answer(service, generation, request, request.stream)
+
+
+async def audio_answer(
+    service: SpeechService, generation: Generation, request: AudioFields, is_streamed: bool
+) -> Response:
+    """Audio as it is made, as a file or as events, or a whole file."""
     media_type = FORMATS[request.response_format].media_type
     if request.response_format == "pcm":
         media_type += f"; rate={service.sample_rate}; channels={service.num_channels}"
-    encoder = service.encoder(request.response_format, is_whole=not request.stream)
-    if not request.stream:
+    encoder = service.encoder(request.response_format, is_whole=not is_streamed)
+    if not is_streamed:
         return Response(await whole_file(generation, encoder), media_type=media_type)
     pieces = encoded_pieces(generation, encoder)
     if request.stream_format == "sse":
