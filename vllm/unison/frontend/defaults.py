@@ -87,21 +87,27 @@ def complete_sampling_params(
     params.max_tokens, params.max_tokens_is_default = max_tokens, True
 
 
-def frames_in(spec: SpeechSpec, seconds: Any) -> int:
-    """Whole frames in a duration.
+def frames_in(spec: SpeechSpec, seconds: Any, field: str = "duration") -> int:
+    """Whole frames in some seconds, at least one.
+
+    Args:
+        spec: the model's specification.
+        seconds: as a request gives them.
+        field: of the request, for errors.
 
     Raises:
-        ValueError: naming `duration`, if it has none, or the model's audio has no length to choose.
+        ValueError: naming the field, if there are none, or the model's audio has no length to
+            choose.
     """
     rate = spec.frames_per_second
     if rate is None:
-        raise ValueError("duration must not be given: the model ends its audio itself")
+        raise ValueError(f"{field} must not be given: the model ends its audio itself")
     is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
     # As it is written: 0.58 s are 29 frames of 20 ms, though 0.58 * 50 is less in floating point.
     count = int(Fraction(str(seconds)) * rate) if is_number and math.isfinite(seconds) else 0
     if count < 1:
         raise ValueError(
-            f"duration must be a number of seconds, at least {float(1 / rate):g}, not {seconds!r}"
+            f"{field} must be a number of seconds, at least {float(1 / rate):g}, not {seconds!r}"
         )
     return count
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vllm.platforms import current_platform
 from vllm.unison.frontend.defaults import DefaultSamplingParams
 from vllm.unison.frontend.errors import InvalidRequestError
+from vllm.unison.frontend.windows import in_windows
 from vllm.unison.model.spec import multistream_spec
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ def adapt_llm(llm: LLM) -> None:
     Its default parameters are those of each request's task. Methods that cannot serve the model say
     so: upstream's own errors blame something else, or a field that the caller did not give.
     """
-    if multistream_spec(llm.model_config) is None:
+    spec = multistream_spec(llm.model_config)
+    if spec is None:
         return
+    if spec.frames_per_second is not None:
+        llm.generate = in_windows(llm)  # type: ignore[method-assign]
     llm.get_default_sampling_params = DefaultSamplingParams  # type: ignore[method-assign]
     for name, why in _REFUSED.items():
         if hasattr(llm, name):

@@ -36,7 +36,9 @@ from vllm.unison.model.spec import (
 )
 
 _OPTIONS = ("task", "voice", "auxiliary_token_ids")
-_ENCODER_OPTIONS = ("task", "duration")
+EXTEND_STRIDE = "extend_stride"
+"""Option of a request whose audio is longer than a window; see `windows`."""
+_ENCODER_OPTIONS = ("task", "duration", EXTEND_STRIDE)
 """Of models with a text encoder, whose prompt in steps is not for a request to give."""
 
 
@@ -143,7 +145,8 @@ class PromptBuilder:
                 `multi_modal_data` with `audio`, `cache_salt`, and `mm_processor_kwargs` with `task`
                 (a task prompt's name), `voice` (a voice's name) or `auxiliary_token_ids` (all
                 streams given in steps). For a model with a text encoder `prompt_token_ids` are ids
-                of the text, and the options are `task` and `duration` (seconds of new audio).
+                of the text, the options are `task` and `duration` (seconds of new audio), and
+                `multi_modal_data` may hold `codes` [num_frames, num_codebooks] in place of audio.
 
         Returns:
             An engine input with the extra keys `auxiliary_token_ids`, `task` if the prompt is one
@@ -175,11 +178,11 @@ class PromptBuilder:
                 "prompt_embeds is not supported for multi-stream models; give prompt (text), "
                 "prompt_token_ids or multi_modal_data with audio"
             )
+        if options.get(EXTEND_STRIDE) is not None:
+            raise ValueError(f"{EXTEND_STRIDE} takes several requests, which LLM.generate makes")
         data = prompt.get("multi_modal_data") or {}
-        unknown = sorted(set(data) - {"audio"})
-        if unknown:
-            raise ValueError(f"multi_modal_data must hold only 'audio', not {unknown}")
-        audio = data.get("audio")
+        self._check_data(data)
+        audio = data.get("audio") if data.get("codes") is None else _Codes(data["codes"])
         text = prompt.get("prompt")
         task = None
         encoder_ids: list[int] | None = None
@@ -209,6 +212,45 @@ class PromptBuilder:
         if options.get("duration") is not None:
             engine_input["duration"] = options["duration"]  # type: ignore[typeddict-unknown-key]
         return engine_input
+
+    def _check_data(self, data: Mapping[str, Any]) -> None:
+        known = ("audio",) if self._spec.text_encoder is None else ("audio", "codes")
+        if unknown := sorted(set(data) - set(known)):
+            words = " or ".join(map(repr, known))
+            raise ValueError(f"multi_modal_data must hold only {words}, not {unknown}")
+        if data.get("audio") is not None and data.get("codes") is not None:
+            raise ValueError("multi_modal_data must not hold both audio and codes")
+
+    def codes_of(self, data: Mapping[str, Any]) -> NDArray[np.int32]:
+        """The codes [num_frames, num_codebooks] of a prompt's audio; no frames if it has none.
+
+        Args:
+            data: `multi_modal_data`.
+
+        Raises:
+            ValueError: naming the field.
+        """
+        self._check_data(data)
+        if data.get("codes") is not None:
+            return self._checked_codes(data["codes"])
+        if data.get("audio") is not None:
+            return self.encoder.submit(self._encode, data["audio"]).result()
+        return np.empty((0, len(self._spec.layout.codebook_streams)), np.int32)
+
+    def _checked_codes(self, value: Any) -> NDArray[np.int32]:
+        layout = self._spec.layout
+        codes, books = _array("codes", value), len(layout.codebook_streams)
+        size = layout.slices[layout.codebook_streams[0]]
+        num_codes = size[1] - size[0]
+        right_shape = codes.ndim == 2 and len(codes) > 0 and codes.shape[1] == books
+        if not right_shape or not np.issubdtype(codes.dtype, np.integer):
+            raise ValueError(
+                f"codes must be integers of shape [num_frames, {books}], "
+                f"not {codes.dtype} of shape {list(codes.shape)}"
+            )
+        if (wrong := codes[(codes < 0) | (codes >= num_codes)]).size:
+            raise ValueError(f"codes must be in [0, {num_codes}), not {int(wrong[0])}")
+        return codes.astype(np.int32)
 
     def _from_steps(self, token_ids: list[int], auxiliary: Any) -> StreamPrompt:
         layout = self._spec.layout
@@ -292,6 +334,8 @@ class PromptBuilder:
         return frames_of_tokens(layout, ids.tolist())
 
     def _encode(self, audio: Any) -> NDArray[np.int32]:
+        if isinstance(audio, _Codes):
+            return self._checked_codes(audio.codes)
         if not self._spec.has_codec:
             raise ValueError("audio is not accepted: the model has no codec")
         return self.encoder.encode(audio)
@@ -308,6 +352,13 @@ class PromptBuilder:
                 f"audio must have at most {longest} frames ({float(longest / rate):g} s), so that "
                 f"max_model_len = {context} has room for a new one, not {num_frames} frames"
             )
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """Audio that is given as its codes."""
+
+    codes: Any
 
 
 def _has_audio(prompt: Mapping[str, Any]) -> bool:
