@@ -17,8 +17,11 @@ from tests.engine.musicgen.reference import Lane, MusicReference, Sampling
 from tests.engine.streams.conftest import open_engine
 from tests.support.musicgen import SAMPLE_RATE
 from vllm import LLM, SamplingParams
+from vllm.outputs import CompletionOutput
 from vllm.unison.frontend.errors import InvalidRequestError
+from vllm.unison.frontend.prompts import stream_prompt_builder
 from vllm.unison.frontend.windows import window_seed
+from vllm.unison.messages.streams import AudioOutput
 
 LENGTH, STRIDE = 60, 25
 """Frames of a window, which the positions bound here, and by which it moves on."""
@@ -37,6 +40,11 @@ def asked(seconds: float, clip: NDArray[np.float32] | None = None, **options: An
     if clip is not None:
         prompt["multi_modal_data"] = {"audio": (clip, SAMPLE_RATE)}
     return prompt
+
+
+def audio_of(completion: CompletionOutput) -> AudioOutput:
+    assert completion.audio is not None
+    return completion.audio
 
 
 def by_hand(
@@ -80,7 +88,7 @@ def test_windows_go_on_from_each_other(engine: LLM, music: Callable[[str], Music
     reference = music("mono")
     expected = by_hand(reference, [(3.0, TEXT), (-2.0, None)], 130)
     assert np.array_equal(codes_of(long), expected)
-    audio = long.outputs[0].audio
+    audio = audio_of(long.outputs[0])
     np.testing.assert_allclose(audio.samples, samples_of(reference, expected), atol=1e-5)
     # Ids of stream 0, and the fills of each window's last steps.
     assert len(long.outputs[0].token_ids) == 130 + 4 * 3
@@ -93,7 +101,7 @@ def test_each_window_has_random_numbers_of_its_own(
     engine: LLM, music: Callable[[str], MusicReference]
 ) -> None:
     params = SamplingParams(n=2, seed=7, max_tokens=100, **DRAWN)
-    prompt = {"prompt": TEXT}
+    prompt: Any = {"prompt": TEXT}
     kwargs = {"extend_stride": STRIDE / 50}
     (output,) = engine.generate(prompt, params, use_tqdm=False, mm_processor_kwargs=kwargs)
     assert params.seed == 7 and params.n == 2
@@ -104,8 +112,8 @@ def test_each_window_has_random_numbers_of_its_own(
 
         expected = by_hand(music("mono"), [(1.0, TEXT)], 100, sampling=sampling)
         assert completion.index == index and completion.finish_reason == "length"
-        assert np.array_equal(completion.audio.codes, expected)
-    first, second = (completion.audio.codes for completion in output.outputs)
+        assert np.array_equal(audio_of(completion).codes, expected)
+    first, second = (audio_of(completion).codes for completion in output.outputs)
     assert not np.array_equal(first, second)
 
 
@@ -116,7 +124,8 @@ def test_what_fits_a_window_is_one_request(engine: LLM) -> None:
         use_tqdm=False,
     )
     assert np.array_equal(codes_of(one), codes_of(plain))
-    assert np.array_equal(one.outputs[0].audio.samples, plain.outputs[0].audio.samples)
+    samples = [audio_of(output.outputs[0]).samples for output in (one, plain)]
+    assert np.array_equal(*samples)
 
 
 @pytest.mark.parametrize(
@@ -145,8 +154,10 @@ def test_codes_are_a_prompt_as_their_clip_is(engine: LLM) -> None:
     params = SamplingParams(max_tokens=12, **GREEDY)
     clip = MusicCase(TEXT, 12, clip=noise(11, seed=4)).prompt
     (heard,) = engine.generate(clip, params, use_tqdm=False)
-    codes = engine.renderer._stream_prompt_builder.codes_of(clip["multi_modal_data"])
-    given = {"prompt": TEXT, "multi_modal_data": {"codes": codes}}
+    builder = stream_prompt_builder(engine.renderer)
+    assert builder is not None
+    codes = builder.codes_of(clip["multi_modal_data"])
+    given: Any = {"prompt": TEXT, "multi_modal_data": {"codes": codes}}
     (read,) = engine.generate(given, params, use_tqdm=False)
     assert heard.prompt_token_ids == read.prompt_token_ids and len(codes) == 11
     assert np.array_equal(codes_of(heard), codes_of(read))
