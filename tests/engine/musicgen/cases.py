@@ -132,8 +132,8 @@ def _mixed() -> list[MusicCase]:
         cases.append(MusicCase(text, frames, options))
     guided = {"guidance_scale": 3.0}
     # The same decoder prompt of more than a block, with other texts.
-    for text in ("slow", "rock", "slow"):
-        cases.append(MusicCase(text, 12, GREEDY | guided, noise(50, seed=1)))
+    for text in (LONG, "rock", "slow"):
+        cases.append(MusicCase(text, 60, GREEDY | guided, noise(50, seed=1)))
     return cases
 
 

@@ -20,6 +20,7 @@ from tests.engine.musicgen.cases import (
     SHORT,
     THREE_LANES,
     MusicCase,
+    check_generate,
     codes_of,
     generate,
     noise,
