@@ -125,7 +125,7 @@ def test_what_fits_a_window_is_one_request(engine: LLM) -> None:
     )
     assert np.array_equal(codes_of(one), codes_of(plain))
     samples = [audio_of(output.outputs[0]).samples for output in (one, plain)]
-    assert np.array_equal(*samples)
+    assert np.array_equal(samples[0], samples[1])
 
 
 @pytest.mark.parametrize(
