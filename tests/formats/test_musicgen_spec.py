@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from transformers import MusicgenConfig
 
-from tests.support.musicgen import write_musicgen
-from vllm import ModelRegistry
+from tests.support.musicgen import register_architecture, write_musicgen
 from vllm.engine.arg_utils import EngineArgs
 from vllm.transformers_utils.config import get_config
 from vllm.unison.formats.musicgen import musicgen_format, read_musicgen
@@ -49,10 +48,8 @@ def model_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def configured(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Any:
-    """The engine's model configuration; which class serves the architecture says nothing here."""
-    known = dict(ModelRegistry.models)
-    known["MusicgenForConditionalGeneration"] = known["SpeechLMForConditionalGeneration"]
-    monkeypatch.setattr(ModelRegistry, "models", known)
+    """The engine's model configuration."""
+    register_architecture(monkeypatch)
     return EngineArgs(model=str(folder), **options).create_model_config()
 
 
@@ -179,6 +176,8 @@ def test_a_specification_says_where_the_text_goes() -> None:
             SpeechSpec(layout, tasks=(TaskPrompt("generate", parts),), text_encoder=encoder)
     with pytest.raises(LayoutError, match=r"text_encoder\.max_ids must be at least 1, not 0"):
         TextEncoderSpec(0, 9)
+    with pytest.raises(LayoutError, match="null_prompt 'same' is for models with a text encoder"):
+        SpeechSpec(layout, null_prompt=SAME_PROMPT)
     with pytest.raises(LayoutError, match="frames_per_second must be above 0, not 0"):
         SpeechSpec(layout, frames_per_second=Fraction(0))
 

@@ -78,6 +78,19 @@ def write_tiny_musicgen(folder: Path, **kwargs: Any) -> Any:
     return model
 
 
+def register_architecture(patch: Any) -> None:
+    """Let an engine be configured for MusicGen, without its model being looked at.
+
+    Args:
+        patch: a pytest.MonkeyPatch.
+    """
+    from vllm import ModelRegistry
+
+    known = dict(ModelRegistry.models)
+    known["MusicgenForConditionalGeneration"] = known["SpeechLMForConditionalGeneration"]
+    patch.setattr(ModelRegistry, "models", known)
+
+
 SAMPLE_RATE = 8000
 FRAMES_PER_SECOND = 50
 WORDS = ("lo", "fi", "beat", "warm", "piano", "drums", "noise", "jazz", "rock", "slow")

@@ -18,6 +18,9 @@ from vllm.unison.formats.expected_tensors import listed
 from vllm.unison.formats.musicgen_weights import TEXT_ENCODER, TEXT_PROJECTION
 from vllm.unison.messages.conditioning import hash_of_ids
 
+AUDIOCRAFTS_ENCODER = "t5-base"
+"""What audiocraft takes where a configuration does not say."""
+
 DEFAULT_CAPACITY = 256 * 1024 * 1024
 """Bytes of states that are kept by default."""
 
@@ -63,11 +66,13 @@ class TextEncoder:
         Args:
             config: the T5 configuration.
             tensors: of the model, by transformers' names; those of other parts are passed over.
+                Without any of the encoder's, as audiocraft saves a model, the encoder is the one
+                that the configuration names.
             device: where it runs.
             capacity: see the class.
 
         Raises:
-            ValueError: the encoder's tensors are not complete.
+            ValueError: the encoder's tensors are not complete, or it cannot be found.
         """
         from transformers import T5EncoderModel
 
@@ -77,6 +82,14 @@ class TextEncoder:
             for prefix, part in ((TEXT_ENCODER, own), (TEXT_PROJECTION, projection)):
                 if name.startswith(prefix):
                     part[name.removeprefix(prefix)] = tensor.to(device, torch.float32)
+        linear = None
+        if projection:
+            outputs, inputs = projection["weight"].shape
+            with torch.device("meta"):
+                linear = nn.Linear(inputs, outputs)
+            linear.load_state_dict(projection, assign=True)
+        if not own:
+            return cls(_published_encoder(config).to(device), linear, capacity)
         with torch.device("meta"):
             model = T5EncoderModel(config)
         _complete_tied(own, model.all_tied_weights_keys)
@@ -86,12 +99,6 @@ class TextEncoder:
                 f"the text encoder lacks {listed([TEXT_ENCODER + n for n in missing])}"
             )
         model.load_state_dict(own, assign=True)
-        linear = None
-        if projection:
-            outputs, inputs = projection["weight"].shape
-            with torch.device("meta"):
-                linear = nn.Linear(inputs, outputs)
-            linear.load_state_dict(projection, assign=True)
         return cls(model, linear, capacity)
 
     @classmethod
@@ -157,6 +164,25 @@ class TextEncoder:
         self.num_encoded += 1
         self.cache.put(key, states)
         return states
+
+
+def _published_encoder(config: Any) -> Any:
+    """The encoder of a repository or a folder of its own, which must be of the same shape."""
+    from transformers import T5EncoderModel
+
+    name = getattr(config, "_name_or_path", "") or AUDIOCRAFTS_ENCODER
+    where = f"text_encoder._name_or_path, {name!r},"
+    try:
+        model = T5EncoderModel.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"the checkpoint holds no text encoder, and {where} is no folder or hub id of one"
+        ) from error
+    for field in ("d_model", "num_layers", "num_heads", "vocab_size"):
+        found, expected = getattr(model.config, field), getattr(config, field)
+        if found != expected:
+            raise ValueError(f"{where} has {field} {found}, not {expected} as config.json says")
+    return model
 
 
 def _complete_tied(tensors: dict[str, torch.Tensor], tied: Mapping[str, str]) -> None:

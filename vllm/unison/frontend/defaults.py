@@ -7,8 +7,10 @@ A request without sampling parameters gets all of them, one with sampling parame
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from vllm.sampling_params import SamplingParams
@@ -40,14 +42,17 @@ def complete_sampling_params(
         params: the request's own copy of its sampling parameters. `max_tokens` may still be None
             afterwards: as many as the context has room for. `max_tokens_is_default` says that
             the request did not ask for the number, so that guidance may lower it.
-        engine_input: the rendered prompt, with its `task` if it has one.
+        engine_input: the rendered prompt, with its `task` if it has one, and the `duration` that
+            stands for `max_tokens` if the request gives that.
         model_config: the model's configuration.
 
     Raises:
-        ValueError: if `min_tokens` is more than the default of `max_tokens`.
+        ValueError: if `min_tokens` is more than the default of `max_tokens`, or the duration is
+            none.
     """
     params.max_tokens_is_default |= params.max_tokens is None
-    if multistream_spec(model_config) is None:
+    spec = multistream_spec(model_config)
+    if spec is None:
         return
     defaults = task_defaults(model_config)
     values = defaults.get(engine_input.get("task", ""), defaults[""])
@@ -60,7 +65,18 @@ def complete_sampling_params(
         # Upstream's own consequences of a value, such as those of temperature 0.
         params.__post_init__()
         refuse_unsupported_sampling(params, model_config)
-    if params.max_tokens is not UNSET_MAX_TOKENS:
+    is_given = params.max_tokens is not UNSET_MAX_TOKENS
+    if (duration := engine_input.get("duration")) is not None:
+        if is_given and not params.max_tokens_is_default:
+            raise ValueError("duration and max_tokens must not both be given")
+        params.max_tokens, params.max_tokens_is_default = frames_in(spec, duration), False
+        if params.min_tokens > params.max_tokens:
+            raise ValueError(
+                f"min_tokens must be at most the {params.max_tokens} frames of duration, "
+                f"not {params.min_tokens}"
+            )
+        return
+    if is_given:
         return
     max_tokens = values.get("max_tokens")
     if max_tokens is not None and params.min_tokens > max_tokens:
@@ -69,6 +85,25 @@ def complete_sampling_params(
             f"not {params.min_tokens}"
         )
     params.max_tokens, params.max_tokens_is_default = max_tokens, True
+
+
+def frames_in(spec: SpeechSpec, seconds: Any) -> int:
+    """Whole frames in a duration.
+
+    Raises:
+        ValueError: naming `duration`, if it has none, or the model's audio has no length to choose.
+    """
+    rate = spec.frames_per_second
+    if rate is None:
+        raise ValueError("duration must not be given: the model ends its audio itself")
+    is_number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    # As it is written: 0.58 s are 29 frames of 20 ms, though 0.58 * 50 is less in floating point.
+    count = int(Fraction(str(seconds)) * rate) if is_number and math.isfinite(seconds) else 0
+    if count < 1:
+        raise ValueError(
+            f"duration must be a number of seconds, at least {float(1 / rate):g}, not {seconds!r}"
+        )
+    return count
 
 
 _PLAIN = SamplingParams()

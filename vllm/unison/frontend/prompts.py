@@ -5,6 +5,8 @@ A task prompt of the model's config.json says where text and audio go. Audio is 
 model's codec into frames; text and special tokens are frames whose auxiliary streams are pads. All
 frames together are laid out by the delay pattern. What is delayed past the prompt's last step, its
 *delayed suffix*, is emitted beside the first generated tokens.
+
+A model with a text encoder has no text in its prompt: the text's ids go to the worker beside it.
 """
 
 from __future__ import annotations
@@ -25,9 +27,17 @@ from vllm.unison.frontend.tasks import choose_task
 from vllm.unison.model.delay_pattern import interleave
 from vllm.unison.model.layout import DelayScope, StreamLayout
 from vllm.unison.model.phases import NO_TOKEN
-from vllm.unison.model.spec import SpeechSpec, TaskPrompt, multistream_spec
+from vllm.unison.model.spec import (
+    ENCODER_TEXT,
+    SpeechSpec,
+    TaskPrompt,
+    TextEncoderSpec,
+    multistream_spec,
+)
 
 _OPTIONS = ("task", "voice", "auxiliary_token_ids")
+_ENCODER_OPTIONS = ("task", "duration")
+"""Of models with a text encoder, whose prompt in steps is not for a request to give."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +88,51 @@ def frames_of_codes(layout: StreamLayout, codes: NDArray[np.int32]) -> NDArray[n
     return frames
 
 
+def checked_encoder_ids(
+    encoder: TextEncoderSpec, text: str | None, ids: Sequence[int], field: str
+) -> list[int]:
+    """A text's ids for the model's text encoder, the tokenizer's end token included.
+
+    Args:
+        encoder: what it takes.
+        text: that the ids were made from, if they were not given themselves.
+        ids: of the text.
+        field: of the request, for errors.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if text is not None and not text.strip():
+        raise ValueError(f"{field} must hold text, not {text!r}")
+    if not ids:
+        raise ValueError(f"{field} must have at least one token")
+    for token in ids:
+        is_integer = isinstance(token, (int, np.integer)) and not isinstance(token, bool)
+        if not is_integer or not 0 <= token < encoder.vocabulary_size:
+            raise ValueError(
+                f"{field}: token ids of the text must be in [0, {encoder.vocabulary_size}), "
+                f"not {token!r}"
+            )
+    if len(ids) > encoder.max_ids:
+        raise ValueError(
+            f"{field} must have at most {encoder.max_ids} tokens, the end token included, "
+            f"not {len(ids)}"
+        )
+    return [int(token) for token in ids]
+
+
 class PromptBuilder:
     """Builds the prompts of one multi-stream model.
 
     Args:
         spec: the model's specification.
+        max_model_len: steps of the engine's context, by which audio to continue is refused; None:
+            admission refuses what is too long.
     """
 
-    def __init__(self, spec: SpeechSpec) -> None:
+    def __init__(self, spec: SpeechSpec, max_model_len: int | None = None) -> None:
         self._spec = spec
+        self._max_model_len = max_model_len
         self.encoder = ClipEncoder(lambda: codec_of(spec, "cpu"))
 
     def build(self, prompt: Mapping[str, Any]) -> TokensInput:
@@ -96,11 +142,12 @@ class PromptBuilder:
             prompt: `prompt_token_ids`, and if given `prompt` (the text that they were made from),
                 `multi_modal_data` with `audio`, `cache_salt`, and `mm_processor_kwargs` with `task`
                 (a task prompt's name), `voice` (a voice's name) or `auxiliary_token_ids` (all
-                streams given in steps).
+                streams given in steps). For a model with a text encoder `prompt_token_ids` are ids
+                of the text, and the options are `task` and `duration` (seconds of new audio).
 
         Returns:
-            An engine input with the extra keys `auxiliary_token_ids` and, if the prompt is one of a
-            task, `task`.
+            An engine input with the extra keys `auxiliary_token_ids`, `task` if the prompt is one
+            of a task, `encoder_token_ids` for a model with a text encoder, and `duration` as given.
 
         Raises:
             ValueError: naming the field and what is accepted.
@@ -117,10 +164,12 @@ class PromptBuilder:
 
     @reports_invalid_request
     def _build(self, prompt: Mapping[str, Any]) -> TokensInput:
+        encoder = self._spec.text_encoder
         options = prompt.get("mm_processor_kwargs") or {}
-        unknown = sorted(set(options) - set(_OPTIONS))
+        known = _OPTIONS if encoder is None else _ENCODER_OPTIONS
+        unknown = sorted(set(options) - set(known))
         if unknown:
-            raise ValueError(f"mm_processor_kwargs must hold only {list(_OPTIONS)}, not {unknown}")
+            raise ValueError(f"mm_processor_kwargs must hold only {list(known)}, not {unknown}")
         if prompt.get("prompt_embeds") is not None:
             raise ValueError(
                 "prompt_embeds is not supported for multi-stream models; give prompt (text), "
@@ -133,11 +182,15 @@ class PromptBuilder:
         audio = data.get("audio")
         text = prompt.get("prompt")
         task = None
+        encoder_ids: list[int] | None = None
+        if encoder is not None:
+            field = "prompt_token_ids" if text is None else "prompt"
+            encoder_ids = checked_encoder_ids(encoder, text, prompt["prompt_token_ids"], field)
         if "auxiliary_token_ids" in options:
             if audio is not None or len(options) > 1:
                 raise ValueError("auxiliary_token_ids must come without audio, task and voice")
             built = self._from_steps(prompt["prompt_token_ids"], options["auxiliary_token_ids"])
-        elif text is not None or audio is not None or options:
+        elif text is not None or audio is not None or options or encoder_ids is not None:
             task = self._task(prompt, audio, options.get("task"), options.get("voice"))
             built = self._from_task(task, prompt["prompt_token_ids"], audio, options.get("voice"))
         else:
@@ -151,6 +204,10 @@ class PromptBuilder:
         engine_input["auxiliary_token_ids"] = built.auxiliary_ids  # type: ignore[typeddict-unknown-key]
         if task is not None:
             engine_input["task"] = task.name  # type: ignore[typeddict-unknown-key]
+        if encoder_ids is not None:
+            engine_input["encoder_token_ids"] = encoder_ids  # type: ignore[typeddict-unknown-key]
+        if options.get("duration") is not None:
+            engine_input["duration"] = options["duration"]  # type: ignore[typeddict-unknown-key]
         return engine_input
 
     def _from_steps(self, token_ids: list[int], auxiliary: Any) -> StreamPrompt:
@@ -202,8 +259,11 @@ class PromptBuilder:
         for part in task.parts:
             if part == "text":
                 pieces.append(self._checked_tokens(text_ids))
+            elif part == ENCODER_TEXT:
+                continue
             elif part == "audio":
                 pieces.append(frames_of_codes(layout, self._encode(audio)))
+                self._check_room(len(pieces[-1]))
                 if layout.delay_scope is DelayScope.SEGMENT:
                     pieces.append(self._pads())
             elif part == "voice":
@@ -236,6 +296,19 @@ class PromptBuilder:
             raise ValueError("audio is not accepted: the model has no codec")
         return self.encoder.encode(audio)
 
+    def _check_room(self, num_frames: int) -> None:
+        """Refuse audio to continue that leaves no room for a new frame."""
+        rate, context = self._spec.frames_per_second, self._max_model_len
+        if rate is None or context is None:
+            return
+        # The start column, a new frame, and the steps of the delayed streams.
+        longest = context - 2 - self._spec.layout.num_flush_steps
+        if num_frames > longest:
+            raise ValueError(
+                f"audio must have at most {longest} frames ({float(longest / rate):g} s), so that "
+                f"max_model_len = {context} has room for a new one, not {num_frames} frames"
+            )
+
 
 def _has_audio(prompt: Mapping[str, Any]) -> bool:
     data = prompt.get("multi_modal_data")
@@ -253,7 +326,11 @@ def stream_prompt_builder(renderer: Any) -> PromptBuilder | None:
     """The prompt builder of a renderer's model, made once; None for single-stream models."""
     if not hasattr(renderer, "_stream_prompt_builder"):
         spec = multistream_spec(renderer.model_config)
-        renderer._stream_prompt_builder = None if spec is None else PromptBuilder(spec)
+        if spec is None:
+            renderer._stream_prompt_builder = None
+        else:
+            max_model_len = getattr(renderer.model_config, "max_model_len", None)
+            renderer._stream_prompt_builder = PromptBuilder(spec, max_model_len)
     builder: PromptBuilder | None = renderer._stream_prompt_builder
     return builder
 

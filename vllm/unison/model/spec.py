@@ -161,6 +161,11 @@ class SpeechSpec:
                 f"tasks must take {ENCODER_TEXT!r}, all of them, if the model has a text encoder, "
                 "and none otherwise"
             )
+        if self.null_prompt == SAME_PROMPT and self.text_encoder is None:
+            raise LayoutError(
+                f"null_prompt {SAME_PROMPT!r} is for models with a text encoder: the lanes of "
+                "others would be the same"
+            )
         if self.frames_per_second is not None and self.frames_per_second <= 0:
             raise LayoutError(f"frames_per_second must be above 0, not {self.frames_per_second}")
 

@@ -7,10 +7,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from vllm.unison.frontend.admission.streams import encoder_input_of
 from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
-from vllm.unison.frontend.prompts import stream_prompt_builder
+from vllm.unison.frontend.prompts import checked_encoder_ids, stream_prompt_builder
+from vllm.unison.messages.conditioning import EncoderInput
 from vllm.unison.messages.guidance_inputs import GuidanceInputs, LaneInputs, is_guided
-from vllm.unison.model.spec import SpeechSpec, multistream_spec
+from vllm.unison.model.spec import PADS, SpeechSpec, multistream_spec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -60,10 +62,13 @@ def admit_guidance(
     lanes = []
     names = _names(params, len(lane_prompts))
     for lane, weight, where in zip(lane_prompts, weights[1:], names, strict=True):
-        token_ids, auxiliary = _lane_prompt(
-            where, lane, spec, renderer.tokenizer, build_prompt, vllm_config
-        )
-        lanes.append(LaneInputs(weight, token_ids, auxiliary))
+        encoder_input = None
+        if spec is not None and spec.text_encoder is not None:
+            encoder_input = _encoder_input(where, lane, spec, renderer.tokenizer)
+            prompt = _same_prompt(engine_input)
+        else:
+            prompt = _lane_prompt(where, lane, spec, renderer.tokenizer, build_prompt, vllm_config)
+        lanes.append(LaneInputs(weight, *prompt, encoder_input))
     interval = params.guidance_interval
     inputs = GuidanceInputs(
         weight=weights[0],
@@ -73,7 +78,7 @@ def admit_guidance(
         audio_only=spec is not None and spec.guides_audio_only,
         pad_token_ids=[] if spec is None else list(spec.layout.pad_token_ids),
     )
-    _check_sizes(inputs, names, params, len(engine_input["prompt_token_ids"]), spec, vllm_config)
+    _check_sizes(inputs, names, params, engine_input, spec, vllm_config)
     return inputs
 
 
@@ -101,6 +106,10 @@ def _refuse_combinations(params: SamplingParams, vllm_config: VllmConfig) -> Non
             raise ValueError(f"guidance is not supported together with {name}")
 
 
+Prompt = tuple[list[int] | None, "np.ndarray | None"]
+"""Ids of stream 0 and of the others in a lane's prompt; None, None for pads."""
+
+
 def _lane_prompt(
     where: str,
     lane: Mapping[str, Any],
@@ -108,8 +117,8 @@ def _lane_prompt(
     tokenizer: Any,
     build_prompt: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None,
     vllm_config: VllmConfig,
-) -> tuple[list[int] | None, np.ndarray | None]:
-    """Ids of stream 0 and of the others in a lane's prompt; None, None for pads."""
+) -> Prompt:
+    """The prompt of a lane that has one of its own, or a null prompt."""
     if (text := lane.get("prompt")) is not None:
         if tokenizer is None:
             raise ValueError(f"{where} as text needs a tokenizer; give token ids")
@@ -124,7 +133,7 @@ def _lane_prompt(
         raise ValueError(
             f"{where} must be given: the model's configuration has no null prompt for guidance"
         )
-    elif spec.null_prompt == "pads":
+    elif spec.null_prompt == PADS:
         return None, None
     else:
         prompt = {"prompt_token_ids": list(spec.null_prompt)}
@@ -143,6 +152,28 @@ def _lane_prompt(
     return token_ids, None if auxiliary is None else auxiliary[: len(token_ids)]
 
 
+def _same_prompt(engine_input: Mapping[str, Any]) -> Prompt:
+    """The conditional lane's prompt, for a lane that differs in what it attends to."""
+    token_ids = list(engine_input["prompt_token_ids"])
+    return token_ids, engine_input["auxiliary_token_ids"][: len(token_ids)]
+
+
+def _encoder_input(
+    where: str, lane: Mapping[str, Any], spec: SpeechSpec, tokenizer: Any
+) -> EncoderInput | None:
+    """What a lane attends to; None for a lane whose prompt is not given."""
+    assert spec.text_encoder is not None
+    text, ids = lane.get("prompt"), lane.get("prompt_token_ids")
+    if text is None and ids is None:
+        return None
+    if text is not None:
+        if tokenizer is None:
+            raise ValueError(f"{where} as text needs a tokenizer; give token ids")
+        ids = tokenizer.encode(text)
+    assert ids is not None
+    return EncoderInput(checked_encoder_ids(spec.text_encoder, text, ids, where))
+
+
 def _check_tokens(where: str, token_ids: list[int], vllm_config: VllmConfig) -> None:
     vocabulary = vllm_config.model_config.get_vocab_size()
     for token in token_ids:
@@ -154,10 +185,11 @@ def _check_sizes(
     inputs: GuidanceInputs,
     names: list[str],
     params: SamplingParams,
-    num_prompt_tokens: int,
+    engine_input: Mapping[str, Any],
     spec: SpeechSpec | None,
     vllm_config: VllmConfig,
 ) -> None:
+    num_prompt_tokens = len(engine_input["prompt_token_ids"])
     rows = len(inputs.lanes) + 1
     # A group whose lanes never fit into one step would wait for ever.
     for name in (
@@ -179,8 +211,16 @@ def _check_sizes(
         for lane in inputs.lanes
     ]
 
+    # What each lane attends to has blocks of its own.
+    encoder_inputs = [
+        encoder_input_of(engine_input),
+        *(lane.encoder_input for lane in inputs.lanes),
+    ]
+    num_states = [encoded.num_states for encoded in encoder_inputs if encoded is not None]
+
     def num_blocks(generated: int) -> int:
-        return sum(-(-(prompt + generated) // size) for prompt in prompts)
+        own = sum(-(-(prompt + generated) // size) for prompt in prompts)
+        return own + sum(-(-states // size) for states in num_states)
 
     assert params.max_tokens is not None
     if params.max_tokens_is_default:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.unison.frontend.errors import reports_invalid_request
+from vllm.unison.messages.conditioning import EncoderInput
 from vllm.unison.messages.sampling_fields import STREAM_FIELDS, per_stream, verify_range
 from vllm.unison.messages.streams import StreamInputs
 from vllm.unison.model.phases import StateKind, start_of_generation
@@ -96,7 +97,8 @@ def admit_streams(
         The request's streams, or None for a single-stream model.
 
     Raises:
-        ValueError: if the prompt leaves no room to generate.
+        ValueError: if the prompt leaves no room to generate, or not for as much as is asked for
+            where a request's length is its own.
     """
     spec = multistream_spec(model_config)
     if spec is None:
@@ -108,6 +110,8 @@ def admit_streams(
     if auxiliary_ids is None:
         raise ValueError("the prompt of a multi-stream model must come from its renderer")
     _check_context(spec, prompt, model_config.max_model_len)
+    if spec.frames_per_second is not None:
+        _fit_length(spec, params, engine_input, model_config.max_model_len)
     if params.seed is None:
         params.seed = random.SystemRandom().randrange(2**62)
     state, segment_start = start_of_generation(spec.layout, prompt)
@@ -117,6 +121,38 @@ def admit_streams(
         spec.layout.num_flush_steps,
         state,
         segment_start,
+        encoder_input_of(engine_input),
+    )
+
+
+def encoder_input_of(engine_input: Mapping[str, Any]) -> EncoderInput | None:
+    """What the conditional lane of a request attends to; None for a model without an encoder."""
+    ids = engine_input.get("encoder_token_ids")
+    return None if ids is None else EncoderInput(list(ids))
+
+
+def _fit_length(
+    spec: SpeechSpec, params: SamplingParams, engine_input: Mapping[str, Any], max_model_len: int
+) -> None:
+    """Refuse more frames than there are positions for, and lower a default to what there are."""
+    assert params.max_tokens is not None and spec.frames_per_second is not None
+    num_prompt, flush = len(engine_input["prompt_token_ids"]), spec.layout.num_flush_steps
+    room = max_model_len - num_prompt - flush
+    if params.max_tokens <= room:
+        return
+    if params.max_tokens_is_default:
+        params.max_tokens = room
+        return
+    seconds = float(room / spec.frames_per_second)
+    duration = engine_input.get("duration")
+    asked = (
+        f"max_tokens must be at most {room} frames ({seconds:g} s), not {params.max_tokens}"
+        if duration is None
+        else f"duration must be at most {seconds:g} s ({room} frames), not {duration:g}"
+    )
+    raise ValueError(
+        f"{asked}: max_model_len = {max_model_len} has to hold the prompt ({num_prompt}) and the "
+        f"last steps of the delayed streams ({flush}) too"
     )
 
 
