@@ -153,9 +153,7 @@ class ForkVariant:
             raise RuntimeError("a request has another number of frames")
         return count * num_frames / seconds
 
-    def uneven(
-        self, frames: list[int], arrivals: list[float], guided: bool
-    ) -> tuple[float, float]:
+    def uneven(self, frames: list[int], arrivals: list[float], guided: bool) -> tuple[float, float]:
         """Seconds until all are done, and the mean seconds from arrival to audio."""
         engine = self._llm.llm_engine
         waiting = list(enumerate(zip(arrivals, frames, strict=True)))
@@ -221,9 +219,7 @@ class TransformersVariant:
         self._generate(texts(count), num_frames, guided)
         return count * num_frames / (time.perf_counter() - start)
 
-    def uneven(
-        self, frames: list[int], arrivals: list[float], guided: bool
-    ) -> tuple[float, float]:
+    def uneven(self, frames: list[int], arrivals: list[float], guided: bool) -> tuple[float, float]:
         """Seconds until all are done, and the mean seconds from arrival to audio."""
         waiting = list(range(len(frames)))
         start, latencies = time.perf_counter(), []
