@@ -4,17 +4,17 @@
     python benchmarks/benchmark_musicgen.py --output-json benchmarks/results/musicgen.json
 
 A checkpoint of musicgen-small's sizes (24 layers of 1024, T5-base, EnCodec at 32 kHz) with random
-weights, written by transformers in the published layout and read by both. Both run in bfloat16 with
-as many threads, sample with the checkpoint's settings, guided at 3.0 and not, and give audio: the
-fork's codec computes in float32, transformers' in the model's type. The fork compiles, as it does by
-default; transformers runs as it comes (compiling its forward is not part of `generate`).
+weights, written by transformers in the published layout and read by both. Both run in bfloat16
+with as many threads, sample with the checkpoint's settings, guided at 3.0 and not, and give audio:
+the fork's codec and text encoder compute in float32, transformers' in the model's type. The fork
+compiles, as it does by default; transformers runs as it comes.
 
 - equal: requests of one length that come at once, which is a static batch's best case. Frames per
   second of audio.
 - uneven: requests that come one after another and are of different lengths. transformers' static
-  batches take all that wait when the batch before is done, and run until their longest is: a request
-  waits for its mates. Seconds until all are done, and the mean time from a request's arrival to its
-  audio.
+  batches take all that wait when the batch before is done, and run until their longest is: a
+  request waits for its mates. Seconds until all are done, and the mean time from a request's
+  arrival to its audio.
 
 Each variant has a process that stays open and warm; the variants take turns, and a ratio is the
 median of the rounds' ratios, beside their range; above 1 the fork is faster.

@@ -179,4 +179,15 @@ def _published_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return _with_random_vectors(MusicgenForConditionalGeneration(config).eval())
+        model = MusicgenForConditionalGeneration(config).eval()
+        return _with_strong_layers(_with_random_vectors(model))
+
+
+def _with_strong_layers(model: Any) -> Any:
+    """Layers are born so weak that codes follow from the last frame alone, whatever the text."""
+    for name, parameter in model.named_parameters():
+        if ".layers." in name and name.startswith("decoder.") and parameter.ndim == 2:
+            parameter.data *= 6
+        if name.startswith("enc_to_dec_proj.weight"):
+            parameter.data *= 20
+    return model

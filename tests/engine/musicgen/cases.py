@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tests.engine.musicgen.reference import Lane, MusicReference, Sampling
 from tests.support.musicgen import SAMPLE_RATE, WORDS
-from vllm import RequestOutput, SamplingParams
+from vllm import LLM, RequestOutput, SamplingParams
 
 SAMPLES_PER_FRAME = 160
 SHORT, LONG = "beat", " ".join(WORDS[i % len(WORDS)] for i in range(57))
@@ -88,6 +88,34 @@ def codes_of(output: RequestOutput) -> NDArray[np.int32]:
     return codes
 
 
+def generate(llm: LLM, cases: list[MusicCase]) -> list[Any]:
+    """The cases' outputs, from one batch."""
+    return llm.generate([c.prompt for c in cases], [c.params for c in cases], use_tqdm=False)
+
+
+def check_generate(
+    llm: LLM, reference: MusicReference, texts: list[str], frames: int, clips: list[Any]
+) -> None:
+    """Guided and unguided, against `generate` itself, samples included."""
+    cases = [
+        MusicCase(text, frames, GREEDY | {"guidance_scale": scale}, clip)
+        for text, clip in zip(texts, clips, strict=True)
+        for scale in (3.0, 1.0)
+    ]
+    for case, output in zip(cases, generate(llm, cases), strict=True):
+        scale = case.options["guidance_scale"]
+        codes, samples = reference.generate(case.text, frames, scale, case.clip)
+        given = len(codes) - frames
+        assert given == (0 if case.clip is None else len(case.clip) // SAMPLES_PER_FRAME)
+        assert np.array_equal(codes_of(output), codes[given:]), case
+        audio = output.outputs[0].audio
+        expected = samples[given * SAMPLES_PER_FRAME :]
+        assert audio.samples.shape == expected.shape
+        # The engine's decoder starts where the new audio does.
+        if case.clip is None:
+            np.testing.assert_allclose(audio.samples, expected, atol=1e-5)
+
+
 def _mixed() -> list[MusicCase]:
     """Requests of all kinds, with texts of 1 to 60 tokens."""
     texts = (SHORT, LONG, "lo fi beat", "warm piano, slow", "noise", "jazz drums")
@@ -104,8 +132,8 @@ def _mixed() -> list[MusicCase]:
         cases.append(MusicCase(text, frames, options))
     guided = {"guidance_scale": 3.0}
     # The same decoder prompt of more than a block, with other texts.
-    for text in ("slow", "rock", "slow"):
-        cases.append(MusicCase(text, 12, GREEDY | guided, noise(50, seed=1)))
+    for text in (LONG, "rock", "slow"):
+        cases.append(MusicCase(text, 60, GREEDY | guided, noise(50, seed=1)))
     return cases
 
 

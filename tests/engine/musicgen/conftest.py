@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.musicgen.reference import MusicReference
+
 # Sets what the engine reads when it starts.
 from tests.engine.streams.conftest import emitted_steps  # noqa: F401
-from tests.engine.musicgen.reference import MusicReference
 from tests.support.musicgen import write_musicgen
 from tests.support.threads import one_thread  # noqa: F401
 

@@ -16,7 +16,7 @@ from tests.engine.musicgen.reference import MusicReference
 from tests.engine.streams.conftest import open_engine
 
 CHUNKED = {"max_num_batched_tokens": 16}
-TINY_CACHE = {"num_gpu_blocks_override": 22}
+TINY_CACHE = {"num_gpu_blocks_override": 22, "max_model_len": 128}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "tokens 16, prefix cache": CHUNKED | {"enable_prefix_caching": True},
     "few rows": {"enable_prefix_caching": False, "max_num_seqs": 4},

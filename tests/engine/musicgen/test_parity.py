@@ -17,11 +17,12 @@ from tests.engine.musicgen.cases import (
     GREEDY,
     LONG,
     MIXED,
-    SAMPLES_PER_FRAME,
     SHORT,
     THREE_LANES,
     MusicCase,
+    check_generate,
     codes_of,
+    generate,
     noise,
 )
 from tests.engine.musicgen.reference import MusicReference
@@ -38,61 +39,24 @@ def engine(published: Callable[[str], Path]) -> Iterator[LLM]:
         yield llm
 
 
-def _generate(llm: LLM, cases: list[MusicCase]) -> list[Any]:
-    return llm.generate([c.prompt for c in cases], [c.params for c in cases], use_tqdm=False)
-
-
-def _check_generate(
-    llm: LLM, reference: MusicReference, texts: list[str], frames: int, clips: list[Any]
-) -> None:
-    """Guided and unguided, against `generate` itself, samples included."""
-    cases = [
-        MusicCase(text, frames, GREEDY | {"guidance_scale": scale}, clip)
-        for text, clip in zip(texts, clips, strict=True)
-        for scale in (3.0, 1.0)
-    ]
-    for case, output in zip(cases, _generate(llm, cases), strict=True):
-        scale = case.options["guidance_scale"]
-        codes, samples = reference.generate(case.text, frames, scale, case.clip)
-        given = len(codes) - frames
-        assert given == (0 if case.clip is None else len(case.clip) // SAMPLES_PER_FRAME)
-        assert np.array_equal(codes_of(output), codes[given:]), case
-        audio = output.outputs[0].audio
-        expected = samples[given * SAMPLES_PER_FRAME :]
-        assert audio.samples.shape == expected.shape
-        # The engine's decoder starts where the new audio does.
-        if case.clip is None:
-            np.testing.assert_allclose(audio.samples, expected, atol=1e-5)
-
-
 def test_greedy_codes_are_those_of_generate(
     engine: LLM, music: Callable[[str], MusicReference]
 ) -> None:
     texts = [SHORT, LONG, "lo fi beat"]
-    _check_generate(engine, music("mono"), texts, 30, [None] * 3)
+    check_generate(engine, music("mono"), texts, 30, [None] * 3)
 
 
 def test_audio_goes_on_as_with_generate(
     engine: LLM, music: Callable[[str], MusicReference]
 ) -> None:
-    _check_generate(engine, music("mono"), ["warm piano", "rock"], 20, [noise(9, 1), noise(40, 2)])
-
-
-@pytest.mark.parametrize("clip", [None, noise(11, 3, channels=2)], ids=["new", "goes on"])
-def test_stereo_codes_are_those_of_generate(
-    clip: Any, published: Callable[[str], Path], music: Callable[[str], MusicReference]
-) -> None:
-    with open_engine(published("stereo")) as llm:
-        _check_generate(llm, music("stereo"), ["jazz drums"], 25, [clip])
-        (output,) = _generate(llm, [MusicCase("jazz", 5, GUIDED)])
-        assert output.outputs[0].audio.num_channels == 2
+    check_generate(engine, music("mono"), ["warm piano", "rock"], 20, [noise(9, 1), noise(40, 2)])
 
 
 def test_all_kinds_of_requests_in_one_batch(
     engine: LLM, music: Callable[[str], MusicReference]
 ) -> None:
     """Negative prompts, three lanes, seeds; by the reference's loop."""
-    outputs = _generate(engine, MIXED)
+    outputs = generate(engine, MIXED)
     for case, output in zip(MIXED, outputs, strict=True):
         assert np.array_equal(codes_of(output), case.expected(music("mono"))), case
     assert_nothing_left(engine)
@@ -105,13 +69,13 @@ def test_a_negative_prompt_and_lanes_change_what_is_made(engine: LLM) -> None:
         {"guidance_scale": 3.0, "negative_prompt": "noise"},
         {"guidance_lanes": THREE_LANES},
     ]
-    outputs = _generate(engine, [MusicCase(SHORT, 30, GREEDY | kind) for kind in kinds])
+    outputs = generate(engine, [MusicCase(SHORT, 30, GREEDY | kind) for kind in kinds])
     assert len({codes_of(output).tobytes() for output in outputs}) == len(kinds)
 
 
 def test_a_seed_gives_the_same_and_another_seed_does_not(engine: LLM) -> None:
     cases = [MusicCase(SHORT, 20, DRAWN | {"guidance_scale": 3.0, "seed": s}) for s in (1, 2, 1)]
-    first, other, again = (codes_of(output).tobytes() for output in _generate(engine, cases))
+    first, other, again = (codes_of(output).tobytes() for output in generate(engine, cases))
     assert first == again != other
 
 
@@ -126,7 +90,7 @@ def test_logits_are_those_of_transformers(
         return found[-1]
 
     monkeypatch.setattr(MusicgenForConditionalGeneration, "audio_logits", recording)
-    (output,) = _generate(engine, [MusicCase(LONG, 40)])
+    (output,) = generate(engine, [MusicCase(LONG, 40)])
     expected = music("mono").logits(LONG, codes_of(output))
     logits = torch.cat(found).view(len(found), *expected.shape[1:])
     assert logits.shape == expected.shape
@@ -148,7 +112,7 @@ def test_a_lane_without_a_text_adds_exactly_zero(
         return output
 
     monkeypatch.setattr(CrossAttention, "forward", watching)
-    _generate(engine, [MusicCase(SHORT, 10, GUIDED), MusicCase(LONG, 10, GUIDED)])
+    generate(engine, [MusicCase(SHORT, 10, GUIDED), MusicCase(LONG, 10, GUIDED)])
     added = torch.cat(zero)
     assert len(added) >= 2 * 2 * 10 and torch.equal(added, torch.zeros_like(added))
     assert (torch.cat(other).abs().sum(dim=1) > 0).all()
