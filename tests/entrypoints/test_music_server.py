@@ -25,7 +25,7 @@ from vllm.entrypoints.speech.encoding import FORMATS
 pytestmark = pytest.mark.slow
 
 SPEECH, GENERATIONS = "/v1/audio/speech", "/v1/audio/generations"
-HALF_A_SECOND = {"duration": 0.5, "seed": 5}
+HALF_A_SECOND: dict[str, Any] = {"duration": 0.5, "seed": 5}
 
 
 @pytest.fixture(scope="module")
