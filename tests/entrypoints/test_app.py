@@ -73,6 +73,7 @@ def test_the_routes_that_ask_for_the_key_are_those_that_the_docs_name(
     assert is_open == named
     assert {path for _, path in routes(app)} - is_open > {
         "/v1/audio/speech",
+        "/v1/audio/generations",
         "/v1/audio/voices",
         "/v1/audio/transcriptions",
         "/v1/chat/completions",
@@ -116,6 +117,9 @@ WORD = "x" * 100_000
         ("/v1/audio/speech", {"input": "a", "voice": {"id": "a", WORD: 1}}),
         ("/v1/audio/speech", {"input": "a", "response_format": WORD}),
         ("/v1/audio/speech", {"input": "a", "seed": WORD}),
+        ("/v1/audio/generations", {"prompt": "a", WORD: 1}),
+        ("/v1/audio/generations", {"prompt": "a", "duration": WORD}),
+        ("/v1/audio/generations", {"prompt": WORD}),
         ("/v1/chat/completions", {"messages": [{"role": WORD, "content": "a"}]}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": WORD}]}]}),
         ("/v1/chat/completions", {"messages": [{"role": "user", "content": [WORD] * 2}]}),

@@ -167,7 +167,7 @@ def test_clients_of_text_are_told_the_way_out(
     assert f"vllm transcribe FILE --url {packaged.url}" in way_out
 
 
-def test_run_batch_answers_on_three_routes(clip: bytes, tmp_path: Path) -> None:
+def test_run_batch_answers_on_four_routes(clip: bytes, tmp_path: Path) -> None:
     data = base64.b64encode(clip).decode()
     audio = {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
     message = {"role": "user", "content": [audio]}
@@ -178,6 +178,7 @@ def test_run_batch_answers_on_three_routes(clip: bytes, tmp_path: Path) -> None:
         ("audio/transcriptions", {"file_url": url, "model": DEFAULT_MODEL, "temperature": 0}),
         ("audio/transcriptions", {"file_url": url, "response_format": "text"}),
         ("chat/completions", {"messages": [message]}),
+        ("audio/generations", {"prompt": "stop", "n": 2, "response_format": "flac"}),
         ("audio/speech", {"input": "stop", "voice": "bob"}),
         ("audio/speech", {"input": "stop", "stream_format": "sse"}),
         ("audio/transcriptions", {"file_url": "file:///etc/passwd"}),
@@ -196,18 +197,19 @@ def test_run_batch_answers_on_three_routes(clip: bytes, tmp_path: Path) -> None:
     )
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [a["custom_id"] for a in answers] == [*map(str, range(len(bodies))), "", ""]
-    assert [a["response"]["status_code"] for a in answers] == [200] * 5 + [400] * 7
-    spoken, flac, heard, plain, chat = (a["response"]["body"] for a in answers[:5])
-    assert all(a["error"] is None for a in answers[:5])
+    assert [a["response"]["status_code"] for a in answers] == [200] * 6 + [400] * 7
+    spoken, flac, heard, plain, chat, two = (a["response"]["body"] for a in answers[:6])
+    assert all(a["error"] is None for a in answers[:6])
+    assert [base64.b64decode(clip["b64_json"])[:4] for clip in two["data"]] == [b"fLaC"] * 2
     assert spoken["content_type"] == "audio/wav" and flac["content_type"] == "audio/flac"
     assert base64.b64decode(flac["data"]).startswith(b"fLaC")
     with wave.open(BytesIO(base64.b64decode(spoken["data"]))) as file:
         assert 0.5 < file.getnframes() / file.getframerate() < 10
     assert heard["text"] == plain["text"] == "please open blue door"
     assert chat["choices"][0]["message"]["content"] == "please open blue door"
-    params = [a["error"]["error"]["param"] for a in answers[5:]]
+    params = [a["error"]["error"]["param"] for a in answers[6:]]
     assert params == ["voice", "stream_format", "file_url", "file_url", "url", "custom_id", None]
-    assert all(a["response"]["body"] is None for a in answers[5:])
+    assert all(a["response"]["body"] is None for a in answers[6:])
 
 
 def test_bench_throughput_knows_the_name(tmp_path: Path) -> None:

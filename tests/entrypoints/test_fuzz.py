@@ -24,7 +24,13 @@ def schema(server: Server) -> Any:
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])
 @pytest.mark.parametrize(
-    "path", ["/v1/audio/speech", "/v1/audio/transcriptions", "/v1/chat/completions"]
+    "path",
+    [
+        "/v1/audio/speech",
+        "/v1/audio/generations",
+        "/v1/audio/transcriptions",
+        "/v1/chat/completions",
+    ],
 )
 def test_no_body_breaks_the_server(
     path: str, mode: GenerationMode, schema: Any, server: Server

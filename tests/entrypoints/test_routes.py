@@ -59,6 +59,8 @@ def test_routes_of_upstream_are_replaced_or_refuse(client: TestClient) -> None:
     assert client.post("/v1/chat/completions", json={}).json()["error"]["param"] == "messages"
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/v1/audio/speech", "/v1/audio/voices", "/v1/audio/transcriptions"} <= set(paths)
+    answers = paths["/v1/audio/generations"]["post"]["responses"]["200"]["content"]
+    assert {"audio/wav", "application/json", "text/event-stream"} <= set(answers)
     assert "/v1/completions" not in paths
 
 
@@ -132,6 +134,7 @@ def test_what_is_no_transcription_request_is_400(
     ("path", "audio_bytes"),
     [
         ("/v1/audio/speech", 0),
+        ("/v1/audio/generations", 0),
         ("/v1/models", 0),
         ("/v1/completions", 0),
         ("/v1/audio/transcriptions", 2**20),

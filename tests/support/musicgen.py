@@ -18,6 +18,8 @@ from transformers import (
     T5Tokenizer,
 )
 
+from vllm.unison.testing.random_codec import scale_codec
+
 CODEBOOK_SIZE = 16
 TEXT_VOCABULARY = 50
 
@@ -47,10 +49,12 @@ def tiny_config(melody: bool = False, channels: int = 1, **decoder: Any) -> Any:
 
 
 def _with_random_vectors(model: Any) -> Any:
-    """Norms and biases are born as ones and zeros, which would hide where they go."""
+    """Norms and biases are born as ones and zeros, which would hide where they go, and the codec's
+    codebooks as zeros, so that all codes would sound alike."""
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.data += 0.1 * torch.randn(parameter.shape)
+    scale_codec(model.audio_encoder, "encodec")
     return model
 
 

@@ -105,9 +105,7 @@ def write_random_codec(
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         model = model_class(config).eval()
-        _scale_weights(model)
-        _scale_codebooks(model, model_type)
-        _scale_output(model, model_type)
+        scale_codec(model, model_type)
     folder = Path(folder)
     model.save_pretrained(folder)
     sample_rate = config.sample_rate if model_type == "xcodec" else config.sampling_rate
@@ -116,6 +114,20 @@ def write_random_codec(
         extractor_fields["hop_length"] = config.hop_length
     extractor_class(**extractor_fields).save_pretrained(folder)
     return folder
+
+
+@torch.no_grad()
+def scale_codec(model: Any, model_type: str) -> None:
+    """Redraw a random codec's weights, so that it uses many entries of every codebook, and what it
+    decodes depends on all of its codes.
+
+    Args:
+        model: of the transformers library, in eval mode.
+        model_type: dac, encodec, mimi or xcodec.
+    """
+    _scale_weights(model)
+    _scale_codebooks(model, model_type)
+    _scale_output(model, model_type)
 
 
 def _scale_weights(model: nn.Module) -> None:

@@ -31,11 +31,15 @@ MAX_LANES = 4
 
 
 def kv_cache_bytes(config: VllmConfig, num_lanes: int) -> int:
-    """Memory of the KV cache in which this many sequences of the model's context fit."""
+    """Memory of the KV cache in which this many sequences of the model's context fit, each with a
+    text to attend to if the model has an encoder."""
     model, parallel = config.model_config, config.parallel_config
     dtype: Any = model.dtype
     block_size = config.cache_config.block_size or 1
-    blocks = num_lanes * (-(-model.max_model_len // block_size) + 1) + 1
+    spec = multistream_spec(model)
+    encoder = None if spec is None else spec.text_encoder
+    states = 0 if encoder is None else -(-encoder.max_ids // block_size)
+    blocks = num_lanes * (-(-model.max_model_len // block_size) + 1 + states) + 1
     per_token = 2 * model.get_num_kv_heads(parallel) * model.get_head_size() * dtype.itemsize
     return int(blocks * block_size * per_token * model.get_num_layers(parallel))
 
