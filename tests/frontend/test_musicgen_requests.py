@@ -153,7 +153,7 @@ REFUSALS: list[tuple[Any, dict[str, Any], str]] = [
     ({"prompt": TEXT, "multi_modal_data": {"audio": clip(2), "codes": [[0] * 4]}}, {},
      "multi_modal_data must not hold both audio and codes"),
     (continued(5, duration=2, extend_stride=1), {},
-     "extend_stride takes several requests, which LLM.generate makes"),
+     "extend_stride takes several requests: LLM.generate and the server make them"),
     (TEXT, {"max_tokens": 1021},
      r"max_tokens must be at most 1020 frames \(20\.4 s\), not 1021: max_model_len = 1024 has to "
      r"hold the prompt \(1\) and the last steps of the delayed streams \(3\) too"),

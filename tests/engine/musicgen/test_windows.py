@@ -81,7 +81,7 @@ def test_windows_go_on_from_each_other(engine: LLM, music: Callable[[str], Music
     plain = SamplingParams(**GREEDY)
     clip = noise(11, seed=4)
     long, short, continued = engine.generate(
-        [asked(2.6), MusicCase(TEXT, 9).prompt, asked(1.7, clip)],
+        [asked(2.6, task="generate"), MusicCase(TEXT, 9).prompt, asked(1.7, clip)],
         [guided, SamplingParams(max_tokens=9, **GREEDY), plain],
         use_tqdm=False,
     )
@@ -136,6 +136,8 @@ def test_what_fits_a_window_is_one_request(engine: LLM) -> None:
         (asked(2, extend_stride="1"), {}, "extend_stride must be a number of seconds, at least 0"),
         (asked(2, duration=None), {}, "extend_stride needs either duration or max_tokens"),
         (asked(2), {"max_tokens": 9}, "extend_stride needs either duration or max_tokens"),
+        (asked(2, task="sing"), {}, r"task must be one of \['continue', 'generate'\], not 'sing'"),
+        (asked(2, task="continue"), {}, "task 'continue' needs text and audio, but the request "),
         (asked(3601), {}, "duration must be at most 3600 s with extend_stride"),
         (asked(0), {}, "duration must be a number of seconds, at least 0.02, not 0"),
         (asked(2), {"guidance_scale": 3.0, "guidance_interval": (0, 9)}, "guidance_interval is "),

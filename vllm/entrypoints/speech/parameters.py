@@ -10,6 +10,7 @@ from typing import Any
 from vllm.entrypoints.speech.media import Clip
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
+from vllm.unison.frontend.prompts import EXTEND_STRIDE
 from vllm.unison.frontend.tasks import ENGINE_NAMES, FieldNames, choose_task
 from vllm.unison.model.spec import SpeechSpec
 
@@ -28,6 +29,7 @@ class SpeechInput:
         task: name of a task; None: the one that fits.
         sampling: SamplingParams fields that the request sets.
         duration: seconds of audio, for a model whose audio ends by nothing but its length.
+        extend_stride: seconds by which windows move on, for audio longer than one.
         language: code of the language that is spoken.
         fields: what the request calls these, for errors.
     """
@@ -39,6 +41,7 @@ class SpeechInput:
     task: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     duration: float | None = None
+    extend_stride: float | None = None
     language: str | None = None
     fields: FieldNames = ENGINE_NAMES
 
@@ -80,6 +83,12 @@ def plan_request(
         if "max_tokens" in request.sampling:
             raise InvalidRequestError("duration must not be given beside max_tokens")
         options["duration"] = request.duration
+    if request.extend_stride is not None:
+        if spec.frames_per_second is None:
+            raise InvalidRequestError(
+                "extend_stride must not be given: the model ends its audio itself"
+            )
+        options[EXTEND_STRIDE] = request.extend_stride
     prompt: dict[str, Any] = {"prompt": request.text or "", "mm_processor_kwargs": options}
     if request.clip is not None:
         prompt["multi_modal_data"] = {"audio": (request.clip.samples, request.clip.sample_rate)}

@@ -179,7 +179,9 @@ class PromptBuilder:
                 "prompt_token_ids or multi_modal_data with audio"
             )
         if options.get(EXTEND_STRIDE) is not None:
-            raise ValueError(f"{EXTEND_STRIDE} takes several requests, which LLM.generate makes")
+            raise ValueError(
+                f"{EXTEND_STRIDE} takes several requests: LLM.generate and the server make them"
+            )
         data = prompt.get("multi_modal_data") or {}
         self._check_data(data)
         audio = data.get("audio") if data.get("codes") is None else _Codes(data["codes"])

@@ -24,6 +24,7 @@ from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.frontend.defaults import frames_in
 from vllm.unison.frontend.errors import reports_invalid_request
 from vllm.unison.frontend.prompts import EXTEND_STRIDE, PromptBuilder, stream_prompt_builder
+from vllm.unison.frontend.tasks import choose_task
 from vllm.unison.messages.sampling_fields import UNSET_MAX_TOKENS
 from vllm.unison.messages.streams import AudioOutput
 from vllm.unison.model.spec import SpeechSpec, multistream_spec
@@ -119,7 +120,7 @@ class _Completion:
 
 
 @dataclass
-class _LongRequest:
+class LongRequest:
     """A request that takes several windows.
 
     Attributes:
@@ -174,14 +175,21 @@ class _LongRequest:
 
 
 @reports_invalid_request
-def _long_request(
+def long_request(
     builder: PromptBuilder,
     spec: SpeechSpec,
     max_model_len: int,
     prompt: Mapping[str, Any],
     params: SamplingParams,
-) -> _LongRequest:
+) -> LongRequest:
     """A request that gives `extend_stride`, in windows.
+
+    Args:
+        builder: of the model's prompts; a clip is encoded here.
+        spec: the model's specification.
+        max_model_len: steps of the engine's context.
+        prompt: as a request gives it.
+        params: its sampling parameters; they are not changed.
 
     Raises:
         ValueError: naming the field and what is accepted.
@@ -190,7 +198,8 @@ def _long_request(
     assert rate is not None
     options = dict(prompt["mm_processor_kwargs"])
     stride, duration = options.pop(EXTEND_STRIDE), options.pop("duration", None)
-    is_given = params.max_tokens is not UNSET_MAX_TOKENS and params.max_tokens is not None
+    unset = params.max_tokens is None or params.max_tokens is UNSET_MAX_TOKENS
+    is_given = not (unset or params.max_tokens_is_default)
     if (duration is not None) == is_given:
         raise ValueError(f"{EXTEND_STRIDE} needs either duration or max_tokens")
     num_new = params.max_tokens if duration is None else frames_in(spec, duration)
@@ -210,12 +219,15 @@ def _long_request(
         raise ValueError(f"guidance_interval is not supported together with {EXTEND_STRIDE}")
     data = dict(prompt.get("multi_modal_data") or {})
     given = builder.codes_of(data)
+    # Checked here and left out: after the first window each one goes on from audio.
+    inputs = {"text"} | ({"audio"} if len(given) else set())
+    choose_task(spec, inputs, None, name=options.pop("task", None))
     params = params.clone()
     params.min_tokens = 0
     if params.seed is None:
         params.seed = random.SystemRandom().randrange(2**62)
     kept = {key: value for key, value in prompt.items() if key != "multi_modal_data"}
-    return _LongRequest(
+    return LongRequest(
         kept | {"mm_processor_kwargs": options},
         params,
         given,
@@ -251,7 +263,7 @@ def in_windows(llm: LLM) -> Callable[..., list[RequestOutput]]:
         params = _for_each(sampling_params, len(given), "sampling_params")
         priorities = _for_each(priority, len(given), "priority")
         requests = {
-            index: _long_request(builder, spec, max_model_len, prompt, params[index])
+            index: long_request(builder, spec, max_model_len, prompt, params[index])
             for index, prompt in enumerate(given)
             if _is_long(prompt)
         }

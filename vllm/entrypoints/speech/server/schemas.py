@@ -176,6 +176,13 @@ class AudioFields(SamplingFields):
             "nothing but its length."
         ),
     ] = None
+    extend_stride: Annotated[
+        Duration | None,
+        Field(
+            description="Seconds by which a window moves on, for audio longer than one window "
+            "(30 seconds), with duration or max_tokens."
+        ),
+    ] = None
     response_format: SpeechFormat = "wav"
     stream_format: Literal["audio", "sse"] = "audio"
     task: Annotated[Name | None, Field(description="A task of the model's config.json.")] = None

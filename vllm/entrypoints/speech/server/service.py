@@ -6,7 +6,10 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import astuple, dataclass
+from functools import partial
+from typing import Any
 
 from fastapi import Request
 
@@ -23,9 +26,13 @@ from vllm.entrypoints.speech.server.parts import split_request
 from vllm.exceptions import VLLMNotFoundError
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
+from vllm.sampling_params import SamplingParams
 from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.frontend.defaults import task_defaults
 from vllm.unison.frontend.errors import InvalidRequestError
+from vllm.unison.frontend.prompts import EXTEND_STRIDE, stream_prompt_builder
+from vllm.unison.frontend.streamed_windows import stream_windows
+from vllm.unison.frontend.windows import LongRequest, long_request
 from vllm.unison.model.spec import SpeechSpec, multistream_spec
 
 
@@ -230,30 +237,65 @@ class SpeechService(GenerateBaseServing):
 
     async def _start(self, raw_request: Request, prefix: str, request: SpeechInput) -> Generation:
         prompt, params = plan_request(self.spec, self._defaults, request, self.voice_aliases)
-        (engine_input,) = await self.renderer.render_cmpl_async(
-            [parse_model_prompt(self.model_config, prompt)]
-        )
         request_id = f"{prefix}-{self._base_request_id(raw_request)}"
+        headers = await self._get_trace_headers(raw_request.headers)
+        windows: LongRequest | None = None
+        if EXTEND_STRIDE in prompt["mm_processor_kwargs"]:
+            windows = await self._in_windows(prompt, params)
+            prompt, params = windows.window(0, 0)
+        engine_input = await self._render(prompt)
         self._log_inputs(request_id, engine_input, params=params, lora_request=None)
-        outputs = self.engine_client.generate(
-            engine_input,
-            params,
-            request_id,
-            trace_headers=await self._get_trace_headers(raw_request.headers),
-        )
+        if windows is None:
+            outputs = self.engine_client.generate(
+                engine_input, params, request_id, trace_headers=headers
+            )
+        else:
+            outputs = stream_windows(
+                windows, partial(self._window, request_id, headers), codec_of(self.spec, "cpu")
+            )
         generation = Generation(
             outputs,
             request_id,
             self.spec,
             self._prompt_usage(
                 engine_input["prompt_token_ids"],
-                engine_input.get("encoder_token_ids", []),  # type: ignore[arg-type]
+                engine_input.get("encoder_token_ids", []),
                 request.clip,
             ),
             params.temperature,
         )
         await generation.begin()
         return generation
+
+    async def _render(self, prompt: Mapping[str, Any]) -> Any:
+        (engine_input,) = await self.renderer.render_cmpl_async(
+            [parse_model_prompt(self.model_config, prompt)]
+        )
+        return engine_input
+
+    async def _in_windows(self, prompt: dict[str, Any], params: SamplingParams) -> LongRequest:
+        """A request with `extend_stride`."""
+        builder = stream_prompt_builder(self.renderer)
+        assert builder is not None
+        context = self.model_config.max_model_len
+        return await asyncio.to_thread(long_request, builder, self.spec, context, prompt, params)
+
+    async def _window(
+        self,
+        request_id: str,
+        headers: Mapping[str, str] | None,
+        prompt: dict[str, Any],
+        params: SamplingParams,
+        number: int,
+    ) -> AsyncGenerator[RequestOutput, None]:
+        """Start the request for a window of a longer one."""
+        engine_input = await self._render(prompt)
+        outputs = self.engine_client.generate(
+            engine_input, params, f"{request_id}-window{number}", trace_headers=headers
+        )
+        async with aclosing(outputs):
+            async for output in outputs:
+                yield output
 
     def _prompt_usage(
         self, token_ids: list[int], encoder_ids: list[int], clip: Clip | None

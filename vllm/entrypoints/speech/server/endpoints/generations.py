@@ -30,6 +30,7 @@ async def create_generation(
         task=request.task,
         sampling=request.sampling(),
         duration=request.duration,
+        extend_stride=request.extend_stride,
     )
     generations = await service.start_all(raw_request, "generation", clips(inputs, request.n))
     if request.n == 1:

@@ -35,6 +35,7 @@ async def create_speech(
         task=request.task,
         sampling=request.sampling(),
         duration=request.duration,
+        extend_stride=request.extend_stride,
         language=request.language,
         fields=_FIELDS,
     )
