@@ -137,10 +137,16 @@ class ForkVariant:
 
     def _params(self, row: int, num_frames: int, guided: bool) -> Any:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         scale = {"guidance_scale": SCALE} if guided else {}
         return SamplingParams(
-            temperature=1.0, top_k=TOP_K, seed=row, max_tokens=num_frames, **scale
+            temperature=1.0,
+            top_k=TOP_K,
+            seed=row,
+            max_tokens=num_frames,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+            **scale,
         )
 
     def equal(self, count: int, guided: bool, num_frames: int) -> float:

@@ -339,10 +339,12 @@ def sampling(report: Report, cuda: Report | None) -> str:
                 faster,
                 f"{row['roofline_ms']:.3f}" if "roofline_ms" in row else NOT_MEASURED,
                 f"{other['operator_ms']:.3f}" if other else NOT_MEASURED,
+                f"{other['ratio']:.1f}" if other else NOT_MEASURED,
             )
         )
     heads = ["<rows x streams x candidates", "<type", "top-k", "top-p", "operator, ms"]
     heads += ["PyTorch, ms", "times faster", "roofline, ms", "CUDA operator, ms"]
+    heads.append("times faster than PyTorch on CUDA")
     return table(heads, rows) + "\n\nThe other sizes in bfloat16 are in the JSON."
 
 
@@ -370,6 +372,7 @@ def operators(report: Report, cuda: Report | None) -> str:
                     "PyTorch, µs",
                     "times faster",
                     "CUDA operator, µs",
+                    "times faster than PyTorch on CUDA",
                 ],
                 [
                     (
@@ -379,9 +382,11 @@ def operators(report: Report, cuda: Report | None) -> str:
                         microseconds(row, "operator_ms"),
                         microseconds(row, "composition_ms"),
                         f"{row['times_faster']:.1f}",
-                        microseconds(on_cuda.get((row["operator"], row["size"])), "operator_ms"),
+                        microseconds(other, "operator_ms"),
+                        f"{other['times_faster']:.1f}" if other else NOT_MEASURED,
                     )
                     for row in report["operators"]
+                    for other in [on_cuda.get((row["operator"], row["size"]))]
                 ],
             ),
         ]
@@ -463,6 +468,43 @@ def _guided_over_unguided(report: Report, of: str) -> str:
     return f"Guided over unguided, {of}: **{ratio(report['guided_over_unguided'])}**."
 
 
+GPU_CASES = {
+    "v1": "V1, CUDA graphs",
+    "v1_eager": "V1, eager",
+    "v2": "V2, CUDA graphs",
+    "v2_eager": "V2, eager",
+}
+"""What the files of benchmarks/gpu/run.sh's throughput steps are of, before their last word."""
+
+
+def _throughput_on_gpu(cuda: Report) -> str:
+    """A row per runner and number of requests."""
+    by_size = sorted(
+        cuda["cases"].items(),
+        key=lambda case: (
+            list(GPU_CASES).index(case[0].rpartition("_")[0]),
+            case[1]["parameters"]["num_prompts"],
+        ),
+    )
+    rows = [
+        [
+            GPU_CASES[name.rpartition("_")[0]],
+            case["parameters"]["num_prompts"],
+            *(_figure(variant, "requests_per_second") for variant in (case, case["unguided"])),
+            *(_figure(variant, "steps_per_second", 0) for variant in (case, case["unguided"])),
+            _figure(case, "audio_seconds_per_second", 1),
+            ratio(case["guided_over_unguided"]),
+        ]
+        for name, case in by_size
+    ]
+    heads = ["<on CUDA", "requests at once", "requests/s, guided", "requests/s, unguided"]
+    heads += ["steps/s, guided", "steps/s, unguided", "seconds of audio/s, guided"]
+    heads.append("guided over unguided")
+    case = by_size[0][1] | {"model_id": "random weights"}
+    rounds = case["parameters"]["repeats"]
+    return f"On CUDA: {_workload(case)}; {rounds} rounds.\n\n{table(heads, rows)}"
+
+
 def throughput(report: Report, cuda: Report | None) -> str:
     """A row per variant, then the ratio."""
     heads = ["<", "requests/s", "steps/s", "tokens/s of all streams", "seconds of audio/s"]
@@ -482,6 +524,7 @@ def throughput(report: Report, cuda: Report | None) -> str:
             f"{_workload(report)}; {prompts} requests at once, {rounds} rounds.",
             table([*heads, "real-time factor"], rows),
             _guided_over_unguided(report, "requests per second"),
+            *([] if cuda is None else [_throughput_on_gpu(cuda)]),
         ]
     )
 

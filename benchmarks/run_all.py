@@ -194,7 +194,9 @@ SECTIONS = (
         title="Throughput",
         text="Requests that all come at once, guided and unguided in interleaved rounds on one "
         "engine, with the flags of upstream's benchmark. Waveforms are decoded within the time. "
-        "The real-time factor is the time per second of audio, all requests together.",
+        "The real-time factor is the time per second of audio, all requests together. What was "
+        "measured on CUDA is a larger model, by the commands of `benchmarks/gpu/run.sh` (see "
+        "[on a GPU](gpu.md)).",
         script=(
             "benchmarks/benchmark_throughput.py",
             *("--input-len", "32", "--output-len", "128", "--num-prompts", "64"),
@@ -203,6 +205,7 @@ SECTIONS = (
         ),
         result="throughput.json",
         body=tables.throughput,
+        cuda_result="throughput_cuda.json",
     ),
     Section(
         name="latency",

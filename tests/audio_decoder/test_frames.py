@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """From the tokens of a finished request to codes and waveform, on examples made by hand."""
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.random_layouts import example, layouts
+from vllm.unison.audio_decoder.codec_stream import HostCodecStream
 from vllm.unison.audio_decoder.frames import (
     CodeError,
     CodeReader,
@@ -141,6 +145,27 @@ def test_a_finished_request_becomes_a_waveform() -> None:
     assert audio.samples.dtype == np.float32
     assert audio.samples.tolist() == [0, 0, 0, 0, 1, 1, 1, 0, 2, 2, 2, 0]
     assert audio.seconds == 12 / 8000
+
+
+def test_the_codec_runs_where_codecs_run() -> None:
+    """On a GPU: on a stream of its own, in float32 that is not rounded."""
+    running: list[bool] = []
+
+    class Watched(HostCodecStream):
+        @contextlib.contextmanager
+        def running(self) -> Iterator[None]:
+            with super().running():
+                running.append(True)
+                yield
+            running.pop()
+
+    class Watching(ExampleCodec):
+        def _decode(self, codes: torch.Tensor) -> torch.Tensor:
+            assert running
+            return super()._decode(codes)
+
+    audio = OfflineDecoder(Watching(), LAYOUT, Watched()).decode(TOKENS, (FIRST, SECOND))
+    assert len(audio.samples) == 12 and not running
 
 
 def test_a_request_without_frames_has_no_samples() -> None:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import run_all
+from benchmarks.gpu.collect_throughput import collect
 from benchmarks.report import (
     IMAGES,
     RESULTS,
@@ -241,17 +242,45 @@ def test_an_outcome_counts_every_miss(bound: float, at_most: bool, values: list[
 
 
 def test_cuda_has_its_column(reports: dict[str, Any]) -> None:
+    reports.pop("sampling_cuda.json", None)
     page = run_all.page(reports)
     rows = [line for line in section_of(page, "sampling").splitlines() if line.startswith("| 32 x")]
-    assert rows and all(row.endswith("| not measured |") for row in rows)
+    assert rows and all(row.endswith("| not measured | not measured |") for row in rows)
     cuda = copy.deepcopy(reports["sampling_cpu.json"])
     cuda["machine"] = samples.MACHINE | {"accelerator": "An accelerator"}
     for row in cuda["results"]:
-        row["operator_ms"] = 0.0125
+        row["operator_ms"], row["ratio"] = 0.0125, 3.25
     text = section_of(run_all.page(reports | {"sampling_cuda.json": cuda}), "sampling")
     rows = [line for line in text.splitlines() if line.startswith("| 32 x")]
-    assert rows and all(row.endswith("| 0.013 |") or row.endswith("| 0.012 |") for row in rows)
+    assert rows and all(re.search(r"\| 0\.01[23] \| 3\.2 \|$", row) for row in rows)
     assert "An accelerator" in text and "On CUDA" not in text
+
+
+def test_throughput_on_cuda_has_a_row_per_runner_and_size(
+    reports: dict[str, Any], tmp_path: Path
+) -> None:
+    """The reports of several commands, collected."""
+    sizes = {"v2_4": 4, "v1_16": 16, "v1_eager_16": 16, "v1_4": 4}
+    for name, count in sizes.items():
+        case = samples.compared({"num_prompts": count, "repeats": 5}) | {"model_id": "/a/model"}
+        (tmp_path / f"{name}.json").write_text(json.dumps(case))
+    cuda = collect(tmp_path)
+    assert cuda["machine"] == samples.MACHINE and cuda["cases"]["v1_4"]["model_id"] == "model"
+    text = section_of(run_all.page(reports | {"throughput_cuda.json": cuda}), "throughput")
+    rows = [line for line in text.splitlines() if re.match(r"\| V[12],", line)]
+    figures = "| 11.00 | 12.50 | 200 | 200 | 31.2 | 0.880 (0.870 to 0.890) |"
+    assert [row.split(" | ")[:2] for row in rows] == [
+        ["| V1, CUDA graphs", "4"],
+        ["| V1, CUDA graphs", "16"],
+        ["| V1, eager", "16"],
+        ["| V2, CUDA graphs", "4"],
+    ]
+    assert all(row.endswith(figures) for row in rows), rows
+    other = samples.compared({"num_prompts": 1, "repeats": 5}) | {"model_id": "model"}
+    other["machine"] = samples.MACHINE | {"accelerator": "Another"}
+    (tmp_path / "v1_1.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match="of one machine and day"):
+        collect(tmp_path)
 
 
 def test_numbers_reach_their_tables(reports: dict[str, Any]) -> None:

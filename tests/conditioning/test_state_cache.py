@@ -7,17 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm.unison.conditioning.state_cache import StateCache
-from vllm.unison.messages.conditioning import hash_of_ids
 
 
 def state(num_bytes: int) -> torch.Tensor:
     return torch.zeros(num_bytes, dtype=torch.uint8)
-
-
-def test_hashes_are_of_the_ids() -> None:
-    texts = [[], [0], [0, 0], [1, 256], [256, 1], [1], [257]]
-    assert len({hash_of_ids(ids) for ids in texts}) == len(texts)
-    assert hash_of_ids([1, 2]) == hash_of_ids((1, 2))
 
 
 def test_what_was_used_last_stays() -> None:

@@ -238,9 +238,9 @@ def stereo_decoded_by_ffmpeg(data: bytes) -> tuple[NDArray[np.float32], int, int
         announced = stream.channels
         resampler = av.AudioResampler("fltp", "stereo")
         frames = [f for frame in container.decode(audio=0) for f in resampler.resample(frame)]
-        pieces = [np.empty((2, 0), np.float32), *(frame.to_ndarray() for frame in frames)]
-        samples: NDArray[np.float32] = np.concatenate(pieces, axis=1).T
-        return samples, stream.rate, announced
+        pieces: list[Any] = [np.empty((2, 0), np.float32)]
+        pieces += [frame.to_ndarray() for frame in frames]
+        return np.concatenate(pieces, axis=1).T, stream.rate, announced
 
 
 @pytest.mark.parametrize("rate", [16000, 32000, 44100])

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -146,6 +148,19 @@ def _sample_on_gpu(logits: torch.Tensor, arguments: SampleArguments) -> None:
     arguments.tokens.copy_(moved.tokens)
 
 
+def _through_gpu(operator: Any) -> Any:
+    """An operator on the CPU's tensors that runs on copies of them on the GPU."""
+
+    def default(*arguments: Any) -> None:
+        moved = [value.cuda() if torch.is_tensor(value) else value for value in arguments]
+        operator.default(*moved)
+        for value, there in zip(arguments, moved, strict=True):
+            if torch.is_tensor(value) and not torch.equal(value, there.cpu()):
+                value.copy_(there)
+
+    return SimpleNamespace(default=default)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 class TestKernelOnGpu:
     """The compiled kernel."""
@@ -178,6 +193,19 @@ class TestKernelOnGpu:
         moved = [None if argument is None else argument.cuda() for argument in arguments]
         found = embed_streams(*moved)
         assert torch.equal(found.cpu(), embed_streams_reference(*arguments))
+
+    def test_phases(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The rule's own tests, with every call made on copies of its arguments on the GPU."""
+        from tests.sampler import test_phase_machine as tests
+
+        for name in ("gather_streams", "constrain_streams", "commit_streams"):
+            operator = _through_gpu(getattr(torch.ops.unison, name))
+            monkeypatch.setattr(torch.ops.unison, name, operator)
+        for seed in range(20):
+            tests.check_begin(tests.published_layout(), seed)
+            tests.check_advance(tests.published_layout(), seed, grouped=seed % 2 == 0)
+        tests.check_gather(7, 5, torch.int64)
+        tests.check_gather(8, 9, torch.int32)
 
     def test_graph_capture(self) -> None:
         problem = random_problem(9, 32, 9, 1024)

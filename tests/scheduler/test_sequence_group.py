@@ -189,3 +189,18 @@ def test_what_the_worker_has_after_an_entry(kind: EntryKind, samples: bool) -> N
     assert lane.num_tokens_on_worker == (4 if kind is EntryKind.CONTINUED else 3) + samples
     lane.note_freed()
     assert lane.entry_kind({"r"}) is EntryKind.RESUMED
+
+
+@pytest.mark.parametrize("num_streams", [1, 3])
+def test_what_is_in_flight_before_a_stretch_is_not_the_lanes(num_streams: int) -> None:
+    """With asynchronous scheduling lanes join before the last token ahead of theirs is known."""
+    steps = [step[:num_streams] for step in ([1, 2, 3], [4, 5, 6], [10, 11, 12], [20, 21, 22])]
+    main = make_main(steps[:2], num_streams)
+    inputs = GuidanceInputs(3.0, [LaneInputs(-2.0, [50])], pad_token_ids=PADS[:num_streams])
+    group = main.group = SequenceGroup(main, inputs, num_streams)
+    group.join(3)
+    emit(main, steps[2:3])
+    (lane,) = group.guidance_lanes
+    assert held(lane.request) == [[50, *PADS[1:num_streams]]]
+    emit(main, steps[3:])
+    assert held(lane.request) == [[50, *PADS[1:num_streams]], steps[3]]

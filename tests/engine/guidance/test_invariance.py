@@ -60,7 +60,11 @@ def baselines(model: Callable[[str], Model]) -> Callable[[str], list[Any]]:
 
     def get(name: str) -> list[Any]:
         if name not in found:
-            options = UNCACHED | {"max_num_batched_tokens": 4096, "max_num_seqs": 64}
+            options = UNCACHED | {
+                "max_num_batched_tokens": 4096,
+                "max_num_seqs": 64,
+                "async_scheduling": False,
+            }
             with open_engine(model(name).folder, **options) as llm:
                 assert not llm.llm_engine.vllm_config.scheduler_config.async_scheduling
                 outputs = _generate(llm, MIXED)

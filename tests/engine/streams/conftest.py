@@ -15,9 +15,12 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 os.environ["VLLM_CPU_KVCACHE_SPACE"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+# Triton's products on a GPU would be rounded to TF32, and the references are float32.
+os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from tests.engine.streams.cases import BLOCK_SIZE, MAX_MODEL_LEN
@@ -25,10 +28,20 @@ from tests.engine.streams.checkpoints import CHECKPOINTS
 from tests.engine.streams.reference import Reference
 from vllm import LLM
 from vllm.distributed import cleanup_dist_env_and_memory
+from vllm.unison.compatibility import ASYNC_ON_CPU
 from vllm.unison.scheduler.request_streams import RequestStreams
 
 Steps = dict[str, list[list[int]]]
 OpenEngine = Callable[..., contextlib.AbstractContextManager[LLM]]
+
+
+def _gpu_settings() -> dict[str, Any]:
+    """What engines on a GPU are told: to share it, and how to schedule where a test says so."""
+    # Of a given size, the cache needs no profile, which other processes would disturb.
+    settings: dict[str, Any] = {"gpu_memory_utilization": 0.1, "kv_cache_memory_bytes": 1 << 28}
+    if ASYNC_ON_CPU in os.environ:
+        settings["async_scheduling"] = os.environ[ASYNC_ON_CPU] == "1"
+    return settings
 
 
 @contextlib.contextmanager
@@ -44,6 +57,8 @@ def open_engine(folder: Path, **options: Any) -> Iterator[LLM]:
         "num_gpu_blocks_override": 16 * MAX_MODEL_LEN // BLOCK_SIZE,
         "disable_log_stats": True,
     }
+    if torch.cuda.is_available():
+        settings |= _gpu_settings()
     llm = LLM(str(folder), **(settings | options))
     try:
         yield llm

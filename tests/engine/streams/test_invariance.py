@@ -61,7 +61,10 @@ def _generate(llm: LLM, cases: list[Case]) -> list[RequestOutput]:
 def baseline(checkpoint: Callable[[str], Path]) -> list[Any]:
     """All requests in one batch of whole prompts, with nothing cached."""
     with open_engine(
-        checkpoint(NAME), max_num_batched_tokens=4096, enable_prefix_caching=False
+        checkpoint(NAME),
+        max_num_batched_tokens=4096,
+        enable_prefix_caching=False,
+        async_scheduling=False,
     ) as llm:
         assert not llm.llm_engine.vllm_config.scheduler_config.async_scheduling
         outputs = _generate(llm, CASES)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.engine.guidance.conftest import runner_of
 from tests.engine.streams.conftest import open_engine
+from vllm.config import set_current_vllm_config
 from vllm.unison.testing.random_checkpoint import write_random_speech_lm
 
 ATTENTION = "backbone.model.layers.0.self_attn"
@@ -51,3 +53,21 @@ def test_a_key_of_config_json(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(data | {"guidence": None}))
     with pytest.raises(ValueError, match=r"unknown keys \['guidence'\]"), open_engine(folder):
         pass
+
+
+def test_everything_is_made_on_the_models_device(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model's tensors are made on a default device, which the meta device stands for here."""
+    folder = write_random_speech_lm(tmp_path, num_streams=3, codec=None)
+    with open_engine(folder) as llm:
+        runner = runner_of(llm)
+        config = runner.vllm_config
+        # Or the layers' names would be taken.
+        monkeypatch.setattr(config.compilation_config, "static_forward_context", {})
+        with set_current_vllm_config(config), torch.device("meta"):
+            model = type(runner.model)(vllm_config=config)
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith("backbone.")}
+    elsewhere = [name for name, tensor in own.items() if tensor.device.type != "meta"]
+    assert elsewhere == []

@@ -98,6 +98,8 @@ class SpeechLMForConditionalGeneration(nn.Module):
         )
         ids = [torch.from_numpy(group.candidate_ids).flatten() for group in self._heads.groups]
         candidates = torch.cat(ids).long() if ids else torch.empty(0, dtype=torch.long)
+        # Tensors of arrays are the host's, whatever device the model is being made on.
+        candidates = candidates.to(row_of.device)
         self.register_buffer("_candidates", candidates, persistent=False)
         self.register_buffer("_audio_head", torch.zeros(len(candidates), hidden), persistent=False)
         self.register_buffer(

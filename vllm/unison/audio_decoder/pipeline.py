@@ -154,16 +154,16 @@ def check_stages(codec: Codec) -> None:
     generator = torch.Generator().manual_seed(0)
     shape = (num_frames, codec.num_codebooks)
     codes = torch.randint(codec.codebook_size, shape, generator=generator)
-    whole = codec.decode(codes)
     none = np.empty((0, codec.num_codebooks), np.int32)
     stream = RequestDecodeState("check", contexts, pipeline.has_state, none, 0)
     stream.feed(codes.to(torch.int32).numpy())
     with codec_stream.running():
+        whole = codec.decode(codes)
         beyond = _beyond_context(stages, codes[None].to(codec.device))
         pipeline.decode([(stream, [*range(3, num_frames, 3), num_frames])])
-    if stream.error is not None:
-        raise ValueError(f"codec: its decoder fails in parts: {stream.error}")
-    largest = float((torch.cat(stream.samples).flatten(0, 1) - whole).abs().max())
+        if stream.error is not None:
+            raise ValueError(f"codec: its decoder fails in parts: {stream.error}")
+        largest = float((torch.cat(stream.samples).flatten(0, 1) - whole).abs().max())
     problems = []
     if beyond is not None:
         problems.append(f"samples depend on frames beyond {beyond}")

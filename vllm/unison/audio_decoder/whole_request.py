@@ -5,6 +5,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vllm.unison.audio_decoder.codec_stream import CodecStream, codec_stream_for
 from vllm.unison.audio_decoder.frames import CodeReader, frames_of_segments
 from vllm.unison.codecs.base import Codec
 from vllm.unison.messages.streams import AudioOutput
@@ -20,10 +21,14 @@ class OfflineDecoder:
     Args:
         codec: the model's codec.
         layout: its stream layout.
+        codec_stream: where the codec runs; default: as befits the codec's device.
     """
 
-    def __init__(self, codec: Codec, layout: StreamLayout) -> None:
+    def __init__(
+        self, codec: Codec, layout: StreamLayout, codec_stream: CodecStream | None = None
+    ) -> None:
         self._codec = codec
+        self._codec_stream = codec_stream or codec_stream_for(codec.device)
         self._layout = layout
         self._reader = CodeReader(layout)
 
@@ -38,5 +43,6 @@ class OfflineDecoder:
             CodeError: if a code lies outside its codebook and the layout has requests fail.
         """
         codes = self._reader.codes(frames_of_segments(self._layout, tokens, segments))
-        samples = self._codec.decode(torch.from_numpy(codes))
-        return AudioOutput(samples.cpu().numpy(), self._codec.sample_rate, codes)
+        with self._codec_stream.running():
+            samples = self._codec.decode(torch.from_numpy(codes)).cpu()
+        return AudioOutput(samples.numpy(), self._codec.sample_rate, codes)

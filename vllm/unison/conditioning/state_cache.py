@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Hashable
 
 import torch
 
-Key = bytes
+Key = Hashable
+"""What a state was computed from, such as the ids of a text."""
 
 
 class StateCache:

@@ -16,7 +16,6 @@ from torch import nn
 from vllm.unison.conditioning.state_cache import Key, StateCache
 from vllm.unison.formats.expected_tensors import listed
 from vllm.unison.formats.musicgen_weights import TEXT_ENCODER, TEXT_PROJECTION
-from vllm.unison.messages.conditioning import hash_of_ids
 
 AUDIOCRAFTS_ENCODER = "t5-base"
 """What audiocraft takes where a configuration does not say."""
@@ -146,7 +145,7 @@ class TextEncoder:
                     )
         # Kept here as well: the cache may be too small for the texts of one call.
         states: dict[Key, torch.Tensor] = {}
-        keys = [hash_of_ids(ids) for ids in texts]
+        keys = [tuple(ids) for ids in texts]
         for key, ids in zip(keys, texts, strict=True):
             if key not in states:
                 found = self.cache.get(key)

@@ -168,6 +168,7 @@ class SequenceGroup:
 
     def __post_init__(self) -> None:
         self.conditional_lane = LaneState(self.main, self.inputs.weight, is_conditional=True)
+        self._guided_from = 0
         self._set_active_lanes()
 
     def _set_active_lanes(self) -> None:
@@ -187,6 +188,7 @@ class SequenceGroup:
         position `guided_from` of its conditional lane.
         """
         assert not self.guidance_lanes
+        self._guided_from = guided_from
         for number, lane in enumerate(self.inputs.lanes, start=1):
             request = self._make_request(lane, number, guided_from)
             self.guidance_lanes.append(LaneState(request, lane.weight))
@@ -199,14 +201,21 @@ class SequenceGroup:
         return gone
 
     def append(self, token_ids: int | list[int]) -> None:
-        """Give the guidance lanes what the conditional lane has just got."""
-        count = 1 if isinstance(token_ids, int) else len(token_ids)
+        """Give the guidance lanes what the conditional lane has just got.
+
+        Lanes may join while the last tokens before `guided_from` are in flight; those are not
+        theirs.
+        """
+        emitted = [token_ids] if isinstance(token_ids, int) else token_ids
+        count = min(len(emitted), self.main.num_tokens - self._guided_from)
+        if count <= 0:
+            return
         for lane in self.guidance_lanes:
             streams = lane.request.streams
             if streams is not None:
                 assert self.main.streams is not None
                 streams.append_ids(self.main.streams.last_ids(count))
-            lane.request.append_output_token_ids(token_ids)
+            lane.request.append_output_token_ids(emitted[-count:])
 
     def _make_request(self, lane: LaneInputs, number: int, guided_from: int) -> Request:
         from vllm.v1.request import Request

@@ -121,7 +121,10 @@ class SpeakSubcommand(CLISubcommand):
             usage="vllm speak TEXT [options]",
         )
         parser.add_argument(
-            "text", nargs="?", metavar="TEXT", help="what to say; - reads standard input"
+            "text",
+            nargs="?",
+            metavar="TEXT",
+            help="what to say, or what music is to be like; - reads standard input",
         )
         parser.add_argument(
             "--audio",
