@@ -139,7 +139,7 @@ class ForkVariant:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        scale = {"guidance_scale": SCALE} if guided else {}
+        scale: dict[str, Any] = {"guidance_scale": SCALE} if guided else {}
         return SamplingParams(
             temperature=1.0,
             top_k=TOP_K,

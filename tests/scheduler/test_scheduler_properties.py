@@ -26,7 +26,7 @@ from tests.scheduler.driver import (
 )
 from vllm.unison.messages.streams import StreamUpdate
 from vllm.unison.scheduler.group_kv_cache import GroupKVCacheManager
-from vllm.unison.scheduler.request_streams import RequestStreams
+from vllm.unison.scheduler.request_streams import RequestStreams, enter_worker
 from vllm.unison.scheduler.sequence_group import LaneState
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.request import Request
@@ -281,7 +281,6 @@ def forget_texts(update: StreamUpdate, lane_id: str, request: Request, has_audio
 
 
 num_states = GroupKVCacheManager._num_states
-enter_worker = scheduling.enter_worker
 pop_preempted_lanes = GroupKVCacheManager.pop_preempted_lanes
 free = GroupKVCacheManager.free
 allocate_slots = GroupKVCacheManager.allocate_slots

@@ -118,15 +118,17 @@ class EncoderAttention(Attention):
             keys, values: [num_states, num_kv_heads, head_size].
             slots: [num_states] int64 of the KV cache; see `slots_of_blocks`.
         """
-        self.impl.do_kv_cache_update(self, keys, values, self.kv_cache, slots)
+        backend: Any = self.impl
+        backend.do_kv_cache_update(self, keys, values, self.kv_cache, slots)
 
 
 @functools.lru_cache
 def _reading_states(underlying: type[AttentionBackend]) -> type[AttentionBackend]:
     """A backend as the platform has it, whose rows attend to their encoder states."""
-    builder_class: Any = underlying.get_builder_cls()
+    backend: Any = underlying
+    builder_class: Any = backend.get_builder_cls()
 
-    class StatesBuilder(builder_class):  # type: ignore[misc]
+    class StatesBuilder(builder_class):
         """Tells the backend of the states' lengths where it asks for the decoder's."""
 
         def __init__(

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from vllm.model_executor.models.speech_lm import _packed_product
+from vllm.unison.ops.packed_product import packed_product
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 33])
@@ -20,7 +20,7 @@ def test_packed_product(rows: int, columns: int, hidden: int, has_bias: bool) ->
     weight = torch.randn(columns, hidden, generator=generator).bfloat16()
     bias = torch.randn(columns, generator=generator).bfloat16() if has_bias else None
     exact = F.linear(states.double(), weight.double(), None if bias is None else bias.double())
-    found = _packed_product(weight.clone(), None if bias is None else bias.clone())(states)
+    found = packed_product(weight.clone(), None if bias is None else bias.clone())(states)
     assert found.dtype == torch.bfloat16
     assert found.shape == (rows, columns)
     sizes = F.linear(states.double().abs(), weight.double().abs())
