@@ -188,6 +188,8 @@ def _long_request(
     """
     rate = spec.frames_per_second
     assert rate is not None
+    if spec.melody is not None:
+        raise ValueError(f"{EXTEND_STRIDE} is not supported: the model does not go on from audio")
     options = dict(prompt["mm_processor_kwargs"])
     stride, duration = options.pop(EXTEND_STRIDE), options.pop("duration", None)
     is_given = params.max_tokens is not UNSET_MAX_TOKENS and params.max_tokens is not None
