@@ -88,7 +88,8 @@ def register_architecture(patch: Any) -> None:
     from vllm import ModelRegistry
 
     known = dict(ModelRegistry.models)
-    known["MusicgenForConditionalGeneration"] = known["SpeechLMForConditionalGeneration"]
+    for kind in ("Musicgen", "MusicgenMelody"):
+        known[f"{kind}ForConditionalGeneration"] = known["SpeechLMForConditionalGeneration"]
     patch.setattr(ModelRegistry, "models", known)
 
 

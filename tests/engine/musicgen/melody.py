@@ -100,6 +100,9 @@ class MelodyReference(MusicReference):
             states.append((torch.cat([chroma, of_text], dim=1), None))
         return states
 
+    def _num_prefix(self, states: list[tuple[torch.Tensor, torch.Tensor | None]]) -> int:
+        return int(states[0][0].shape[1])
+
 
 def _one_hot(bins: NDArray[np.int64]) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.from_numpy(bins), NUM_BINS).float()[None]

@@ -138,7 +138,8 @@ class MusicReference:
             if free:
                 logits = self._logits(columns, lanes, states)
                 for k in free:
-                    column[k] = self._choose(logits[k], sampling, len(columns), k)
+                    position = self._num_prefix(states) + len(columns)
+                    column[k] = self._choose(logits[k], sampling, position, k)
             columns.append(column)
         steps = np.array(columns[1:])
         undelayed = [steps[delay : delay + total, k] for k, delay in enumerate(self.delays)]
@@ -177,6 +178,10 @@ class MusicReference:
     def _states_of(self, lanes: Sequence[Lane]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """Per lane its states and their mask."""
         return [self._states(text) for _, text in lanes]
+
+    def _num_prefix(self, states: list[tuple[torch.Tensor, torch.Tensor | None]]) -> int:
+        """Positions of the conditional lane that come before the start column."""
+        return 0
 
     def _states(self, text: str | None) -> tuple[torch.Tensor, torch.Tensor]:
         if text is None:

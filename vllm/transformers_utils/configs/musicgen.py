@@ -42,8 +42,8 @@ class _DecoderOnly(PreTrainedConfig):
 
         Its vocabulary is what is embedded, the fill included; config.json counts codes.
         """
-        own = self.decoder.to_dict()
-        whole: PreTrainedConfig = type(self.decoder)(**(own | {"vocab_size": own["vocab_size"] + 1}))
+        embedded = {"vocab_size": self.decoder.vocab_size + 1}
+        whole: PreTrainedConfig = type(self.decoder)(**(self.decoder.to_dict() | embedded))
         return whole
 
     def speech_spec(self, model_path: str, revision: str | None = None) -> SpeechSpec:

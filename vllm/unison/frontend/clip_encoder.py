@@ -65,7 +65,9 @@ class ClipEncoder:
         num_threads: clips that are encoded at a time; None: VLLM_MAX_AUDIO_PREPROCESS_WORKERS.
     """
 
-    def __init__(self, load_codec: Callable[[], AudioEncoder], num_threads: int | None = None) -> None:
+    def __init__(
+        self, load_codec: Callable[[], AudioEncoder], num_threads: int | None = None
+    ) -> None:
         self._load_codec = load_codec
         self.num_threads = num_threads or envs.VLLM_MAX_AUDIO_PREPROCESS_WORKERS
         # Threads start with the first clip: the engine, which may be forked, is up by then.

@@ -201,6 +201,7 @@ class PromptBuilder:
         if encoder is not None:
             field = "prompt_token_ids" if text is None else "prompt"
             encoder_ids = checked_encoder_ids(encoder, text, prompt["prompt_token_ids"], field)
+            self._check_prefix_room(field, len(encoder_ids))
         if self._spec.melody is not None:
             chroma = self._spec.melody.null_chroma if audio is None else self._chroma(audio)
         if "auxiliary_token_ids" in options:
@@ -373,6 +374,20 @@ class PromptBuilder:
         assert self._spec.melody is not None
         bins = self.encoder.encode(audio)[:, 0].astype(np.uint8)
         return np.resize(bins, self._spec.melody.num_positions).tobytes()
+
+    def _check_prefix_room(self, field: str, num_ids: int) -> None:
+        """Refuse a text that leaves no room for a frame after the prefix."""
+        melody, context = self._spec.melody, self._max_model_len
+        if melody is None or context is None:
+            return
+        # The start column, a frame, and the steps of the delayed streams.
+        longest = context - melody.num_positions - 2 - self._spec.layout.num_flush_steps
+        if num_ids > longest:
+            raise ValueError(
+                f"{field} must have at most {longest} tokens, so that max_model_len = {context} "
+                f"has room for a frame and the melody's {melody.num_positions} positions too, "
+                f"not {num_ids}"
+            )
 
     def _check_room(self, num_frames: int) -> None:
         """Refuse audio to continue that leaves no room for a new frame."""
