@@ -21,7 +21,8 @@ from tests.engine.musicgen.cases import DRAWN, GREEDY, MusicCase, codes_of, gene
 from tests.engine.musicgen.melody import tune
 from tests.engine.musicgen.reference import MusicReference
 from tests.engine.streams.conftest import open_engine
-from vllm import LLM
+from vllm import LLM, SamplingParams
+from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.worker.prefix_embeddings import PrefixEmbeddings
 
 GUIDED = GREEDY | {"guidance_scale": 3.0}
@@ -144,6 +145,14 @@ def test_blocks_are_shared_by_equal_texts_and_melodies_only(
             assert len(output.prompt_token_ids) > 32
             assert output.num_cached_tokens == num_cached, (text, num_cached)
             assert np.array_equal(codes_of(output), case.expected(music("melody")))
+
+
+def test_audio_is_not_continued(engine: LLM) -> None:
+    kwargs = {"duration": 2, "extend_stride": 0.5}
+    prompt: Any = {"prompt": TEXT, "mm_processor_kwargs": kwargs}
+    message = "^extend_stride is not supported: the model does not go on from audio"
+    with pytest.raises(InvalidRequestError, match=message):
+        engine.generate(prompt, SamplingParams(**GREEDY), use_tqdm=False)
 
 
 def test_states_are_kept_while_a_prompt_is_computed(

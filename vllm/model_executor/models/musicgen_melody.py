@@ -18,6 +18,7 @@ from vllm.model_executor.models.musicgen import MusicGenModel
 from vllm.unison.conditioning.prefix_tokens import PrefixTokens
 from vllm.unison.formats.musicgen_weights import CHROMA_PROJECTION
 from vllm.unison.messages.conditioning import PrefixInput
+from vllm.unison.sampler.upload import upload
 
 
 class MusicgenMelodyForConditionalGeneration(MusicGenModel):
@@ -54,7 +55,7 @@ class MusicgenMelodyForConditionalGeneration(MusicGenModel):
         states = []
         for prefix, text in zip(inputs, texts, strict=True):
             bins = np.frombuffer(prefix.chroma, np.uint8).astype(np.int64)
-            melody = self.chroma_states[torch.from_numpy(bins).to(self.chroma_states.device)]
+            melody = self.chroma_states[upload(bins, self.chroma_states.device)]
             # Positions of a text that is not given are zeros.
             text = F.pad(text, (0, 0, 0, prefix.num_text - len(text)))
             states.append(torch.cat([melody, text]))
