@@ -19,13 +19,13 @@ from tests.support.threads import one_thread  # noqa: F401
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a model, "mono", "stereo" or "melody", as transformers saves it."""
+    """The folder of a model as transformers saves it: "mono", "stereo", "melody" or both."""
     folders: dict[str, Path] = {}
 
     def get(name: str) -> Path:
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp(name)
-            write_musicgen(folders[name], stereo=name == "stereo", melody=name == "melody")
+            write_musicgen(folders[name], stereo="stereo" in name, melody="melody" in name)
         return folders[name]
 
     return get
@@ -38,7 +38,7 @@ def music(published: Callable[[str], Path]) -> Callable[[str], MusicReference]:
 
     def get(name: str) -> MusicReference:
         if name not in references:
-            kind = MelodyReference if name == "melody" else MusicReference
+            kind = MelodyReference if "melody" in name else MusicReference
             references[name] = kind(published(name))
         return references[name]
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,20 @@ class MelodyReference(MusicReference):
         if clip is not None:
             features["input_features"] = _one_hot(bins_of(clip))
         return super().generate(text, num_frames, scale, **features)
+
+    @torch.inference_mode()
+    def prefixes(self, ids: list[int], bins: NDArray[np.int64]) -> torch.Tensor:
+        """[2, num_positions, hidden_size] prefixes of the conditional and the null lane, as
+        `generate` makes them."""
+        settings = copy.deepcopy(self.model.generation_config)
+        settings.guidance_scale = 3.0
+        inputs = torch.tensor([ids])
+        arguments = {"attention_mask": torch.ones_like(inputs), "input_features": _one_hot(bins)}
+        made = self.model._prepare_encoder_hidden_states_kwargs_for_generation(
+            inputs, arguments, "input_ids", settings
+        )
+        states: torch.Tensor = made["encoder_hidden_states"]
+        return states
 
     def loop(
         self,

@@ -18,11 +18,13 @@ from tests.engine.guidance.conftest import (
     watch,  # noqa: F401
 )
 from tests.engine.musicgen.cases import DRAWN, GREEDY, MusicCase, codes_of, generate
-from tests.engine.musicgen.melody import tune
+from tests.engine.musicgen.melody import MelodyReference, bins_of, tune
 from tests.engine.musicgen.reference import MusicReference
 from tests.engine.streams.conftest import open_engine
+from tests.support.musicgen import CHROMA_LENGTH, t5_tokenizer
 from vllm import LLM, SamplingParams
 from vllm.unison.frontend.errors import InvalidRequestError
+from vllm.unison.messages.conditioning import PrefixInput
 from vllm.unison.worker.prefix_embeddings import PrefixEmbeddings
 
 GUIDED = GREEDY | {"guidance_scale": 3.0}
@@ -87,6 +89,36 @@ def test_greedy_codes_are_those_of_generate(
         np.testing.assert_allclose(audio.samples, samples, atol=1e-5)
     assert len({codes_of(output).tobytes() for output in outputs}) == len(cases)
     assert_nothing_left(engine)
+
+
+def test_prefixes_are_those_of_generate(
+    engine: LLM, music: Callable[[str], MusicReference]
+) -> None:
+    reference = music("melody")
+    assert isinstance(reference, MelodyReference)
+    ids, bins = t5_tokenizer().encode(LONGER), bins_of(RISING)
+    repeated = bytes(bins.tolist() * CHROMA_LENGTH)[:CHROMA_LENGTH]
+    inputs = [
+        PrefixInput(repeated, ids, len(ids)),
+        PrefixInput(bytes(CHROMA_LENGTH), [], len(ids)),
+    ]
+    found = torch.stack(runner_of(engine).model.prefix_states(inputs))
+    torch.testing.assert_close(found, reference.prefixes(ids, bins), atol=1e-5, rtol=0)
+    assert (found[1, CHROMA_LENGTH:] == 0).all() and (found[1, :CHROMA_LENGTH] != 0).any()
+
+
+def test_stereo(published: Callable[[str], Path], music: Callable[[str], MusicReference]) -> None:
+    cases = [MusicCase(TEXT, 20, options, RISING) for options in (GREEDY, GUIDED)]
+    with open_engine(published("stereo melody")) as llm:
+        outputs = generate(llm, cases)
+    for case, output in zip(cases, outputs, strict=True):
+        scale = case.options.get("guidance_scale", 1.0)
+        codes, samples = music("stereo melody").generate(case.text, 20, scale, case.clip)
+        assert codes.shape == (20, 8)
+        assert np.array_equal(codes_of(output), codes), case
+        audio = output.outputs[0].audio
+        assert audio is not None
+        np.testing.assert_allclose(audio.samples, samples, atol=1e-5)
 
 
 def test_all_kinds_of_requests_in_one_batch(
