@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import MusicgenConfig
+from transformers import MusicgenConfig, MusicgenMelodyConfig
 
 from tests.support.musicgen import register_architecture, write_musicgen
 from vllm.engine.arg_utils import EngineArgs
@@ -63,6 +63,28 @@ def test_the_configuration_is_the_published_one(folder: Path) -> None:
     for made in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):
         assert type(made) is type(config) and not made.is_encoder_decoder
         assert made.to_dict() == config.to_dict()
+
+
+def test_melody_s_configuration_is_the_published_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_musicgen(tmp_path, melody=True)
+    config = get_config(str(tmp_path), trust_remote_code=False)
+    published = MusicgenMelodyConfig.from_pretrained(tmp_path)
+    changed = {"is_encoder_decoder": False, "_name_or_path": str(tmp_path)}
+    assert config.to_dict() == published.to_dict() | changed
+    made = copy.deepcopy(config)
+    assert type(made) is type(config) and not made.is_encoder_decoder
+    of_engine = configured(tmp_path, monkeypatch)
+    assert of_engine.max_model_len == 256 and of_engine.get_vocab_size() == 64 + 1
+    assert type(of_engine.hf_text_config) is type(published.decoder)
+    spec = multistream_spec(of_engine)
+    assert spec is not None
+    assert [(task.name, task.parts) for task in spec.tasks] == [
+        ("generate", ("encoder_text", "prefix", 64)),
+        ("melody", ("encoder_text", "melody", "prefix", 64)),
+    ]
+    assert [task.needs for task in spec.tasks] == [{"text"}, {"text", "audio"}]
 
 
 def test_the_engine_sizes_its_caches_by_the_decoder(model_config: Any) -> None:

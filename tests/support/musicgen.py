@@ -2,6 +2,7 @@
 """Small random MusicGen models, written by transformers as it publishes them."""
 
 import functools
+import json
 import string
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,19 @@ def register_architecture(patch: Any) -> None:
     from vllm import ModelRegistry
 
     known = dict(ModelRegistry.models)
-    known["MusicgenForConditionalGeneration"] = known["SpeechLMForConditionalGeneration"]
+    for kind in ("Musicgen", "MusicgenMelody"):
+        known[f"{kind}ForConditionalGeneration"] = known["SpeechLMForConditionalGeneration"]
     patch.setattr(ModelRegistry, "models", known)
 
 
 SAMPLE_RATE = 8000
 FRAMES_PER_SECOND = 50
+CHROMA_LENGTH = 21
+MELODY = {
+    "feature_extractor_type": "MusicgenMelodyFeatureExtractor", "feature_size": 12,
+    "sampling_rate": SAMPLE_RATE, "n_fft": 2048, "hop_length": 512, "chunk_length": 30,
+}  # fmt: skip
+"""preprocessor_config.json of a model with melodies."""
 WORDS = ("lo", "fi", "beat", "warm", "piano", "drums", "noise", "jazz", "rock", "slow")
 
 
@@ -108,6 +116,7 @@ def write_musicgen(
     folder: str | Path,
     *,
     stereo: bool = False,
+    melody: bool = False,
     hidden_size: int = 64,
     num_layers: int = 2,
     num_heads: int = 2,
@@ -124,6 +133,7 @@ def write_musicgen(
     Args:
         folder: is made if it is not there.
         stereo: 8 streams for two channels instead of 4 for one.
+        melody: a model with a prefix of CHROMA_LENGTH positions of a melody, as MELODY says.
         hidden_size, num_layers, num_heads, codebook_size, max_positions: of the decoder.
         text_width: of the text encoder; there is a projection if it is not the hidden size.
         seed: of the weights.
@@ -135,9 +145,20 @@ def write_musicgen(
     """
     folder = Path(folder)
     model = _published_model(
-        stereo, hidden_size, num_layers, num_heads, codebook_size, text_width, max_positions, seed
+        stereo,
+        melody,
+        hidden_size,
+        num_layers,
+        num_heads,
+        codebook_size,
+        text_width,
+        max_positions,
+        seed,
     )
     model.save_pretrained(folder)
+    if melody:
+        # transformers writes it with torchaudio only.
+        (folder / "preprocessor_config.json").write_text(json.dumps(MELODY))
     t5_tokenizer().save_pretrained(folder)
     settings = {"max_length": max_positions, "guidance_scale": 3.0, "do_sample": True}
     ids = ("pad_token_id", "bos_token_id", "decoder_start_token_id")
@@ -149,6 +170,7 @@ def write_musicgen(
 @functools.cache
 def _published_model(
     stereo: bool,
+    melody: bool,
     hidden_size: int,
     num_layers: int,
     num_heads: int,
@@ -174,12 +196,17 @@ def _published_model(
         "num_codebooks": 4 * channels, "audio_channels": channels, "pad_token_id": codebook_size,
         "bos_token_id": codebook_size, "max_position_embeddings": max_positions,
     }  # fmt: skip
-    config = MusicgenConfig(
-        text_encoder=text.to_dict(), audio_encoder=codec.to_dict(), decoder=decoder
-    )
+    parts = {"text_encoder": text.to_dict(), "audio_encoder": codec.to_dict(), "decoder": decoder}
+    config: Any
+    kind: Any
+    if melody:
+        config = MusicgenMelodyConfig(**parts, num_chroma=12, chroma_length=CHROMA_LENGTH)
+        kind = MusicgenMelodyForConditionalGeneration
+    else:
+        config, kind = MusicgenConfig(**parts), MusicgenForConditionalGeneration
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MusicgenForConditionalGeneration(config).eval()
+        model = kind(config).eval()
         return _with_strong_layers(_with_random_vectors(model))
 
 
@@ -190,4 +217,6 @@ def _with_strong_layers(model: Any) -> Any:
             parameter.data *= 6
         if name.startswith("enc_to_dec_proj.weight"):
             parameter.data *= 20
+        if name.startswith("audio_enc_to_dec_proj.weight"):
+            parameter.data *= 4
     return model

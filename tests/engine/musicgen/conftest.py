@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.engine.musicgen.melody import MelodyReference
 from tests.engine.musicgen.reference import MusicReference
 
 # Sets what the engine reads when it starts.
@@ -18,13 +19,13 @@ from tests.support.threads import one_thread  # noqa: F401
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a model, "mono" or "stereo", as transformers saves it."""
+    """The folder of a model as transformers saves it: "mono", "stereo", "melody" or both."""
     folders: dict[str, Path] = {}
 
     def get(name: str) -> Path:
         if name not in folders:
             folders[name] = tmp_path_factory.mktemp(name)
-            write_musicgen(folders[name], stereo=name == "stereo")
+            write_musicgen(folders[name], stereo="stereo" in name, melody="melody" in name)
         return folders[name]
 
     return get
@@ -37,7 +38,8 @@ def music(published: Callable[[str], Path]) -> Callable[[str], MusicReference]:
 
     def get(name: str) -> MusicReference:
         if name not in references:
-            references[name] = MusicReference(published(name))
+            kind = MelodyReference if "melody" in name else MusicReference
+            references[name] = kind(published(name))
         return references[name]
 
     return get

@@ -42,10 +42,13 @@ class MusicReference:
         model: transformers' own.
         num_streams: K.
         delays: of the streams.
+        kind: of the model.
     """
 
+    kind: Any = MusicgenForConditionalGeneration
+
     def __init__(self, folder: Path) -> None:
-        self.model: Any = MusicgenForConditionalGeneration.from_pretrained(folder).eval()
+        self.model: Any = self.kind.from_pretrained(folder).eval()
         self._tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         decoder = self.model.config.decoder
         self.num_streams: int = decoder.num_codebooks
@@ -60,6 +63,7 @@ class MusicReference:
         num_frames: int,
         scale: float,
         clip: NDArray[np.float32] | None = None,
+        **features: torch.Tensor,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """What `generate` makes greedily.
 
@@ -68,6 +72,7 @@ class MusicReference:
             num_frames: to generate.
             scale: of guidance; 1 is none.
             clip: [num_samples] or [num_samples, 2] to go on from, whole frames long.
+            features: more arguments of `generate`.
 
         Returns:
             codes [num_frames, num_streams] and samples [num_samples] or [num_samples, 2], the
@@ -82,7 +87,7 @@ class MusicReference:
             return decode(codes, *args, **kwargs)
 
         inputs = self._tokenizer(text, return_tensors="pt")
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = dict(features)
         if clip is not None:
             shaped = clip[None] if clip.ndim == 1 else clip.T
             more["input_values"] = torch.from_numpy(np.ascontiguousarray(shaped))[None]
@@ -118,7 +123,7 @@ class MusicReference:
             sampling: None is greedy.
             prompt: [n, num_streams] codes to go on from.
         """
-        states = [self._states(text) for _, text in lanes]
+        states = self._states_of(lanes)
         given = 0 if prompt is None else len(prompt)
         total = given + num_frames
         columns = [[self._fill] * self.num_streams]
@@ -133,7 +138,8 @@ class MusicReference:
             if free:
                 logits = self._logits(columns, lanes, states)
                 for k in free:
-                    column[k] = self._choose(logits[k], sampling, len(columns), k)
+                    position = self._num_prefix(states) + len(columns)
+                    column[k] = self._choose(logits[k], sampling, position, k)
             columns.append(column)
         steps = np.array(columns[1:])
         undelayed = [steps[delay : delay + total, k] for k, delay in enumerate(self.delays)]
@@ -169,6 +175,14 @@ class MusicReference:
                 coded.append(self.model.audio_encoder.encode(values).audio_codes[0, 0])
         return torch.stack(coded, dim=1).flatten(0, 1).T.numpy()
 
+    def _states_of(self, lanes: Sequence[Lane]) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Per lane its states and their mask."""
+        return [self._states(text) for _, text in lanes]
+
+    def _num_prefix(self, states: list[tuple[torch.Tensor, torch.Tensor | None]]) -> int:
+        """Positions of the conditional lane that come before the start column."""
+        return 0
+
     def _states(self, text: str | None) -> tuple[torch.Tensor, torch.Tensor]:
         if text is None:
             width = self.model.config.decoder.hidden_size
@@ -183,7 +197,7 @@ class MusicReference:
         self,
         columns: list[list[int]],
         lanes: Sequence[Lane],
-        states: list[tuple[torch.Tensor, torch.Tensor]],
+        states: list[tuple[torch.Tensor, torch.Tensor | None]],
     ) -> torch.Tensor:
         """[num_streams, codebook_size] merged logits after the last column."""
         ids = torch.tensor(columns).T

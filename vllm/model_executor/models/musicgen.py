@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """MusicGen: a decoder over K streams of codes, whose layers attend to a T5 encoder's states.
 
+`musicgen_melody` has the model that has them in its prompts instead.
+
 arXiv 2306.05284. The names of parts are those of the published checkpoint; `formats.musicgen` reads
 its configuration and `formats.musicgen_weights` says which tensors it has.
 """
@@ -111,26 +113,32 @@ class CrossAttention(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each after its norm and with a residual."""
+    """Self-attention, cross-attention (if there are rows of states) and feed-forward, each after
+    its norm and with a residual."""
 
     def __init__(
-        self, size: MusicGenFormat, vllm_config: VllmConfig, rows: StateRows, prefix: str
+        self, size: MusicGenFormat, vllm_config: VllmConfig, rows: StateRows | None, prefix: str
     ) -> None:
         super().__init__()
         hidden = size.hidden_size
         self.self_attn_layer_norm = nn.LayerNorm(hidden)
         self.self_attn = SelfAttention(size, vllm_config, f"{prefix}.self_attn")
-        self.encoder_attn_layer_norm = nn.LayerNorm(hidden)
-        self.encoder_attn = CrossAttention(size, vllm_config, rows, f"{prefix}.encoder_attn")
+        self._attends = rows is not None
+        if rows is not None:
+            self.encoder_attn_layer_norm = nn.LayerNorm(hidden)
+            self.encoder_attn = CrossAttention(size, vllm_config, rows, f"{prefix}.encoder_attn")
         self.final_layer_norm = nn.LayerNorm(hidden)
         self.fc1 = ColumnParallelLinear(hidden, size.ffn_dim, bias=False, prefix=f"{prefix}.fc1")
         self.fc2 = RowParallelLinear(size.ffn_dim, hidden, bias=False, prefix=f"{prefix}.fc2")
 
-    def forward(self, hidden_states: torch.Tensor, without_states: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, without_states: torch.Tensor | None
+    ) -> torch.Tensor:
         """[num_tokens, hidden_size], as its argument."""
         hidden_states = hidden_states + self.self_attn(self.self_attn_layer_norm(hidden_states))
-        attended = self.encoder_attn(self.encoder_attn_layer_norm(hidden_states), without_states)
-        hidden_states = hidden_states + attended
+        if self._attends:
+            normed = self.encoder_attn_layer_norm(hidden_states)
+            hidden_states = hidden_states + self.encoder_attn(normed, without_states)
         inner = F.gelu(self.fc1(self.final_layer_norm(hidden_states))[0])
         return hidden_states + self.fc2(inner)[0]
 
@@ -144,14 +152,19 @@ class Decoder(nn.Module):
     Args:
         vllm_config: the engine's.
         size: the model's sizes.
-        rows: the batch's encoder states.
+        rows: the batch's encoder states; None if the layers attend to none.
         prefix: of the layers' names.
     """
 
     positions: torch.Tensor
 
     def __init__(
-        self, *, vllm_config: VllmConfig, size: MusicGenFormat, rows: StateRows, prefix: str = ""
+        self,
+        *,
+        vllm_config: VllmConfig,
+        size: MusicGenFormat,
+        rows: StateRows | None,
+        prefix: str = "",
     ) -> None:
         super().__init__()
         table = sinusoids(size.max_positions, size.hidden_size).to(torch.get_default_dtype())
@@ -163,14 +176,17 @@ class Decoder(nn.Module):
         self.layer_norm = nn.LayerNorm(size.hidden_size)
 
     def forward(
-        self, positions: torch.Tensor, inputs_embeds: torch.Tensor, without_states: torch.Tensor
+        self,
+        positions: torch.Tensor,
+        inputs_embeds: torch.Tensor,
+        without_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """[num_tokens, hidden_size] hidden states.
 
         Args:
             positions: [num_tokens].
             inputs_embeds: [num_tokens, hidden_size].
-            without_states: [num_tokens, 1] bool of StateRows.
+            without_states: [num_tokens, 1] bool of StateRows, if there are such rows.
         """
         hidden_states = inputs_embeds + self.positions[positions]
         for layer in self.layers:
@@ -178,45 +194,43 @@ class Decoder(nn.Module):
         return self.layer_norm(hidden_states)
 
 
-class MusicgenForConditionalGeneration(nn.Module):
-    """The published model: text encoder, decoder, an embedding and a head per stream.
+class MusicGenModel(nn.Module):
+    """What all published models have: text encoder, decoder, an embedding and a head per stream.
+
+    Args:
+        vllm_config: the engine's.
+        prefix: of the layers' names.
+        rows: the batch's encoder states, if the layers attend to them.
 
     Attributes:
         auxiliary_ids: [max_num_batched_tokens, num_streams - 1] int32, the ids of streams 1.. that
             `forward` embeds; written before each step.
-        state_rows: how many encoder states each row has; written before each step.
+        text_encoder: whose states the model is conditioned on.
     """
 
     auxiliary_ids: torch.Tensor
     _inputs_embeds: torch.Tensor
     _first_rows: torch.Tensor
 
-    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+    def __init__(
+        self, vllm_config: VllmConfig, prefix: str = "", rows: StateRows | None = None
+    ) -> None:
         super().__init__()
         load_extension()
         model_config = vllm_config.model_config
-        spec = multistream_spec(model_config)
-        assert spec is not None and spec.text_encoder is not None
         size = musicgen_format(model_config.hf_config.to_dict())
-        scheduler = vllm_config.scheduler_config
-        tokens = scheduler.max_num_batched_tokens
+        tokens = vllm_config.scheduler_config.max_num_batched_tokens
         self._size = size
         self._model_path = model_config.model
-        self.state_rows = StateRows(
-            spec.text_encoder.max_ids, scheduler.max_num_seqs, max_tokens=tokens
-        )
         self.decoder = Decoder(
             vllm_config=vllm_config,
             size=size,
-            rows=self.state_rows,
+            rows=rows,
             prefix=maybe_prefix(prefix, "decoder"),
         )
         hidden, ids = size.hidden_size, size.codebook_size + 1
-        shard = hidden // get_tensor_model_parallel_world_size()
         self.embeddings = _parameter(size.num_streams * ids, hidden)
         self.lm_heads = _parameter(size.num_streams * size.codebook_size, hidden)
-        # Keys and values of all layers: one product for a text.
-        self.states_projection = _parameter(size.num_layers, 2, shard, hidden)
         self.text_encoder: TextEncoder | None = None
         self._product: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.register_buffer(
@@ -263,8 +277,11 @@ class MusicgenForConditionalGeneration(nn.Module):
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed_input_ids(input_ids)
-        without_states = self.state_rows.without_states[: inputs_embeds.shape[0]]
-        hidden_states: torch.Tensor = self.decoder(positions, inputs_embeds, without_states)
+        return self._decode(positions, inputs_embeds)
+
+    def _decode(self, positions: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """[num_tokens, hidden_size] hidden states of the decoder."""
+        hidden_states: torch.Tensor = self.decoder(positions, inputs_embeds)
         return hidden_states
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -286,22 +303,6 @@ class MusicgenForConditionalGeneration(nn.Module):
         assert self.text_encoder is not None
         return self.text_encoder.encode(texts)
 
-    def write_states(self, states: torch.Tensor, slots: torch.Tensor) -> None:
-        """Write all layers' keys and values of a text.
-
-        Args:
-            states: [num_states, hidden_size].
-            slots: [num_states] int64 of the KV cache.
-        """
-        weight = self.states_projection
-        product = F.linear(states.to(weight.dtype), weight.flatten(0, 2))
-        heads, head_size = _heads(self._size)
-        parts = product.view(len(states), *weight.shape[:2], heads, head_size)
-        for index, layer in enumerate(self.decoder.layers):
-            layer.encoder_attn.attn.write(
-                parts[:, index, 0].contiguous(), parts[:, index, 1].contiguous(), slots
-            )
-
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load a published checkpoint.
 
@@ -319,7 +320,7 @@ class MusicgenForConditionalGeneration(nn.Module):
         for name, tensor in tensors:
             if name.startswith((TEXT_ENCODER, TEXT_PROJECTION)):
                 text.append((name, tensor))
-            elif name.startswith(DECODER):
+            else:
                 self._load(name, tensor, parameters)
         self.text_encoder = TextEncoder.from_tensors(
             self._size.text_config, text, self.embeddings.device
@@ -327,17 +328,16 @@ class MusicgenForConditionalGeneration(nn.Module):
         return set(parameters)
 
     def _load(self, name: str, tensor: torch.Tensor, parameters: dict[str, nn.Parameter]) -> None:
+        """Load a tensor of any part but the text encoder; those of the codec are passed over."""
+        if not name.startswith(DECODER):
+            return
         if found := _EMBEDDING.fullmatch(name):
             _rows(self.embeddings, int(found[1]), self._size.codebook_size + 1).copy_(tensor)
         elif found := _HEAD.fullmatch(name):
             _rows(self.lm_heads, int(found[1]), self._size.codebook_size).copy_(tensor)
         else:
             name = name.removeprefix(_BODY)
-            if found := _STATES.fullmatch(name):
-                part = self.states_projection.data[int(found[1]), "kv".index(found[2])]
-                begin = get_tensor_model_parallel_rank() * len(part)
-                part.copy_(tensor[begin : begin + len(part)])
-            elif found := _SELF.fullmatch(name):
+            if found := _SELF.fullmatch(name):
                 parameter = parameters[f"decoder.{found[1]}.qkv_proj.weight"]
                 parameter.weight_loader(parameter, tensor, found[2])
             else:
@@ -357,6 +357,57 @@ class MusicgenForConditionalGeneration(nn.Module):
         if current_platform.is_cpu() and self.lm_heads.dtype == torch.bfloat16:
             self._product = packed_product(self.lm_heads.data, None)
             self.lm_heads.data = self.lm_heads.data[:0]
+
+
+class MusicgenForConditionalGeneration(MusicGenModel):
+    """The published model whose layers attend to the states of a text.
+
+    Attributes:
+        state_rows: how many encoder states each row has; written before each step.
+    """
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        spec = multistream_spec(vllm_config.model_config)
+        assert spec is not None and spec.text_encoder is not None
+        scheduler = vllm_config.scheduler_config
+        rows = StateRows(
+            spec.text_encoder.max_ids, scheduler.max_num_seqs, scheduler.max_num_batched_tokens
+        )
+        super().__init__(vllm_config, prefix, rows)
+        self.state_rows = rows
+        # Keys and values of all layers: one product for a text.
+        hidden = self._size.hidden_size
+        shard = hidden // get_tensor_model_parallel_world_size()
+        self.states_projection = _parameter(self._size.num_layers, 2, shard, hidden)
+
+    def _decode(self, positions: torch.Tensor, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        without_states = self.state_rows.without_states[: inputs_embeds.shape[0]]
+        hidden_states: torch.Tensor = self.decoder(positions, inputs_embeds, without_states)
+        return hidden_states
+
+    def write_states(self, states: torch.Tensor, slots: torch.Tensor) -> None:
+        """Write all layers' keys and values of a text.
+
+        Args:
+            states: [num_states, hidden_size].
+            slots: [num_states] int64 of the KV cache.
+        """
+        weight = self.states_projection
+        product = F.linear(states.to(weight.dtype), weight.flatten(0, 2))
+        heads, head_size = _heads(self._size)
+        parts = product.view(len(states), *weight.shape[:2], heads, head_size)
+        for index, layer in enumerate(self.decoder.layers):
+            layer.encoder_attn.attn.write(
+                parts[:, index, 0].contiguous(), parts[:, index, 1].contiguous(), slots
+            )
+
+    def _load(self, name: str, tensor: torch.Tensor, parameters: dict[str, nn.Parameter]) -> None:
+        if found := _STATES.fullmatch(name.removeprefix(_BODY)):
+            part = self.states_projection.data[int(found[1]), "kv".index(found[2])]
+            begin = get_tensor_model_parallel_rank() * len(part)
+            part.copy_(tensor[begin : begin + len(part)])
+        else:
+            super()._load(name, tensor, parameters)
 
 
 def sinusoids(num_positions: int, hidden_size: int) -> torch.Tensor:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Configuration of published MusicGen checkpoints, as the engine reads it."""
+"""Configurations of published MusicGen checkpoints, as the engine reads them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import MusicgenConfig, MusicgenDecoderConfig, PreTrainedConfig
+from transformers import MusicgenConfig, MusicgenMelodyConfig, PreTrainedConfig
 
 from vllm.unison.formats.musicgen_config import checked_config
 
@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from vllm.unison.model.spec import SpeechSpec
 
 
-class MusicGenConfig(MusicgenConfig):
-    """config.json of a MusicGen checkpoint (`model_type: musicgen`), all of its keys as published.
+class _DecoderOnly(PreTrainedConfig):
+    """config.json of a checkpoint, all of its keys as published.
 
     `is_encoder_decoder` is False: upstream would switch chunked prefill, prefix caching and more
     off, and look for encoder inputs of its own. The states of the text are conditioning, beside a
     decoder-only model.
     """
+
+    decoder: Any
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -40,11 +42,20 @@ class MusicGenConfig(MusicgenConfig):
 
         Its vocabulary is what is embedded, the fill included; config.json counts codes.
         """
-        own = self.decoder.to_dict()
-        return MusicgenDecoderConfig(**(own | {"vocab_size": own["vocab_size"] + 1}))
+        embedded = {"vocab_size": self.decoder.vocab_size + 1}
+        whole: PreTrainedConfig = type(self.decoder)(**(self.decoder.to_dict() | embedded))
+        return whole
 
     def speech_spec(self, model_path: str, revision: str | None = None) -> SpeechSpec:
         """The specification of the model; see `multistream_spec`."""
         from vllm.unison.formats.musicgen_spec import musicgen_spec
 
         return musicgen_spec(self, model_path, revision)
+
+
+class MusicGenConfig(_DecoderOnly, MusicgenConfig):
+    """Of `model_type: musicgen`."""
+
+
+class MusicGenMelodyConfig(_DecoderOnly, MusicgenMelodyConfig):
+    """Of `model_type: musicgen_melody`."""

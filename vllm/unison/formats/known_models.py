@@ -20,7 +20,6 @@ NOT_YET: Mapping[str, str] = {
     "kyutai_speech_to_text": "Kyutai STT",
     "moshi": "Moshi",
     "moss_tts_delay": "MOSS-TTS",
-    "musicgen_melody": "MusicGen Melody",
     "parler_tts": "Parler-TTS",
     "qwen3_tts": "Qwen3-TTS",
     "seamless_m4t": "SeamlessM4T",

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from vllm.transformers_utils.repo_utils import get_hf_file_to_dict
 from vllm.unison.formats.musicgen import Conditioning, MusicGenFormat, musicgen_format
 from vllm.unison.model.layout import Phase, PhaseKind, StreamLayout
 from vllm.unison.model.spec import (
+    ENCODER_TEXT,
+    MELODY,
+    PREFIX,
     SAME_PROMPT,
     CodecSource,
+    MelodySpec,
     SpeechSpec,
     TaskPrompt,
     TextEncoderSpec,
@@ -19,16 +24,17 @@ from vllm.unison.model.spec import (
 MAX_TEXT_IDS = 512
 """Length of a text, its end token included: that of the texts that T5 was trained on."""
 
-GENERATE, CONTINUE = "generate", "continue"
-"""Tasks: audio from a text, and the same as what follows a clip."""
+GENERATE, CONTINUE, FOLLOW = "generate", "continue", "melody"
+"""Tasks: audio from a text, the same as what follows a clip, and as what follows its melody."""
 
 
 def musicgen_spec(config: Any, model_path: str, revision: str | None = None) -> SpeechSpec:
     """The specification of a model.
 
     Args:
-        config: a MusicgenConfig.
-        model_path: the model's folder or hub id, where its generation_config.json is looked for.
+        config: a MusicgenConfig or a MusicgenMelodyConfig.
+        model_path: the model's folder or hub id, where its generation_config.json is looked for,
+            and of a model with melodies its preprocessor_config.json.
         revision: of a hub id.
 
     Raises:
@@ -36,15 +42,51 @@ def musicgen_spec(config: Any, model_path: str, revision: str | None = None) -> 
     """
     generation = get_hf_file_to_dict("generation_config.json", model_path, revision)
     form = musicgen_format(config.to_dict(), generation)
-    return spec_of_format(form, model_path, revision)
+    melody = None
+    if form.conditioning is Conditioning.PREFIX:
+        preprocessor = get_hf_file_to_dict("preprocessor_config.json", model_path, revision)
+        melody = melody_spec(form, preprocessor or {})
+    return spec_of_format(form, model_path, revision, melody)
+
+
+def melody_spec(form: MusicGenFormat, preprocessor: Mapping[str, Any]) -> MelodySpec:
+    """The melody that a model's configurations say; the published values where they do not.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    names = {
+        "sampling_rate": "sample_rate",
+        "n_fft": "window",
+        "hop_length": "hop",
+        "chunk_length": "max_seconds",
+    }
+    given = {own: preprocessor[name] for name, own in names.items() if name in preprocessor}
+    return MelodySpec(form.num_chroma, form.chroma_length, **given)
 
 
 def spec_of_format(
-    form: MusicGenFormat, model_path: str = "", revision: str | None = None
+    form: MusicGenFormat,
+    model_path: str = "",
+    revision: str | None = None,
+    melody: MelodySpec | None = None,
 ) -> SpeechSpec:
-    """The specification of a model whose text is attended to; see `musicgen_spec`."""
-    assert form.conditioning is Conditioning.CROSS_ATTENTION
+    """The specification of a model; see `musicgen_spec`.
+
+    Args:
+        form: what its files say.
+        model_path, revision: of the model.
+        melody: of a model that has a prefix.
+    """
+    assert (melody is not None) == (form.conditioning is Conditioning.PREFIX)
     fill = form.fill_id
+    if melody is None:
+        tasks = {GENERATE: (ENCODER_TEXT, fill), CONTINUE: (ENCODER_TEXT, fill, "audio")}
+    else:
+        tasks = {
+            GENERATE: (ENCODER_TEXT, PREFIX, fill),
+            FOLLOW: (ENCODER_TEXT, MELODY, PREFIX, fill),
+        }
     layout = StreamLayout(
         delays=form.pattern.delays,
         vocabulary_size=form.codebook_size + 1,
@@ -57,15 +99,13 @@ def spec_of_format(
     return SpeechSpec(
         layout=layout,
         codec=CodecSource(".", revision, part="audio_encoder", num_channels=form.num_channels),
-        tasks=(
-            TaskPrompt(GENERATE, ("encoder_text", fill)),
-            TaskPrompt(CONTINUE, ("encoder_text", fill, "audio")),
-        ),
+        tasks=tuple(TaskPrompt(name, parts) for name, parts in tasks.items()),
         model_path=model_path,
         null_prompt=SAME_PROMPT,
-        generation_defaults={GENERATE: defaults, CONTINUE: defaults},
+        generation_defaults=dict.fromkeys(tasks, defaults),
         text_encoder=TextEncoderSpec(MAX_TEXT_IDS, int(form.text_config.vocab_size)),
         frames_per_second=form.frames_per_second,
+        melody=melody,
     )
 
 

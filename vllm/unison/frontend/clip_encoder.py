@@ -17,14 +17,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import vllm.envs as envs
-from vllm.unison.codecs.base import Codec
 from vllm.unison.codecs.resampling import resample
 from vllm.unison.frontend.clips import read_clip
 
@@ -42,15 +41,33 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
+class AudioEncoder(Protocol):
+    """What makes codes of samples: a codec, or what hears something else in them.
+
+    Attributes:
+        sample_rate: of the samples, in Hz.
+        num_channels: of the samples.
+    """
+
+    sample_rate: int
+    num_channels: int
+
+    def encode(self, samples: torch.Tensor) -> torch.Tensor:
+        """int32 codes [num_frames, num_codebooks] of samples as a Codec takes them."""
+        ...
+
+
 class ClipEncoder:
     """Encodes clips and keeps the codes of the last ones.
 
     Args:
-        load_codec: gives the codec; called when the first clip comes.
+        load_codec: gives the codec, or the like; called when the first clip comes.
         num_threads: clips that are encoded at a time; None: VLLM_MAX_AUDIO_PREPROCESS_WORKERS.
     """
 
-    def __init__(self, load_codec: Callable[[], Codec], num_threads: int | None = None) -> None:
+    def __init__(
+        self, load_codec: Callable[[], AudioEncoder], num_threads: int | None = None
+    ) -> None:
         self._load_codec = load_codec
         self.num_threads = num_threads or envs.VLLM_MAX_AUDIO_PREPROCESS_WORKERS
         # Threads start with the first clip: the engine, which may be forked, is up by then.

@@ -7,6 +7,8 @@ frames together are laid out by the delay pattern. What is delayed past the prom
 *delayed suffix*, is emitted beside the first generated tokens.
 
 A model with a text encoder has no text in its prompt: the text's ids go to the worker beside it.
+One with prefix embeddings has placeholders in its prompt, in whose place the worker puts the states
+of a melody and the text.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from numpy.typing import NDArray
 
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.unison.codecs.of_model import codec_of
-from vllm.unison.frontend.clip_encoder import ClipEncoder, PromptsAhead
+from vllm.unison.conditioning.chroma import ChromaExtractor
+from vllm.unison.frontend.clip_encoder import AudioEncoder, ClipEncoder, PromptsAhead
 from vllm.unison.frontend.errors import reports_invalid_request
 from vllm.unison.frontend.tasks import choose_task
 from vllm.unison.model.delay_pattern import interleave
@@ -29,6 +32,8 @@ from vllm.unison.model.layout import DelayScope, StreamLayout
 from vllm.unison.model.phases import NO_TOKEN
 from vllm.unison.model.spec import (
     ENCODER_TEXT,
+    MELODY,
+    PREFIX,
     SpeechSpec,
     TaskPrompt,
     TextEncoderSpec,
@@ -135,7 +140,11 @@ class PromptBuilder:
     def __init__(self, spec: SpeechSpec, max_model_len: int | None = None) -> None:
         self._spec = spec
         self._max_model_len = max_model_len
-        self.encoder = ClipEncoder(lambda: codec_of(spec, "cpu"))
+        self.encoder = ClipEncoder(self._load_encoder)
+
+    def _load_encoder(self) -> AudioEncoder:
+        melody = self._spec.melody
+        return codec_of(self._spec, "cpu") if melody is None else ChromaExtractor(melody)
 
     def build(self, prompt: Mapping[str, Any]) -> TokensInput:
         """Turn a tokenized prompt of vLLM into an engine input with all its streams.
@@ -146,11 +155,13 @@ class PromptBuilder:
                 (a task prompt's name), `voice` (a voice's name) or `auxiliary_token_ids` (all
                 streams given in steps). For a model with a text encoder `prompt_token_ids` are ids
                 of the text, the options are `task` and `duration` (seconds of new audio), and
-                `multi_modal_data` may hold `codes` [num_frames, num_codebooks] in place of audio.
+                `multi_modal_data` may hold `codes` [num_frames, num_codebooks] in place of audio;
+                for a model that follows melodies, audio is one.
 
         Returns:
             An engine input with the extra keys `auxiliary_token_ids`, `task` if the prompt is one
-            of a task, `encoder_token_ids` for a model with a text encoder, and `duration` as given.
+            of a task, `encoder_token_ids` for a model with a text encoder, `chroma` (see
+            PrefixInput) for one that follows melodies, and `duration` as given.
 
         Raises:
             ValueError: naming the field and what is accepted.
@@ -187,17 +198,24 @@ class PromptBuilder:
         audio = data.get("audio") if data.get("codes") is None else _Codes(data["codes"])
         text = prompt.get("prompt")
         task = None
+        chroma: bytes | None = None
         encoder_ids: list[int] | None = None
         if encoder is not None:
             field = "prompt_token_ids" if text is None else "prompt"
             encoder_ids = checked_encoder_ids(encoder, text, prompt["prompt_token_ids"], field)
+            self._check_prefix_room(field, len(encoder_ids))
+        if self._spec.melody is not None:
+            chroma = self._spec.melody.null_chroma if audio is None else self._chroma(audio)
         if "auxiliary_token_ids" in options:
             if audio is not None or len(options) > 1:
                 raise ValueError("auxiliary_token_ids must come without audio, task and voice")
             built = self._from_steps(prompt["prompt_token_ids"], options["auxiliary_token_ids"])
         elif text is not None or audio is not None or options or encoder_ids is not None:
             task = self._task(prompt, audio, options.get("task"), options.get("voice"))
-            built = self._from_task(task, prompt["prompt_token_ids"], audio, options.get("voice"))
+            num_prefix = len(chroma or ()) + len(encoder_ids or ())
+            built = self._from_task(
+                task, prompt["prompt_token_ids"], audio, options.get("voice"), num_prefix
+            )
         else:
             built = apply_delay_pattern(
                 self._spec.layout, self._checked_tokens(prompt["prompt_token_ids"])
@@ -211,12 +229,15 @@ class PromptBuilder:
             engine_input["task"] = task.name  # type: ignore[typeddict-unknown-key]
         if encoder_ids is not None:
             engine_input["encoder_token_ids"] = encoder_ids  # type: ignore[typeddict-unknown-key]
+        if chroma is not None:
+            engine_input["chroma"] = chroma  # type: ignore[typeddict-unknown-key]
         if options.get("duration") is not None:
             engine_input["duration"] = options["duration"]  # type: ignore[typeddict-unknown-key]
         return engine_input
 
     def _check_data(self, data: Mapping[str, Any]) -> None:
-        known = ("audio",) if self._spec.text_encoder is None else ("audio", "codes")
+        continues = self._spec.text_encoder is not None and self._spec.melody is None
+        known = ("audio", "codes") if continues else ("audio",)
         if unknown := sorted(set(data) - set(known)):
             words = " or ".join(map(repr, known))
             raise ValueError(f"multi_modal_data must hold only {words}, not {unknown}")
@@ -296,15 +317,23 @@ class PromptBuilder:
         return choose_task(self._spec, given, None, name=name, voice=voice is not None)
 
     def _from_task(
-        self, task: TaskPrompt, text_ids: list[int], audio: Any, voice: Any
+        self,
+        task: TaskPrompt,
+        text_ids: list[int],
+        audio: Any,
+        voice: Any,
+        num_prefix: int,
     ) -> StreamPrompt:
         layout = self._spec.layout
         pieces: list[NDArray[np.int32]] = []
         for part in task.parts:
             if part == "text":
                 pieces.append(self._checked_tokens(text_ids))
-            elif part == ENCODER_TEXT:
+            elif part in (ENCODER_TEXT, MELODY):
                 continue
+            elif part == PREFIX:
+                placeholder = layout.pad_token_ids[0]
+                pieces.append(frames_of_tokens(layout, [placeholder] * num_prefix))
             elif part == "audio":
                 pieces.append(frames_of_codes(layout, self._encode(audio)))
                 self._check_room(len(pieces[-1]))
@@ -341,6 +370,26 @@ class PromptBuilder:
         if not self._spec.has_codec:
             raise ValueError("audio is not accepted: the model has no codec")
         return self.encoder.encode(audio)
+
+    def _chroma(self, audio: Any) -> bytes:
+        """The bins of a clip's melody, which is repeated or cut to the positions that it has."""
+        assert self._spec.melody is not None
+        bins = self.encoder.encode(audio)[:, 0].astype(np.uint8)
+        return np.resize(bins, self._spec.melody.num_positions).tobytes()
+
+    def _check_prefix_room(self, field: str, num_ids: int) -> None:
+        """Refuse a text that leaves no room for a frame after the prefix."""
+        melody, context = self._spec.melody, self._max_model_len
+        if melody is None or context is None:
+            return
+        # The start column, a frame, and the steps of the delayed streams.
+        longest = context - melody.num_positions - 2 - self._spec.layout.num_flush_steps
+        if num_ids > longest:
+            raise ValueError(
+                f"{field} must have at most {longest} tokens, so that max_model_len = {context} "
+                f"has room for a frame and the melody's {melody.num_positions} positions too, "
+                f"not {num_ids}"
+            )
 
     def _check_room(self, num_frames: int) -> None:
         """Refuse audio to continue that leaves no room for a new frame."""

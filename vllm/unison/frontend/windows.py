@@ -196,6 +196,8 @@ def long_request(
     """
     rate = spec.frames_per_second
     assert rate is not None
+    if spec.melody is not None:
+        raise ValueError(f"{EXTEND_STRIDE} is not supported: the model does not go on from audio")
     options = dict(prompt["mm_processor_kwargs"])
     stride, duration = options.pop(EXTEND_STRIDE), options.pop("duration", None)
     unset = params.max_tokens is None or params.max_tokens is UNSET_MAX_TOKENS

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from vllm.unison.messages.conditioning import EncoderInput
+from vllm.unison.messages.conditioning import LaneConditioning
 from vllm.unison.messages.sampling_fields import verify_range
 
 if TYPE_CHECKING:
@@ -42,13 +42,13 @@ class LaneInputs(msgspec.Struct, array_like=True, gc=False):
             lane has steps before guidance starts.
         auxiliary_ids: [num_prompt_tokens, num_streams - 1] int32 ids of the other streams, or None
             for pads (or a single-stream model).
-        encoder_input: what the lane's cross-attention attends to, if it has any.
+        encoder_input: what the lane is conditioned on besides its tokens, if anything.
     """
 
     weight: float
     prompt_token_ids: list[int] | None
     auxiliary_ids: np.ndarray | None = None
-    encoder_input: EncoderInput | None = None
+    encoder_input: LaneConditioning | None = None
 
 
 class GuidanceInputs(msgspec.Struct, array_like=True, gc=False):

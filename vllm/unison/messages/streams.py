@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm.unison.messages.conditioning import EncoderInput
+from vllm.unison.messages.conditioning import LaneConditioning
 
 
 class AudioOutput(msgspec.Struct, array_like=True, gc=False):
@@ -49,7 +49,7 @@ class StreamInputs(msgspec.Struct, array_like=True, gc=False):
             streams catch up.
         state: state of the phase table in which generation starts.
         segment_start: position at which the audio segment begins that the prompt ends in.
-        encoder_input: what the conditional lane's cross-attention attends to, if it has any.
+        encoder_input: what the conditional lane is conditioned on besides its tokens, if anything.
     """
 
     auxiliary_ids: np.ndarray
@@ -57,7 +57,7 @@ class StreamInputs(msgspec.Struct, array_like=True, gc=False):
     num_flush_steps: int = 0
     state: int = 0
     segment_start: int = 0
-    encoder_input: EncoderInput | None = None
+    encoder_input: LaneConditioning | None = None
 
 
 @dataclass
@@ -70,12 +70,13 @@ class StreamUpdate:
             cells that are free.
         audio_frames: per request id, of those whose audio is streamed, the frames whose samples
             the scheduler has received.
-        encoder_inputs: per request id, of those that have one, what it attends to.
+        encoder_inputs: per request id, of those that have any, what it is conditioned on besides
+            its tokens.
     """
 
     auxiliary_ids: dict[str, NDArray[np.int32]] = field(default_factory=dict)
     audio_frames: dict[str, int] = field(default_factory=dict)
-    encoder_inputs: dict[str, EncoderInput] = field(default_factory=dict)
+    encoder_inputs: dict[str, LaneConditioning] = field(default_factory=dict)
 
 
 @dataclass

@@ -28,11 +28,18 @@ ENCODER_TEXT = "encoder_text"
 """The part of a task prompt that takes the request's text and lays nothing into the prompt: the
 model's text encoder gets it."""
 
+PREFIX = "prefix"
+"""The part of a task prompt that takes the positions of prefix embeddings, with placeholders."""
+
+MELODY = "melody"
+"""The part of a task prompt that takes the request's audio and lays nothing into the prompt: the
+prefix has its melody."""
+
 PADS, SAME_PROMPT = "pads", "same"
 """Null prompts that follow the conditional lane: as many pads as it has steps before guidance, or
 its own tokens."""
 
-MODEL_TYPES = ("speech_lm", "musicgen")
+MODEL_TYPES = ("speech_lm", "musicgen", "musicgen_melody")
 """`model_type` of multi-stream models; their configurations have a method `speech_spec`."""
 
 GENERATION_DEFAULTS = (
@@ -63,7 +70,8 @@ class TaskPrompt:
     @property
     def needs(self) -> frozenset[str]:
         """The inputs that the prompt holds: any of "text" and "audio"."""
-        names = ("text" if part == ENCODER_TEXT else part for part in self.parts)
+        inputs = {ENCODER_TEXT: "text", MELODY: "audio"}
+        names = (inputs.get(part, part) for part in self.parts if isinstance(part, str))
         return frozenset(name for name in names if name in ("text", "audio"))
 
     @property
@@ -93,7 +101,7 @@ class CodecSource:
 
 @dataclass(frozen=True)
 class TextEncoderSpec:
-    """The encoder of a model that attends to a text instead of having it in its prompt.
+    """The encoder of a model that has a text's states instead of its ids.
 
     Attributes:
         max_ids: ids that a text may have, its end token included.
@@ -109,6 +117,39 @@ class TextEncoderSpec:
                 raise LayoutError(
                     f"text_encoder.{name} must be at least 1, not {getattr(self, name)}"
                 )
+
+
+@dataclass(frozen=True)
+class MelodySpec:
+    """The melody in the prefix of a model's prompts: a chromagram, of which each frame has one bin.
+
+    Attributes:
+        num_bins: pitch classes that are told apart.
+        num_positions: frames in the prefix, whatever the length of the clip.
+        sample_rate: in Hz, of the clip that the chromagram is computed of.
+        window: samples of a frame's Fourier transform.
+        hop: samples from frame to frame.
+        max_seconds: of a clip that are heard.
+    """
+
+    num_bins: int
+    num_positions: int
+    sample_rate: int = 32000
+    window: int = 16384
+    hop: int = 4096
+    max_seconds: int = 30
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if not isinstance(value, int) or value < 1:
+                raise LayoutError(f"melody.{name} must be an integer of at least 1, not {value!r}")
+        if self.num_bins > 256:
+            raise LayoutError(f"melody.num_bins must be at most 256, not {self.num_bins}")
+
+    @property
+    def null_chroma(self) -> bytes:
+        """The bins of no melody: the first one, in all positions."""
+        return bytes(self.num_positions)
 
 
 @dataclass(frozen=True)
@@ -136,6 +177,8 @@ class SpeechSpec:
         text_encoder: what the model's text encoder takes, or None for a model without one.
         frames_per_second: of the codec, for a model whose audio ends by nothing but its length, so
             that requests may give that in seconds; None for other models.
+        melody: of the prefix that the model's prompts begin with, before the text's states; None
+            for a model whose layers attend to the text, or that has it in its prompt.
     """
 
     layout: StreamLayout
@@ -153,6 +196,7 @@ class SpeechSpec:
     languages: tuple[str, ...] = ()
     text_encoder: TextEncoderSpec | None = None
     frames_per_second: Fraction | None = None
+    melody: MelodySpec | None = None
 
     def __post_init__(self) -> None:
         takes = {ENCODER_TEXT in task.parts for task in self.tasks}
@@ -161,6 +205,9 @@ class SpeechSpec:
                 f"tasks must take {ENCODER_TEXT!r}, all of them, if the model has a text encoder, "
                 "and none otherwise"
             )
+        takes = {PREFIX in task.parts for task in self.tasks}
+        if takes - {self.melody is not None}:
+            raise LayoutError(f"tasks must take {PREFIX!r}, all of them, if the model has a melody")
         if self.null_prompt == SAME_PROMPT and self.text_encoder is None:
             raise LayoutError(
                 f"null_prompt {SAME_PROMPT!r} is for models with a text encoder: the lanes of "

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm.sampling_params import RequestOutputKind
-from vllm.unison.messages.conditioning import EncoderInput
+from vllm.unison.messages.conditioning import LaneConditioning
 from vllm.unison.messages.streams import AudioOutput, StreamInputs, StreamOutput, StreamUpdate
 from vllm.unison.model.phases import Finish
 
@@ -31,7 +31,7 @@ class RequestStreams:
         num_flush_steps: maximum number of steps that it may take past max_tokens.
         state: state of the phase table in which generation starts.
         segment_start: position at which the audio segment begins that the prompt ends in.
-        encoder_input: what the request's cross-attention attends to, if it has any.
+        encoder_input: what the request is conditioned on besides its tokens, if anything.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class RequestStreams:
         num_flush_steps: int = 0,
         state: int = 0,
         segment_start: int = 0,
-        encoder_input: EncoderInput | None = None,
+        encoder_input: LaneConditioning | None = None,
     ) -> None:
         if prompt.ndim != 2 or len(prompt) < num_prompt_tokens:
             raise ValueError(
@@ -104,7 +104,7 @@ class RequestStreams:
     def block_key(self, start: int, end: int) -> bytes:
         """What positions [start, end) hold besides stream 0, as a part of that block's hash.
 
-        That is the auxiliary ids, and what the request attends to.
+        That is the auxiliary ids, and what the request is conditioned on.
         """
         if end > self._length:
             raise RuntimeError(f"block [{start}, {end}) is hashed before its streams are known")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
+from vllm.unison.messages.conditioning import EncoderInput, PrefixInput
 from vllm.unison.messages.streams import StreamOutput, StreamUpdate
 from vllm.unison.model.phases import Finish
 from vllm.unison.model.spec import SpeechSpec
@@ -27,6 +28,7 @@ from vllm.unison.sampler.slot_table import SlotTable, num_slots
 from vllm.unison.sampler.stream_sampler import HeadModel, StreamSampler
 from vllm.unison.worker.encoder_states import AttendingModel, EncoderStates
 from vllm.unison.worker.pending_step import PendingStep
+from vllm.unison.worker.prefix_embeddings import PrefixedModel, PrefixEmbeddings
 from vllm.unison.worker.step_audio import StepAudio
 
 if TYPE_CHECKING:
@@ -77,12 +79,15 @@ class StreamWorker:
     ) -> None:
         self._model = model
         self._states: EncoderStates | None = None
+        self._prefixes: PrefixEmbeddings | None = None
         # The host may read device memory directly, so every row's state is known at once.
         self._host_is_device = device.type == "cpu"
         self._states_are_current = self._host_is_device or not is_async
         self.slots = SlotTable(spec.layout, spec.table, max_requests, max_model_len, device)
         if isinstance(model, AttendingModel):
             self._states = EncoderStates(model, self.slots.padding_slot + 1, device)
+        if isinstance(model, PrefixedModel):
+            self._prefixes = PrefixEmbeddings(model, self.slots.padding_slot + 1, device)
         self._sampler = StreamSampler(
             spec.layout, spec.table, self.slots, keeps_plans=self._host_is_device and not is_async
         )
@@ -110,6 +115,8 @@ class StreamWorker:
         self._update = update or StreamUpdate()
         self._guidance = guidance
         self.slots.release_except(staying)
+        if self._prefixes is not None:
+            self._prefixes.release_except(staying)
         if self._audio is not None:
             self._audio.begin_step(staying)
 
@@ -134,10 +141,14 @@ class StreamWorker:
         """
         auxiliary_ids = self._update.auxiliary_ids[request_id]
         replayed = self.slots.admit(request_id, prompt, output, auxiliary_ids, params)
+        conditioning = self._update.encoder_inputs.get(request_id)
         if self._states is not None:
-            encoder_input = self._update.encoder_inputs.get(request_id)
+            assert conditioning is None or isinstance(conditioning, EncoderInput)
             slot = self.slots.slot_of(request_id)
-            self._states.admit(slot, encoder_input, block_ids, kv_cache_config)
+            self._states.admit(slot, conditioning, block_ids, kv_cache_config)
+        if self._prefixes is not None:
+            assert conditioning is None or isinstance(conditioning, PrefixInput)
+            self._prefixes.admit(request_id, self.slots.slot_of(request_id), conditioning)
         num_sent = self._update.audio_frames.get(request_id)
         if self._audio is not None and num_sent is not None:
             slot = self.slots.slot_of(request_id)
@@ -151,11 +162,13 @@ class StreamWorker:
         if self._states is not None:
             self._states.write()
             self._states.set_rows(self.slots.row_slots)
+        if self._prefixes is not None:
+            self._prefixes.compute()
         if self._audio is not None:
             self._audio.commit_batch()
 
     def prepare_inputs(self, rows: torch.Tensor, positions: torch.Tensor) -> None:
-        """Write the auxiliary ids of a step's tokens where the model's forward reads them.
+        """Write what the model's forward reads of a step's tokens besides their ids.
 
         Args:
             rows: [num_tokens] int32 or int64 batch row of each token.
@@ -164,6 +177,8 @@ class StreamWorker:
         self.slots.gather_inputs(rows, positions, self._model.auxiliary_ids)
         if self._states is not None:
             self._states.prepare_inputs(self.slots.row_slots, rows)
+        if self._prefixes is not None:
+            self._prefixes.prepare_inputs(self.slots.row_slots, rows, positions)
 
     def sample(
         self,
@@ -184,6 +199,8 @@ class StreamWorker:
         Returns:
             [num_rows, 1] int32 tokens of stream 0.
         """
+        if self._prefixes is not None:
+            self._prefixes.note_computed(self._request_ids, is_discarded)
         guidance = self._guidance
         guided = unguided = None
         kept = ~is_discarded

@@ -37,7 +37,7 @@ def kv_cache_bytes(config: VllmConfig, num_lanes: int) -> int:
     dtype: Any = model.dtype
     block_size = config.cache_config.block_size or 1
     spec = multistream_spec(model)
-    encoder = None if spec is None else spec.text_encoder
+    encoder = None if spec is None or spec.melody is not None else spec.text_encoder
     states = 0 if encoder is None else -(-encoder.max_ids // block_size)
     blocks = num_lanes * (-(-model.max_model_len // block_size) + 1 + states) + 1
     per_token = 2 * model.get_num_kv_heads(parallel) * model.get_head_size() * dtype.itemsize

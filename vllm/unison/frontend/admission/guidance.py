@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.unison.frontend.admission.streams import encoder_input_of
 from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
 from vllm.unison.frontend.prompts import checked_encoder_ids, stream_prompt_builder
-from vllm.unison.messages.conditioning import EncoderInput
+from vllm.unison.messages.conditioning import EncoderInput, LaneConditioning, PrefixInput
 from vllm.unison.messages.guidance_inputs import GuidanceInputs, LaneInputs, is_guided
 from vllm.unison.model.spec import PADS, SpeechSpec, multistream_spec
 
@@ -62,10 +62,14 @@ def admit_guidance(
     lanes = []
     names = _names(params, len(lane_prompts))
     for lane, weight, where in zip(lane_prompts, weights[1:], names, strict=True):
-        encoder_input = None
+        encoder_input: LaneConditioning | None = None
         if spec is not None and spec.text_encoder is not None:
             encoder_input = _encoder_input(where, lane, spec, renderer.tokenizer)
             prompt = _same_prompt(engine_input)
+            conditional = encoder_input_of(engine_input)
+            if isinstance(conditional, PrefixInput):
+                encoder_input = _prefix_of_lane(encoder_input, conditional, spec)
+                prompt = _moved_prompt(prompt, conditional, encoder_input)
         else:
             prompt = _lane_prompt(where, lane, spec, renderer.tokenizer, build_prompt, vllm_config)
         lanes.append(LaneInputs(weight, *prompt, encoder_input))
@@ -172,6 +176,25 @@ def _encoder_input(
         ids = tokenizer.encode(text)
     assert ids is not None
     return EncoderInput(checked_encoder_ids(spec.text_encoder, text, ids, where))
+
+
+def _prefix_of_lane(
+    text: EncoderInput | None, conditional: PrefixInput, spec: SpeechSpec
+) -> PrefixInput:
+    """The prefix of a lane that has a text or none, and no melody."""
+    assert spec.melody is not None
+    if text is None:
+        return PrefixInput(spec.melody.null_chroma, [], conditional.num_text)
+    return PrefixInput(spec.melody.null_chroma, text.token_ids, text.num_states)
+
+
+def _moved_prompt(prompt: Prompt, conditional: PrefixInput, of_lane: PrefixInput) -> Prompt:
+    """A prompt with as many placeholders as a lane's prefix needs."""
+    token_ids, auxiliary = prompt
+    assert token_ids is not None and auxiliary is not None
+    # All placeholders are alike.
+    kept = [0] * of_lane.num_positions + list(range(conditional.num_positions, len(token_ids)))
+    return [token_ids[index] for index in kept], auxiliary[kept]
 
 
 def _check_tokens(where: str, token_ids: list[int], vllm_config: VllmConfig) -> None:

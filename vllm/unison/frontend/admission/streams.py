@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.unison.frontend.errors import reports_invalid_request
-from vllm.unison.messages.conditioning import EncoderInput
+from vllm.unison.messages.conditioning import EncoderInput, LaneConditioning, PrefixInput
 from vllm.unison.messages.sampling_fields import STREAM_FIELDS, per_stream, verify_range
 from vllm.unison.messages.streams import StreamInputs
 from vllm.unison.model.phases import StateKind, start_of_generation
@@ -125,10 +125,12 @@ def admit_streams(
     )
 
 
-def encoder_input_of(engine_input: Mapping[str, Any]) -> EncoderInput | None:
-    """What the conditional lane of a request attends to; None for a model without an encoder."""
-    ids = engine_input.get("encoder_token_ids")
-    return None if ids is None else EncoderInput(list(ids))
+def encoder_input_of(engine_input: Mapping[str, Any]) -> LaneConditioning | None:
+    """What the conditional lane of a request is conditioned on besides its tokens, if anything."""
+    ids, chroma = engine_input.get("encoder_token_ids"), engine_input.get("chroma")
+    if ids is None:
+        return None
+    return EncoderInput(list(ids)) if chroma is None else PrefixInput(chroma, list(ids), len(ids))
 
 
 def _fit_length(
