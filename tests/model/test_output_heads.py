@@ -109,12 +109,12 @@ def test_min_tokens_removes_only_what_ends_the_request() -> None:
 def test_published_layouts_multiply_few_rows() -> None:
     opuslm = StreamLayout.from_dict(published_layouts.opuslm_7b())
     heads, _ = heads_of(opuslm)
-    # The SSL units and eos make a group, the eight DAC streams another.
-    assert [g.candidate_ids.shape for g in heads.groups] == [(1, 5001), (8, 1024)]
+    # The SSL units and eos make a group, the eight DAC streams and their pad another.
+    assert [g.candidate_ids.shape for g in heads.groups] == [(1, 5001), (8, 1025)]
     assert heads.text_range == (5, 113870)
     bagpiper = StreamLayout.from_dict(published_layouts.bagpiper())
     heads, _ = heads_of(bagpiper)
-    assert [g.candidate_ids.shape for g in heads.groups] == [(8, 1026)]
+    assert [g.candidate_ids.shape for g in heads.groups] == [(8, 1027)]
     assert heads.text_range == (3, 152192)
 
 

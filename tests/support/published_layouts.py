@@ -20,6 +20,7 @@ def opuslm_7b() -> dict[str, Any]:
         "text_slice": [13448, 113870],
         "codebook_streams": list(range(1, 9)),
         "delay_scope": "sequence",
+        "outside_codebook": 0,
         # Nothing is forced once stream 0 has ended: it samples among units and its end, and the
         # others among codes and the pad.
         "fills": {"tail": {"token_ids": [OPUSLM_END] + [OPUSLM_PAD] * 8, "sampled": True}},
@@ -58,7 +59,7 @@ def bagpiper() -> dict[str, Any]:
         "pad_token_ids": BAGPIPER_PAD,
         "text_slice": [first_text, first_code],
         "delay_scope": "segment",
-        # The codes of such a pad among codes is 0, as its authors decode it.
+        # Such a pad among the codes is decoded as code 0.
         "outside_codebook": 0,
         "fills": {
             "lead_in": {"token_ids": begins, "sampled": True},

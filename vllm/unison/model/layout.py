@@ -462,7 +462,7 @@ def _validate_end(where: str, layout: StreamLayout, phase: Phase) -> None:
                 f"fills.tail.sampled[{k}] must be true, since stream {k} emits its tail itself in "
                 f"phase {phase.name!r}"
             )
-    for place in ("lead_in", "end", "tail"):
+    for place in ("lead_in", "tail", "end"):
         token = getattr(layout, place).token_ids[0]
         if token in ends:
             raise LayoutError(
