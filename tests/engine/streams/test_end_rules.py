@@ -12,7 +12,7 @@ from tests.engine.streams.cases import Case, assert_equals, noise_clip
 from tests.engine.streams.checkpoints import write_speech_lm
 from tests.engine.streams.conftest import Steps, open_engine
 from tests.engine.streams.reference import Reference
-from vllm import LLM
+from vllm import LLM, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 from vllm.unison.testing.random_checkpoint import (
     BEGIN_AUDIO,
@@ -157,6 +157,7 @@ def streamed_codes(llm: LLM, case: Case) -> list[list[int]]:
     codes: list[list[int]] = []
     while engine.has_unfinished_requests():
         for output in engine.step():
+            assert isinstance(output, RequestOutput)
             audio = output.outputs[0].audio
             codes += [] if audio is None else audio.codes.tolist()
     return codes
