@@ -153,8 +153,8 @@ def phase_cases(device: str) -> Iterator[Case]:
         ids = torch.empty((rows, STREAMS - 1), dtype=torch.int32, device=device)
         index = torch.arange(rows, device=device).int()
         size = f"{rows} rows x {STREAMS} streams"
-        # Row: slot, position, five numbers of the slot; forced, tokens and mask index are written.
-        constrain_bytes = rows * (7 * 8 + (2 * STREAMS + 2) * 4)
+        # Row: slot, position, six numbers of the slot; forced, tokens and mask index are written.
+        constrain_bytes = rows * (8 * 8 + (2 * STREAMS + 2) * 4)
         yield Case(
             "constrain_streams",
             size,
@@ -163,9 +163,9 @@ def phase_cases(device: str) -> Iterator[Case]:
             partial(rule.constrain, position),
             partial(rule.constrain_reference, position),
         )
-        # Row: slot, position, discard; four numbers of the slot, three of them written; tokens read
+        # Row: slot, position, discard; five numbers of the slot, three of them written; tokens read
         # and written to the history; the outcome written.
-        commit_bytes = rows * (2 * 8 + 1 + 7 * 8 + 2 * STREAMS * 4 + 3 * 8)
+        commit_bytes = rows * (2 * 8 + 1 + 8 * 8 + 2 * STREAMS * 4 + 3 * 8)
         yield Case(
             "commit_streams",
             size,

@@ -30,15 +30,16 @@ inline void define_operators(torch::Library& library) {
       "Tensor(a!) ids) -> ()");
   library.def(
       "constrain_streams(Tensor kind, Tensor forced_token, Tensor delays, Tensor pads, "
-      "int max_delay, Tensor state, Tensor segment_start, Tensor flush_end, Tensor suffix_end, "
-      "Tensor earliest_end, Tensor history, Tensor slots, Tensor position, Tensor(a!) forced, "
-      "Tensor(b!) mask_index, Tensor(c!) tokens) -> ()");
+      "Tensor fills, Tensor by_limit, Tensor first_step, Tensor early_mask, int max_delay, "
+      "Tensor state, Tensor segment_start, Tensor flush_end, Tensor suffix_end, "
+      "Tensor earliest_end, Tensor num_prompt, Tensor history, Tensor slots, Tensor position, "
+      "Tensor(a!) forced, Tensor(b!) mask_index, Tensor(c!) tokens) -> ()");
   library.def(
       "commit_streams(Tensor token_class, Tensor next_state, Tensor kind, Tensor after_flush, "
-      "Tensor at_limit, Tensor finish, Tensor pads, int max_delay, int end_length, "
-      "int flush_length, int error, Tensor(a!) state, Tensor(b!) segment_start, "
-      "Tensor(c!) flush_end, Tensor limit, Tensor(d!) history, Tensor slots, Tensor position, "
-      "Tensor discard, Tensor? rows, Tensor(e!) tokens, Tensor(f!) outcome) -> ()");
+      "Tensor at_limit, Tensor finish, Tensor end_shift, Tensor extra_steps, Tensor first_step, "
+      "Tensor pads, int max_delay, int end_length, int error, Tensor(a!) state, "
+      "Tensor(b!) segment_start, Tensor(c!) flush_end, Tensor limit, Tensor num_prompt, "
+      "Tensor(d!) history, Tensor slots, Tensor position, Tensor discard, Tensor? rows, Tensor(e!) tokens, Tensor(f!) outcome) -> ()");
 
   // common/: the sampler's building blocks, for tests that compare them with the PyTorch versions.
   library.def("deterministic_log(Tensor x) -> Tensor");

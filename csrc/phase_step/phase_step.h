@@ -83,23 +83,49 @@ void gather_streams(const at::Tensor& history, const at::Tensor& slots, const at
   launcher_t::run(problem, num_tokens, history.device());
 }
 
+// Whether tokens do not count yet in the audio segment that a row is in; phases.is_early.
+UNISON_INLINE bool is_early(int64_t first_step, int64_t segment_start, int64_t num_prompt, int64_t here) {
+  const int64_t generated = segment_start > num_prompt ? segment_start : num_prompt;
+  return first_step > 0 && here < generated + first_step;
+}
+
 struct ConstrainProblem {
   const int64_t* kind;          // [states]
   const int64_t* forced_token;  // [states]
   const int64_t* delays;        // [streams]
   const int32_t* pads;          // [streams]
+  const int32_t* fills;         // [5, streams]: lead-in, end, tail; end and tail at the limit
+  const int64_t* by_limit;      // [states], as the next two
+  const int64_t* first_step;
+  const int64_t* early_mask;
   int64_t max_delay;
-  const int64_t* state;  // [slots], as the next four
+  const int64_t* state;  // [slots], as the next five
   const int64_t* segment_start;
   const int64_t* flush_end;
   const int64_t* suffix_end;
   const int64_t* earliest_end;
+  const int64_t* num_prompt;
   History<const int32_t> history;
   const int64_t* slots;     // [rows]
   const int64_t* position;  // [rows]
   int32_t* forced;          // [rows, 1 + streams]
   int32_t* mask_index;      // [rows]
   int32_t* tokens;          // [rows, streams]
+
+  // What a stream emits in audio: kSample where the sampler decides.
+  UNISON_INLINE int32_t in_audio_or_flush(int64_t slot, int64_t here, int64_t own, bool in_flush,
+                                          int64_t stream) const {
+    const int64_t num_streams = history.num_streams;
+    if (here < segment_start[slot] + delays[stream]) {
+      return fills[stream];
+    }
+    const int64_t end = flush_end[slot] - max_delay + delays[stream];
+    if (!in_flush || here < end) {
+      return kSample;
+    }
+    const int64_t place = (here == end ? 1 : 2) + (by_limit[own] != 0 ? 2 : 0);
+    return fills[place * num_streams + stream];
+  }
 
   UNISON_INLINE void run(int64_t row) const {
     const int64_t slot = slots[row];
@@ -112,12 +138,11 @@ struct ConstrainProblem {
     const int32_t* suffix = here < suffix_end[slot] ? history.at(slot, here) : nullptr;
     int32_t* own_forced = forced + row * (1 + num_streams);
     for (int64_t stream = 0; stream < num_streams; ++stream) {
-      const bool started = here >= segment_start[slot] + delays[stream];
-      const bool unfinished = here < flush_end[slot] - max_delay + delays[stream];
-      const bool active = started && (in_audio || (in_flush && unfinished));
-      int32_t token = active ? kSample : pads[stream];
+      int32_t token = in_audio || in_flush ? in_audio_or_flush(slot, here, own, in_flush, stream)
+                                           : pads[stream];
       if (stream == 0) {
-        token = in_audio ? token : static_cast<int32_t>(forced_token[own]);
+        const int32_t told = static_cast<int32_t>(forced_token[own]);
+        token = (in_audio || in_flush) && told == kSample ? token : told;
         own_forced[0] = own_kind == kText ? token : kKeepOutput;
       } else if (suffix != nullptr && suffix[stream] >= 0) {
         token = suffix[stream];
@@ -125,17 +150,21 @@ struct ConstrainProblem {
       own_forced[1 + stream] = in_audio || in_flush ? token : kKeepOutput;
       tokens[row * num_streams + stream] = token;
     }
-    mask_index[row] = static_cast<int32_t>(2 * own + (here < earliest_end[slot] ? 1 : 0));
+    const bool early = is_early(first_step[own], segment_start[slot], num_prompt[slot], here);
+    const int64_t mask = early ? early_mask[own] : own;
+    mask_index[row] = static_cast<int32_t>(2 * mask + (here < earliest_end[slot] ? 1 : 0));
   }
 };
 
 // The operator; see gather_streams.
 template <typename launcher_t>
 void constrain_streams(const at::Tensor& kind, const at::Tensor& forced_token,
-                       const at::Tensor& delays, const at::Tensor& pads, int64_t max_delay,
-                       const at::Tensor& state, const at::Tensor& segment_start,
-                       const at::Tensor& flush_end, const at::Tensor& suffix_end,
-                       const at::Tensor& earliest_end, const at::Tensor& history,
+                       const at::Tensor& delays, const at::Tensor& pads, const at::Tensor& fills,
+                       const at::Tensor& by_limit, const at::Tensor& first_step,
+                       const at::Tensor& early_mask, int64_t max_delay, const at::Tensor& state,
+                       const at::Tensor& segment_start, const at::Tensor& flush_end,
+                       const at::Tensor& suffix_end, const at::Tensor& earliest_end,
+                       const at::Tensor& num_prompt, const at::Tensor& history,
                        const at::Tensor& slots, const at::Tensor& position,
                        const at::Tensor& forced, const at::Tensor& mask_index,
                        const at::Tensor& tokens) {
@@ -147,12 +176,17 @@ void constrain_streams(const at::Tensor& kind, const at::Tensor& forced_token,
       vector_data<const int64_t>(forced_token, "forced_token", num_states),
       vector_data<const int64_t>(delays, "delays", past.num_streams),
       vector_data<const int32_t>(pads, "pads", past.num_streams),
+      matrix_data<const int32_t>(fills, "fills", 5, past.num_streams),
+      vector_data<const int64_t>(by_limit, "by_limit", num_states),
+      vector_data<const int64_t>(first_step, "first_step", num_states),
+      vector_data<const int64_t>(early_mask, "early_mask", num_states),
       max_delay,
       vector_data<const int64_t>(state, "state", past.num_slots),
       vector_data<const int64_t>(segment_start, "segment_start", past.num_slots),
       vector_data<const int64_t>(flush_end, "flush_end", past.num_slots),
       vector_data<const int64_t>(suffix_end, "suffix_end", past.num_slots),
       vector_data<const int64_t>(earliest_end, "earliest_end", past.num_slots),
+      vector_data<const int64_t>(num_prompt, "num_prompt", past.num_slots),
       past,
       vector_data<const int64_t>(slots, "slots", num_rows),
       vector_data<const int64_t>(position, "position", num_rows),
@@ -168,19 +202,22 @@ struct CommitProblem {
   int64_t num_classes;
   const int64_t* token_class;  // [vocabulary]
   const int64_t* next_state;   // [states, classes]
-  const int64_t* kind;         // [states], as the next three
+  const int64_t* kind;         // [states], as the next six
   const int64_t* after_flush;
   const int64_t* at_limit;
   const int64_t* finish;
+  const int64_t* end_shift;
+  const int64_t* extra_steps;
+  const int64_t* first_step;
   const int32_t* pads;  // [streams]
   int64_t max_delay;
   int64_t end_length;
-  int64_t flush_length;
   int64_t error;
-  int64_t* state;  // [slots], as the next three
+  int64_t* state;  // [slots], as the next four
   int64_t* segment_start;
   int64_t* flush_end;
   const int64_t* limit;
+  const int64_t* num_prompt;
   History<int32_t> history;
   const int64_t* slots;     // [rows], as the next two
   const int64_t* position;
@@ -215,19 +252,20 @@ struct CommitProblem {
     const int64_t before = state[slot];
     const bool flushing = kind[before] == kFlush;
     const bool at_end = here + 1 >= limit[slot];
-    int64_t after = next_state[before * num_classes + token_class[own[0]]];
+    const bool early = is_early(first_step[before], segment_start[slot], num_prompt[slot], here);
+    int64_t after = next_state[before * num_classes + (early ? 0 : token_class[own[0]])];
     if (at_end && !flushing && kind[after] != kFlush && kind[after] != kDone) {
       after = at_limit[before];
     }
     int64_t end = flush_end[slot];
     if (kind[after] == kFlush && !flushing) {
-      // A flush that the limit starts has no end token: stream 0 ends one position later.
-      end = (after == flush_length ? here + 1 : here) + max_delay;
+      end = here + end_shift[after] + max_delay;
     }
-    const bool flushed = kind[after] == kFlush && here + 1 >= end;
+    const bool flushed = kind[after] == kFlush && here + 1 >= end + extra_steps[after];
     if (flushed) {
       const int64_t following = after_flush[after];
-      after = at_end && kind[following] != kDone ? end_length : following;
+      const bool goes_on = kind[following] != kDone && kind[following] != kFlush;
+      after = at_end && goes_on ? end_length : following;
     }
     const bool enters_audio = kind[after] == kAudio && (flushed || kind[before] != kAudio);
     const int64_t start = enters_audio ? here + 1 : segment_start[slot];
@@ -260,10 +298,12 @@ struct CommitProblem {
 template <typename launcher_t>
 void commit_streams(const at::Tensor& token_class, const at::Tensor& next_state,
                     const at::Tensor& kind, const at::Tensor& after_flush,
-                    const at::Tensor& at_limit, const at::Tensor& finish, const at::Tensor& pads,
-                    int64_t max_delay, int64_t end_length, int64_t flush_length, int64_t error,
-                    const at::Tensor& state, const at::Tensor& segment_start,
-                    const at::Tensor& flush_end, const at::Tensor& limit,
+                    const at::Tensor& at_limit, const at::Tensor& finish,
+                    const at::Tensor& end_shift, const at::Tensor& extra_steps,
+                    const at::Tensor& first_step, const at::Tensor& pads, int64_t max_delay,
+                    int64_t end_length, int64_t error, const at::Tensor& state,
+                    const at::Tensor& segment_start, const at::Tensor& flush_end,
+                    const at::Tensor& limit, const at::Tensor& num_prompt,
                     const at::Tensor& history, const at::Tensor& slots, const at::Tensor& position,
                     const at::Tensor& discard, const std::optional<at::Tensor>& rows,
                     const at::Tensor& tokens, const at::Tensor& outcome) {
@@ -286,15 +326,18 @@ void commit_streams(const at::Tensor& token_class, const at::Tensor& next_state,
       vector_data<const int64_t>(after_flush, "after_flush", num_states),
       vector_data<const int64_t>(at_limit, "at_limit", num_states),
       vector_data<const int64_t>(finish, "finish", num_states),
+      vector_data<const int64_t>(end_shift, "end_shift", num_states),
+      vector_data<const int64_t>(extra_steps, "extra_steps", num_states),
+      vector_data<const int64_t>(first_step, "first_step", num_states),
       vector_data<const int32_t>(pads, "pads", past.num_streams),
       max_delay,
       end_length,
-      flush_length,
       error,
       vector_data<int64_t>(state, "state", past.num_slots),
       vector_data<int64_t>(segment_start, "segment_start", past.num_slots),
       vector_data<int64_t>(flush_end, "flush_end", past.num_slots),
       vector_data<const int64_t>(limit, "limit", past.num_slots),
+      vector_data<const int64_t>(num_prompt, "num_prompt", past.num_slots),
       past,
       vector_data<const int64_t>(slots, "slots", num_rows),
       vector_data<const int64_t>(position, "position", num_rows),

@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from tests.support.generation import Request, make_request
 from tests.support.random_layouts import layouts
 from vllm.unison.audio_decoder.frame_collector import FrameCollector
-from vllm.unison.audio_decoder.frames import CodeReader, frames_of_segments, segments_so_far
+from vllm.unison.audio_decoder.frames import (
+    CodeReader,
+    frames_of_segments,
+    last_position,
+    segments_so_far,
+)
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.phases import PhaseTable, replay
 
@@ -55,6 +60,7 @@ def test_frames_of_a_crowd_are_those_of_the_whole_requests(layout: StreamLayout,
                 request.num_prompt,
                 replayed.state,
                 replayed.segment_start,
+                last_position(table, replayed.state, replayed.flush_end),
                 len(codes),
                 bool(segments),
             )

@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 from hypothesis import given
 
-from tests.support import published_layouts
+from tests.support import published_layouts, stream_patterns
 from tests.support.random_layouts import example, layouts
+from vllm.unison.model.end_rules import speech_lm_pattern
+from vllm.unison.model.fills import Fill
 from vllm.unison.model.layout import (
+    AudioEnd,
     DelayScope,
     LayoutError,
     Phase,
     PhaseKind,
+    PlaceFill,
     StreamLayout,
     Transition,
 )
+from vllm.unison.model.spec import SpeechSpec
 
 
 def changed(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -43,6 +48,24 @@ def doubled_phase(data: dict[str, Any]) -> None:
     data["phases"][1]["name"] = "text"
     data["phases"][0]["transitions"] = []
     data["phases"][1]["transitions"] = []
+
+
+def fill(**place: Any) -> Callable[[dict[str, Any]], None]:
+    return changed("fills", to={"tail": place})
+
+
+def ends(**rule: Any) -> Callable[[dict[str, Any]], None]:
+    return changed("phases", 1, "end_rule", to=rule)
+
+
+def without_transitions(data: dict[str, Any]) -> None:
+    data["phases"][1]["transitions"] = []
+    data["phases"][1]["end_rule"] = {"extra_steps": 1}
+
+
+def tail_that_ends(data: dict[str, Any]) -> None:
+    data["fills"] = {"tail": {"token_ids": 6, "sampled": True}}
+    data["phases"][1]["end_rule"] = {"kind": "after_tail"}
 
 
 TOO_MANY = 65
@@ -146,6 +169,55 @@ REFUSALS = [
         changed("phases", 0, "transitions", 1, "forced", to=4),
         "stream_layout.phases[0].transitions[1].forced must be a list of integers",
     ),
+    (changed("fills", to=[]), "stream_layout.fills must be an object"),
+    (changed("fills", to={"text": 0}), "stream_layout.fills has unknown keys ['text']"),
+    (changed("fills", to={"tail": 7}), "stream_layout.fills.tail must be an object"),
+    (fill(), "stream_layout.fills.tail.token_ids is missing"),
+    (fill(token_ids=7, embeds=True), "stream_layout.fills.tail has unknown keys ['embeds']"),
+    (fill(token_ids="7"), "stream_layout.fills.tail.token_ids must be a list of integers"),
+    (fill(token_ids=[7]), "fills.tail.token_ids must have 3 entries, one per stream, not 1"),
+    (fill(token_ids=[7, 7, 40]), "fills.tail.token_ids[2] must be in [0, 40), not 40"),
+    (fill(token_ids=25), "fills.tail.token_ids[1] must lie outside slices[1] = [24, 28), not 25"),
+    (fill(token_ids=7, sampled=1), "stream_layout.fills.tail.sampled must be a list of booleans"),
+    (fill(token_ids=7, sampled=[True]), "fills.tail.sampled must have 3 entries, one per stream"),
+    (
+        fill(token_ids=7, sampled=[True, 0, True]),
+        "stream_layout.fills.tail.sampled[1] must be true or false, not 0",
+    ),
+    (ends(rule=1), "stream_layout.phases[1].end_rule has unknown keys ['rule']"),
+    (
+        ends(kind="any_stream"),
+        "stream_layout.phases[1].end_rule.kind must be 'id_on_primary' or 'after_tail', "
+        "not 'any_stream'",
+    ),
+    (
+        ends(kind="after_tail", extra_steps=1),
+        "stream_layout.phases[1].end_rule has unknown keys ['extra_steps']",
+    ),
+    (ends(first_step=-1), "phases[1].end_rule.first_step must be at least 0, not -1"),
+    (ends(first_step=True), "stream_layout.phases[1].end_rule.first_step must be an integer"),
+    (ends(extra_steps=2), "phases[1].end_rule.extra_steps must be 0 or 1, not 2"),
+    (ends(closing=[40]), "phases[1].end_rule.closing[0] must be in [0, 40), not 40"),
+    (
+        ends(forbids_earlier="yes"),
+        "stream_layout.phases[1].end_rule.forbids_earlier must be true or false, not 'yes'",
+    ),
+    (
+        changed("phases", 0, "end_rule", to={"first_step": 2}),
+        "phases[0].end_rule is only for audio phases that have transitions",
+    ),
+    (
+        without_transitions,
+        "phases[1].end_rule is only for audio phases that have transitions",
+    ),
+    (
+        ends(kind="after_tail"),
+        "fills.tail.sampled[0] must be true, since stream 0 emits its tail itself in phase 'audio'",
+    ),
+    (
+        tail_that_ends,
+        "fills.tail.token_ids[0] must not be a token that ends phase 'audio', not 6",
+    ),
 ]
 
 
@@ -185,6 +257,34 @@ def test_what_is_read() -> None:
     with pytest.raises(KeyError):
         layout.phase_index("end")
     assert [layout.is_text(token) for token in (9, 10, 19, 20)] == [False, True, True, False]
+
+
+def test_fills_and_end_rules_are_read() -> None:
+    rule = {"first_step": 3, "forbids_earlier": False, "extra_steps": 1, "closing": [7]}
+    layout = StreamLayout.from_dict(
+        with_end_rule(
+            rule, lead_in={"token_ids": 8}, tail={"token_ids": [7, 8, 9], "sampled": True}
+        )
+    )
+    assert layout.lead_in == PlaceFill((8, 8, 8), (False,) * 3)
+    assert layout.end == layout.tail == PlaceFill((7, 8, 9), (True,) * 3)
+    assert layout.phases[1].end_rule == AudioEnd(False, 3, False, 1, (7,))
+    assert layout.num_flush_steps == layout.max_delay + 2
+    assert [layout.sampled_fills(stream) for stream in range(3)] == [[7], [8], [9]]
+    after = StreamLayout.from_dict(
+        with_end_rule(
+            {"kind": "after_tail", "first_step": 4}, tail={"token_ids": 7, "sampled": True}
+        )
+    )
+    assert after.phases[1].end_rule == AudioEnd(after_tail=True, first_step=4)
+    assert after.lead_in == after.pads == PlaceFill((0, 0, 0), (False,) * 3)
+    assert after.num_flush_steps == after.max_delay
+
+
+def with_end_rule(rule: dict[str, Any], **fills: Any) -> dict[str, Any]:
+    data = example(fills=fills)
+    data["phases"][1]["end_rule"] = rule
+    return data
 
 
 def test_defaults() -> None:
@@ -250,8 +350,15 @@ def test_opuslm_is_expressible() -> None:
     assert layout.num_streams == 9
     assert layout.slices[-1][1] == layout.text_slice[0] == 13448  # type: ignore[index]
     assert layout.codebook_streams == tuple(range(1, 9))
-    assert layout.num_flush_steps == 8
+    # The last frame of the last stream comes 8 steps after the end, which is one step itself.
+    assert layout.num_flush_steps == 9
     assert not layout.text_can_follow_audio
+    pattern = speech_lm_pattern(SpeechSpec(layout, auxiliary_skip_ids=(0,)), 1)
+    family = stream_patterns.opuslm()
+    assert (pattern.delays, pattern.end_rule) == (family.delays, family.end_rule)
+    assert pattern.fills[1:] == family.fills[1:]
+    # Stream 0 may emit in its tail what it may before: a unit, or the end.
+    assert pattern.fills[0].tail == Fill(5, sampled=True)
     json.dumps(published_layouts.opuslm_7b())
 
 
@@ -259,10 +366,14 @@ def test_bagpiper_is_expressible() -> None:
     layout = StreamLayout.from_dict(published_layouts.bagpiper())
     assert layout.vocabulary_size == 160392
     assert layout.slices[-1][1] == 160392
-    assert all(
-        pad == begin - 1 and end - begin == 1024
-        for pad, (begin, end) in zip(layout.pad_token_ids, layout.slices, strict=True)
-    )
+    assert layout.pad_token_ids == (0,) * 8
+    for place in (layout.lead_in, layout.tail):
+        assert all(
+            pad == begin - 1 and end - begin == 1024
+            for pad, (begin, end) in zip(place.token_ids, layout.slices, strict=True)
+        )
+    spec = SpeechSpec(layout, auxiliary_skip_ids=(0,))
+    assert speech_lm_pattern(spec, 1) == stream_patterns.bagpiper()
     assert layout.phases[0].transitions == (Transition(3, "audio", (6, 8)),)
     assert not layout.text_can_follow_audio
     json.dumps(published_layouts.bagpiper())

@@ -5,7 +5,7 @@ import numpy as np
 from hypothesis import given
 
 from tests.support import published_layouts
-from tests.support.random_layouts import allowed_ids, layouts
+from tests.support.random_layouts import allowed_ids, layouts, sampled_fills
 from vllm.unison.model.layout import PhaseKind, StreamLayout
 from vllm.unison.model.output_heads import PADDING_CANDIDATE, Heads
 from vllm.unison.model.phases import PhaseTable, StateKind
@@ -21,7 +21,7 @@ def test_text_masks_allow_exactly_what_the_layout_says(layout: StreamLayout) -> 
     heads, table = heads_of(layout)
     begin, end = heads.text_range
     masks = heads.text_masks()
-    assert masks.shape == (2 * table.num_states, 1, end - begin)
+    assert masks.shape == (2 * table.num_masks, 1, end - begin)
     for state in range(table.num_states):
         for variant in (0, 1):
             expected: set[int] = set()
@@ -36,7 +36,7 @@ def test_audio_masks_allow_exactly_what_the_layout_says(layout: StreamLayout) ->
     heads, table = heads_of(layout)
     for group in heads.groups:
         masks = heads.audio_masks(group)
-        assert masks.shape == (2 * table.num_states, group.num_streams, group.width)
+        assert masks.shape == (2 * table.num_masks, group.num_streams, group.width)
         assert not masks[:, group.candidate_ids == PADDING_CANDIDATE].any()
         for state in range(table.num_states):
             for row in range(group.num_streams):
@@ -50,7 +50,8 @@ def test_audio_masks_allow_exactly_what_the_layout_says(layout: StreamLayout) ->
                         phase = layout.phases[state]
                         expected = set(allowed_ids(layout, phase, stream, may_end=variant == 0))
                     elif table.kind[state] == StateKind.FLUSH:
-                        expected = set(range(*layout.slices[stream]))
+                        expected = {*range(*layout.slices[stream])}
+                        expected |= set(sampled_fills(layout, stream))
                     assert set(found) == expected
 
 
@@ -84,7 +85,9 @@ def test_padding_costs_at_most_a_quarter(layout: StreamLayout) -> None:
             assert used[:count].all(), "padding comes last"
             begin, end = layout.slices[stream]
             ids = group.candidate_ids[row, :count].tolist()
-            assert ids == [*range(begin, end), *(sorted(ends) if stream == 0 else [])]
+            moves = sorted(ends) if stream == 0 else []
+            fills = [token for token in sampled_fills(layout, stream) if token not in moves]
+            assert ids == [*range(begin, end), *moves, *fills]
 
 
 def test_min_tokens_removes_only_what_ends_the_request() -> None:
@@ -106,12 +109,12 @@ def test_min_tokens_removes_only_what_ends_the_request() -> None:
 def test_published_layouts_multiply_few_rows() -> None:
     opuslm = StreamLayout.from_dict(published_layouts.opuslm_7b())
     heads, _ = heads_of(opuslm)
-    # The SSL units and eos make a group, the eight DAC streams another.
-    assert [g.candidate_ids.shape for g in heads.groups] == [(1, 5001), (8, 1024)]
+    # The SSL units and eos make a group, the eight DAC streams and their pad another.
+    assert [g.candidate_ids.shape for g in heads.groups] == [(1, 5001), (8, 1025)]
     assert heads.text_range == (5, 113870)
     bagpiper = StreamLayout.from_dict(published_layouts.bagpiper())
     heads, _ = heads_of(bagpiper)
-    assert [g.candidate_ids.shape for g in heads.groups] == [(8, 1026)]
+    assert [g.candidate_ids.shape for g in heads.groups] == [(8, 1027)]
     assert heads.text_range == (3, 152192)
 
 
@@ -121,4 +124,4 @@ def test_a_model_without_text_has_no_text_candidates() -> None:
     data["phases"] = data["phases"][1:]
     heads, table = heads_of(StreamLayout.from_dict(data))
     assert heads.text_range == (0, 0)
-    assert heads.text_masks().shape == (2 * table.num_states, 1, 0)
+    assert heads.text_masks().shape == (2 * table.num_masks, 1, 0)

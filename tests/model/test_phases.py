@@ -69,7 +69,9 @@ def assert_equal(
 ) -> None:
     assert StateKind(int(table.kind[state])) is to.kind
     assert Finish(int(table.finish[state])) is to.finish
-    assert int(table.forced_token[state]) == to.forced_token
+    # Where the fills of stream 0 differ, the step looks at those.
+    told = int(table.forced_token[state])
+    assert told == to.forced_token or (told == NO_TOKEN and to.kind is StateKind.FLUSH)
     if to.kind in (StateKind.TEXT, StateKind.AUDIO):
         assert table.layout.phases[state] is to.phase
     assert (segment_start, flush_end) == (to.segment_start, to.flush_end)
@@ -103,7 +105,14 @@ def test_advance_equals_the_reference(library: str, case: Case) -> None:
             make(before.segment_start.tolist()),
             make(before.flush_end.tolist()),
         )
-        progress = advance(device_table, before, make(positions), make(tokens), make(case.limits))
+        progress = advance(
+            device_table,
+            before,
+            make(positions),
+            make(tokens),
+            make(case.limits),
+            make([len(prompt) for prompt in case.prompts]),
+        )
         for name in ("state", "segment_start", "flush_end"):
             assert getattr(before, name).tolist() == getattr(copies, name).tolist()
         for row, request in enumerate(requests):
@@ -147,7 +156,7 @@ def test_a_replay_may_stop_at_the_end(case: Case) -> None:
     request = ReferenceRequest(case.layout, prompt, limit)
     output: list[int] = []
     # Every request with a limit ends, at the latest when its last flush does.
-    for _ in range(limit + case.layout.max_delay + 1):
+    for _ in range(limit + case.layout.num_flush_steps + 1):
         if request.kind is StateKind.DONE:
             break
         token = next_token(request, source)

@@ -162,6 +162,21 @@ def test_a_refusal_names_the_field(changes: dict[str, Any], message: str) -> Non
         SpeechSpec.from_config(config(**changes))
 
 
+def test_audio_in_prompts_is_laid_out_with_pads_only() -> None:
+    fills = {"lead_in": {"token_ids": 9}}
+    listens = {"speak": [1, "text", 5], "listen": ["audio", 1]}
+    message = "^tasks.listen must not hold 'audio' if delay_scope is 'segment'"
+    with pytest.raises(LayoutError, match=message):
+        SpeechSpec.from_config(config(stream_layout=example(fills=fills), tasks=listens))
+    speaks = {"speak": [1, "text", 5]}
+    SpeechSpec.from_config(config(stream_layout=example(fills=fills), tasks=speaks))
+    # The delays run on beside what follows, so a prompt has none of these places.
+    layout = example(fills=fills, delay_scope="sequence")
+    assert len(SpeechSpec.from_config(config(stream_layout=layout, tasks=listens)).tasks) == 2
+    same = example(fills={"lead_in": {"token_ids": 0, "sampled": True}})
+    SpeechSpec.from_config(config(stream_layout=same, tasks=listens))
+
+
 def test_an_unknown_key_of_the_whole_is_refused() -> None:
     with pytest.raises(
         ValueError, match=r"config\.json has unknown keys \['vocies', 'xs'\]; known"

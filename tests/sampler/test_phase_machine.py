@@ -40,6 +40,7 @@ def random_state(layout: StreamLayout, generator: torch.Generator) -> SlotTable:
     state.progress.flush_end[:] = integers(0, MAX_MODEL_LEN)
     state.settings.limit[:] = integers(1, MAX_MODEL_LEN)
     state.settings.earliest_end[:] = integers(0, MAX_MODEL_LEN)
+    state.settings.num_prompt[:] = integers(0, MAX_MODEL_LEN)
     rows = int(integers(1, MAX_REQUESTS + 1, 1))
     state.row_slots = torch.randperm(slots - 1, generator=generator)[:rows]
     return state

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.phase_reference import ReferenceRequest
-from tests.support.random_layouts import allowed_ids, example, layouts
+from tests.support.random_layouts import allowed_ids, example, layouts, sampled_fills
 from vllm.sampling_params import SamplingParams
 from vllm.unison.frontend.prompts import apply_delay_pattern
 from vllm.unison.model.layout import PhaseKind, StreamLayout
@@ -76,7 +76,9 @@ def text_candidates(layout: StreamLayout) -> list[int]:
 
 def audio_candidates(layout: StreamLayout, stream: int) -> list[int]:
     ends = {t.token for p in layout.phases if p.kind is PhaseKind.AUDIO for t in p.transitions}
-    return [*range(*layout.slices[stream]), *(sorted(ends) if stream == 0 else [])]
+    moves = sorted(ends) if stream == 0 else []
+    fills = [token for token in sampled_fills(layout, stream) if token not in moves]
+    return [*range(*layout.slices[stream]), *moves, *fills]
 
 
 def choose(
@@ -126,13 +128,8 @@ def run_reference(request: Request) -> None:
         position = reference.position
         may_end = not params.ignore_eos and position >= len(request.prompt) + params.min_tokens
         row = []
-        for stream, delay in enumerate(layout.delays):
-            first = reference.segment_start + delay
-            # A flush gives every stream as many frames as stream 0 has.
-            last = {
-                StateKind.AUDIO: MAX_MODEL_LEN,
-                StateKind.FLUSH: first + reference.num_frames,
-            }.get(reference.kind, 0)
+        in_audio = reference.kind in (StateKind.AUDIO, StateKind.FLUSH)
+        for stream in range(layout.num_streams):
             in_suffix = position < len(request.auxiliary_ids)
             suffix = request.auxiliary_ids[position, stream - 1] if stream and in_suffix else -1
             if suffix >= 0:
@@ -142,10 +139,16 @@ def run_reference(request: Request) -> None:
             elif stream == 0 and reference.kind is StateKind.TEXT:
                 allowed = allowed_ids(layout, reference.phase, 0, may_end)
                 row.append(choose(request, position, 0, allowed, is_text=True))
-            elif first <= position < last:
-                allowed = list(range(*layout.slices[stream]))
-                if stream == 0:
+            elif in_audio and reference.forced_in_audio(stream) != NO_TOKEN:
+                row.append(reference.forced_in_audio(stream))
+            elif in_audio:
+                fills = sampled_fills(layout, stream)
+                allowed = [*range(*layout.slices[stream]), *fills]
+                if stream == 0 and reference.kind is StateKind.AUDIO:
                     allowed = allowed_ids(layout, reference.phase, 0, may_end)
+                    if not reference.may_move and reference.phase.end_rule.forbids_earlier:
+                        moves = {t.token for t in reference.phase.transitions} - set(fills)
+                        allowed = [token for token in allowed if token not in moves]
                 row.append(choose(request, position, stream, allowed))
             else:
                 row.append(layout.pad_token_ids[stream])

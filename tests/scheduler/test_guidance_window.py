@@ -52,6 +52,8 @@ def possible_tokens(table: PhaseTable, state: int) -> list[int]:
         return []
     if int(table.forced_token[state]) != NO_TOKEN:
         return [int(table.forced_token[state])]
+    if int(table.kind[state]) == StateKind.FLUSH:
+        return [table.layout.slices[0][0]]
     phase = table.layout.phases[state]
     ids = table.layout.slices[0] if phase.kind is PhaseKind.AUDIO else table.layout.text_slice
     assert ids is not None

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tests.support.random_layouts import likely_token
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.phases import (
+    NO_TOKEN,
     Finish,
     PhaseTable,
     Progress,
@@ -68,17 +69,23 @@ def make_request(
         kind = table.kind[progress.state]
         if kind in (StateKind.FORCED, StateKind.FLUSH):
             token = int(table.forced_token[progress.state])
+            token = layout.slices[0][0] if token == NO_TOKEN else token
         else:
             token = likely_token(layout, layout.phases[int(progress.state)], source)
         position = len(rows)
         rows.append(_row(layout, token, source))
         progress = advance(
-            table.on_host, progress, np.int64(position), np.int64(token), np.int64(limit)
+            table.on_host,
+            progress,
+            np.int64(position),
+            np.int64(token),
+            np.int64(limit),
+            np.int64(num_prompt),
         )
         states.append(int(progress.state))
         starts.append(int(progress.segment_start))
         finishes.append(int(table.finish[progress.state]))
-        if finishes[-1] != Finish.NOT_FINISHED or len(rows) > limit + layout.max_delay + 8:
+        if finishes[-1] != Finish.NOT_FINISHED or len(rows) > limit + layout.num_flush_steps + 8:
             break
     return Request(
         num_prompt,

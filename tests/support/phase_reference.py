@@ -31,6 +31,8 @@ class ReferenceRequest:
     flush_end: int = 0
     forced_left: list[int] = field(default_factory=list)
     after: Transition | None = None
+    last_step: int = 0
+    closing_left: list[int] | None = None
     segments: list[Segment] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -47,17 +49,50 @@ class ReferenceRequest:
         """What stream 0 must emit next, or NO_TOKEN."""
         if self.kind is StateKind.FORCED:
             return self.forced_left[0]
-        if self.kind in (StateKind.FLUSH, StateKind.DONE):
+        if self.kind is StateKind.DONE:
             return self.layout.pad_token_ids[0]
-        return NO_TOKEN
+        if self.kind is not StateKind.FLUSH:
+            return NO_TOKEN
+        if self.closing_left is not None:
+            return self.closing_left[0]
+        return self.forced_in_audio(0)
+
+    def forced_in_audio(self, stream: int) -> int:
+        """What a stream must emit next, in audio or its flush, or NO_TOKEN."""
+        layout = self.layout
+        delay, by_limit = layout.delays[stream], self.after is None
+        if self.position < self.segment_start + delay:
+            place = layout.fills.lead_in
+            by_limit = False
+        elif self.kind is StateKind.AUDIO:
+            return NO_TOKEN
+        else:
+            end = self.flush_end - layout.max_delay + delay
+            if self.position < end:
+                return NO_TOKEN
+            place = layout.fills.tail
+            if self.position == end and layout.fills.end is not None:
+                place = layout.fills.end
+        if place is None:
+            return layout.pad_token_ids[stream]
+        if place.sampled[stream] and not by_limit:
+            return NO_TOKEN
+        return place.token_ids[stream]
+
+    @property
+    def may_move(self) -> bool:
+        """Whether tokens that leave the phase count."""
+        first = max(self.segment_start, len(self.prompt)) + self.phase.end_rule.first_step
+        return self.kind is not StateKind.AUDIO or self.position >= first
 
     @property
     def num_frames(self) -> int:
         """Frames of the segment whose flush is running."""
-        return self.flush_end - self.layout.max_delay - self.segment_start
+        return max(self.flush_end - self.layout.max_delay - self.segment_start, 0)
 
     def emit(self, token: int) -> None:
         """Stream 0 emits `token`."""
+        counts = self.may_move
         position, self.position = self.position, self.position + 1
         if self.kind is StateKind.DONE:
             return
@@ -74,8 +109,11 @@ class ReferenceRequest:
                 self._take(found[0])
             self._continue()
             return
-        if found:
-            self._flush(ends_at=position, after=found[0])
+        if found and counts:
+            ends_at = position
+            if self.phase.end_rule.after_tail:
+                ends_at -= self.layout.max_delay
+            self._flush(ends_at=ends_at, after=found[0])
         elif self.position >= self.limit:
             self._flush(ends_at=self.position, after=None)
 
@@ -83,10 +121,18 @@ class ReferenceRequest:
         """Stream 0 has frames up to `ends_at`; the others have as many, later."""
         self.kind, self.after = StateKind.FLUSH, after
         self.flush_end = ends_at + self.layout.max_delay
+        self.last_step = self.flush_end + self.phase.end_rule.extra_steps
+        self.closing_left = None
         self._end_flush_when_due()
 
     def _end_flush_when_due(self) -> None:
-        if self.position < self.flush_end:
+        if self.position < self.last_step:
+            return
+        if self.closing_left is None:
+            self.closing_left = list(self.phase.end_rule.closing)
+        else:
+            self.closing_left.pop(0)
+        if self.closing_left:
             return
         in_prompt = max(len(self.prompt) - self.segment_start, 0)
         self.segments.append(

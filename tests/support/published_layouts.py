@@ -20,6 +20,10 @@ def opuslm_7b() -> dict[str, Any]:
         "text_slice": [13448, 113870],
         "codebook_streams": list(range(1, 9)),
         "delay_scope": "sequence",
+        "outside_codebook": 0,
+        # Nothing is forced once stream 0 has ended: it samples among units and its end, and the
+        # others among codes and the pad.
+        "fills": {"tail": {"token_ids": [OPUSLM_END] + [OPUSLM_PAD] * 8, "sampled": True}},
         "phases": [
             {
                 "name": "text",
@@ -32,11 +36,13 @@ def opuslm_7b() -> dict[str, Any]:
                 "kind": "audio",
                 "begin_tokens": [OPUSLM_BEGIN_AUDIO],
                 "transitions": [end],
+                "end_rule": {"kind": "id_on_primary", "extra_steps": 1},
             },
         ],
     }
 
 
+BAGPIPER_PAD = 0
 BAGPIPER_END, BAGPIPER_END_OF_TURN = 2, 3
 BAGPIPER_ASSISTANT, BAGPIPER_TEXT, BAGPIPER_AUDIO = 6, 7, 8
 
@@ -44,16 +50,21 @@ BAGPIPER_ASSISTANT, BAGPIPER_TEXT, BAGPIPER_AUDIO = 6, 7, 8
 def bagpiper() -> dict[str, Any]:
     """Bagpiper: text, then 8 streams of X-codec codes of 1024 each, in one request."""
     first_text, first_code = 256, 256 + 151936
-    # Each stream owns 1025 ids, of which the first is its pad.
+    # Each stream owns 1025 ids, of which the first is its pad in audio.
     begins = [first_code + 1025 * k for k in range(8)]
     return {
-        # Assumed: one step per stream, as in the family's other models.
         "delays": list(range(8)),
         "vocabulary_size": first_code + 8 * 1025,
         "slices": [[begin + 1, begin + 1025] for begin in begins],
-        "pad_token_ids": begins,
+        "pad_token_ids": BAGPIPER_PAD,
         "text_slice": [first_text, first_code],
         "delay_scope": "segment",
+        # Such a pad among the codes is decoded as code 0.
+        "outside_codebook": 0,
+        "fills": {
+            "lead_in": {"token_ids": begins, "sampled": True},
+            "tail": {"token_ids": begins, "sampled": True},
+        },
         "phases": [
             {
                 "name": "text",
@@ -75,6 +86,7 @@ def bagpiper() -> dict[str, Any]:
                     {"token": BAGPIPER_END, "to": "end"},
                     {"token": BAGPIPER_END_OF_TURN, "to": "end"},
                 ],
+                "end_rule": {"kind": "after_tail", "first_step": 50},
             },
         ],
     }

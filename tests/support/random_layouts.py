@@ -7,10 +7,15 @@ from typing import Any
 from hypothesis import strategies as st
 
 from vllm.unison.model.layout import (
+    DROP_FRAME,
     END,
+    FAIL_REQUEST,
+    AudioEnd,
+    AudioFills,
     DelayScope,
     Phase,
     PhaseKind,
+    PlaceFill,
     StreamLayout,
     Transition,
 )
@@ -26,8 +31,15 @@ def layouts(
     max_delay: int = 4,
     max_phases: int = 3,
     kinds: tuple[PhaseKind, ...] = (PhaseKind.TEXT, PhaseKind.AUDIO),
+    rules: bool = True,
 ) -> StreamLayout:
-    """A valid layout: specials, then text ids, then codec ids."""
+    """A valid layout: specials, then text ids, then codec ids.
+
+    Args:
+        max_streams, max_delay, max_phases: the most of each.
+        kinds: of phases.
+        rules: whether half of the layouts have fills and end rules of their own.
+    """
     streams = draw(st.integers(1, max_streams))
     later = st.lists(st.integers(0, max_delay), min_size=streams - 1, max_size=streams - 1)
     text_size = draw(st.integers(1, 6))
@@ -44,6 +56,11 @@ def layouts(
     num_phases = draw(st.integers(1, max_phases))
     names = [f"phase {index}" for index in range(num_phases)]
     begins = draw(st.permutations(range(NUM_SPECIALS)))
+    has_rules = rules and draw(st.booleans())
+    delays = (0, *draw(later))
+    fills = AudioFills()
+    if has_rules:
+        fills = draw(_audio_fills(streams))
     phases = []
     for index, name in enumerate(names):
         tokens = draw(st.lists(specials, unique=True, max_size=4))
@@ -56,18 +73,17 @@ def layouts(
             for token in tokens
         )
         count = draw(st.integers(0, 2))
+        kind = draw(st.sampled_from(kinds))
+        end_rule = AudioEnd()
+        if has_rules and kind is PhaseKind.AUDIO and tokens:
+            end_rule = draw(_ends(delays, fills, tokens))
         phases.append(
-            Phase(
-                name,
-                draw(st.sampled_from(kinds)),
-                tuple(begins[2 * index : 2 * index + count]),
-                transitions,
-            )
+            Phase(name, kind, tuple(begins[2 * index : 2 * index + count]), transitions, end_rule)
         )
     has_text = any(phase.kind is PhaseKind.TEXT for phase in phases)
     order = draw(st.permutations(range(streams)))
     return StreamLayout(
-        delays=(0, *draw(later)),
+        delays=delays,
         vocabulary_size=begin,
         slices=tuple(slices),
         pad_token_ids=tuple(draw(specials) for _ in range(streams)),
@@ -75,6 +91,50 @@ def layouts(
         text_slice=(NUM_SPECIALS, first_code) if has_text or draw(st.booleans()) else None,
         codebook_streams=tuple(order[: draw(st.integers(1, streams))]),
         delay_scope=draw(st.sampled_from(DelayScope)),
+        fills=fills,
+        # Fills that are sampled may stand where a frame is expected.
+        outside_codebook=DROP_FRAME if has_rules else FAIL_REQUEST,
+    )
+
+
+_FILLS = st.integers(NUM_SPECIALS - 4, NUM_SPECIALS - 1)
+"""Few, so that places share some; transitions may have the same."""
+
+
+@st.composite
+def _audio_fills(draw: st.DrawFn, streams: int) -> AudioFills:
+    def place() -> PlaceFill | None:
+        if draw(st.integers(0, 3)) == 0:
+            return None
+        ids = draw(st.lists(_FILLS, min_size=streams, max_size=streams))
+        sampled = draw(st.lists(st.booleans(), min_size=streams, max_size=streams))
+        if draw(st.booleans()):
+            sampled = [True] * streams
+        return PlaceFill(tuple(ids), tuple(sampled))
+
+    return AudioFills(place(), place(), place())
+
+
+@st.composite
+def _ends(
+    draw: st.DrawFn, delays: tuple[int, ...], fills: AudioFills, tokens: list[int]
+) -> AudioEnd:
+    first_step = draw(st.integers(0, 6))
+    tail = fills.tail
+    places = [place for place in (fills.lead_in, fills.end, fills.tail) if place is not None]
+    may_be_after = (
+        tail is not None
+        and len(places) == 3
+        and all(place.token_ids[0] not in tokens for place in places)
+        and all(tail.sampled[k] for k, delay in enumerate(delays) if delay < max(delays))
+    )
+    if may_be_after and draw(st.booleans()):
+        return AudioEnd(after_tail=True, first_step=first_step)
+    return AudioEnd(
+        first_step=first_step,
+        forbids_earlier=draw(st.booleans()),
+        extra_steps=draw(st.integers(0, 1)),
+        closing=tuple(draw(st.lists(st.integers(0, NUM_SPECIALS - 1), max_size=2))),
     )
 
 
@@ -83,12 +143,23 @@ def allowed_ids(layout: StreamLayout, phase: Phase, stream: int, may_end: bool =
     ids: list[int] = []
     if phase.kind is PhaseKind.AUDIO:
         ids += range(*layout.slices[stream])
+        ids += sampled_fills(layout, stream)
     elif stream == 0:
         assert layout.text_slice is not None
         ids += range(*layout.text_slice)
     if stream == 0:
         ids += [t.token for t in phase.transitions if may_end or t.to != END]
+        refused = {t.token for t in phase.transitions if not (may_end or t.to != END)}
+        ids = [token for token in dict.fromkeys(ids) if token not in refused]
     return ids
+
+
+def sampled_fills(layout: StreamLayout, stream: int) -> list[int]:
+    """Fills that a stream may emit itself."""
+    fills = layout.fills
+    places = [fills.lead_in, fills.end, fills.tail]
+    given = [place for place in places if place is not None and place.sampled[stream]]
+    return sorted({place.token_ids[stream] for place in given})
 
 
 def likely_token(layout: StreamLayout, phase: Phase, source: random.Random) -> int:

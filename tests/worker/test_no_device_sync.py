@@ -56,7 +56,7 @@ STEADY = _EVERY_STEP | {"aten::index": 2, "unison::sample_streams": 2}
 
 ENTERING = STEADY | {
     "aten::_to_copy": 2 + 6 + 2,  # casts; what enters, and the batch's slots; the heads' rows
-    "aten::index_copy_": 11,  # one for each of the tensors of all slots
+    "aten::index_copy_": 12,  # one for each of the tensors of all slots
     "aten::sub": 1,
     "aten::repeat_interleave": 1,
     "aten::index_select": 1,

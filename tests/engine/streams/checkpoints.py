@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,18 @@ def _random_delays(num_streams: int, largest: int, seed: int) -> list[int]:
     return [0, *random.integers(0, largest + 1, num_streams - 1).tolist()]
 
 
-def _write(
-    folder: Path, backbone: str, layout: dict[str, Any], end_text: float = 2.5, **options: Any
+def write_speech_lm(
+    folder: Path,
+    backbone: str,
+    layout: dict[str, Any],
+    end_text: float = 2.5,
+    louder: Mapping[int, float] | None = None,
+    **options: Any,
 ) -> Path:
-    """A checkpoint that ends phases now and then, and whose offset of stream 0 is not zero."""
+    """A checkpoint that ends phases now and then, and whose offset of stream 0 is not zero.
+
+    `louder` has factors of the head's rows, by id, for ids to be chosen more often.
+    """
     write_random_speech_lm(folder, backbone, layout=layout, **options)
     path = folder / "model.safetensors"
     weights = load_file(path)
@@ -47,6 +55,8 @@ def _write(
     head[END_TOKEN] *= 1.4
     head[END_TEXT] *= end_text
     head[SECOND_END] *= 2
+    for token, factor in (louder or {}).items():
+        head[token] *= factor
     if "head_offsets" in weights:
         generator = torch.Generator().manual_seed(1)
         weights["head_offsets"][0] = 0.2 * torch.randn(head.shape[1], generator=generator)
@@ -70,13 +80,13 @@ def _switching_layout() -> dict[str, Any]:
 
 CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
     # Text to speech and back, random delays, each segment flushed.
-    "llama": lambda folder: _write(
+    "llama": lambda folder: write_speech_lm(
         folder,
         "llama",
         stream_layout(4, delays=_random_delays(4, 6, seed=3), delay_scope="segment"),
     ),
     # Nine streams, delays through the whole sequence, text that leads to audio.
-    "olmo2": lambda folder: _write(
+    "olmo2": lambda folder: write_speech_lm(
         folder,
         "olmo2",
         stream_layout(9, text_then_audio=True, delay_scope="sequence"),
@@ -85,14 +95,14 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
         seed=1,
     ),
     # One stream.
-    "qwen3": lambda folder: _write(
+    "qwen3": lambda folder: write_speech_lm(
         folder,
         "qwen3",
         stream_layout(1, text_then_audio=True),
         tied=True,
         seed=2,
     ),
-    "switching": lambda folder: _write(
+    "switching": lambda folder: write_speech_lm(
         folder,
         "qwen3",
         _switching_layout(),
@@ -101,7 +111,7 @@ CHECKPOINTS: dict[str, Callable[[Path], Path]] = {
         seed=14,
     ),
     # Nine streams, random delays, no offsets.
-    "llama_nine": lambda folder: _write(
+    "llama_nine": lambda folder: write_speech_lm(
         folder,
         "llama",
         stream_layout(

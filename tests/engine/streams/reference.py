@@ -106,11 +106,17 @@ class Generated:
 
 @dataclass
 class _Flush:
-    """Stream 0 has ended at `end`; afterwards `forced` tokens follow, then phase `to`."""
+    """Stream 0 has ended at `end`, its first position without a frame.
+
+    The other streams follow, `extra` steps more, and the `closing` tokens of stream 0; afterwards
+    `forced` tokens follow, then phase `to`.
+    """
 
     end: int
     forced: list[int]
     to: str
+    extra: int = 0
+    closing: list[int] = field(default_factory=list)
 
 
 class Reference:
@@ -148,6 +154,8 @@ class Reference:
         self.slices: list[list[int]] = layout["slices"]
         pads = layout["pad_token_ids"]
         self.pads: list[int] = [pads] * self.num_streams if isinstance(pads, int) else pads
+        self.fills: dict[str, dict[str, Any]] = layout.get("fills", {})
+        self.outside: str | int = layout.get("outside_codebook", "fail")
         self.text_slice: list[int] = layout["text_slice"]
         self.phases: dict[str, dict[str, Any]] = {p["name"]: p for p in layout["phases"]}
         self.first_phase: str = layout["phases"][0]["name"]
@@ -246,6 +254,10 @@ class Reference:
             cache = output.past_key_values
             hidden = output.last_hidden_state[0, -1]
             is_audio = not forced and self.phases[phase]["kind"] == "audio"
+            rule = self.phases[phase].get("end_rule", {}) if phase in self.phases else {}
+            first_step = max(segment_start, start_of_output) + rule.get("first_step", 0)
+            counts = not is_audio or position >= first_step
+            barred = flush is not None or (not counts and rule.get("forbids_earlier", True))
             may_end = not settings.ignore_eos and position >= start_of_output + settings.min_tokens
             margins.append(float("inf"))
 
@@ -268,24 +280,32 @@ class Reference:
                         guidance.last is None or frame <= guidance.last
                     ):
                         merged = lanes
-                token, margin = self._choose(merged, stream, phase, may_end, position, settings)  # noqa: B023
+                token, margin = self._choose(
+                    merged,
+                    stream,
+                    phase,  # noqa: B023
+                    may_end or flush is not None,  # noqa: B023
+                    position,
+                    settings,
+                    barred,  # noqa: B023
+                )
                 margins[-1] = min(margins[-1], margin)
                 return token
 
             if forced:
                 step = [forced[0]]
-            elif flush is not None:
-                step = [self.pads[0]]
+            elif flush is not None and position >= flush.end + max(self.delays) + flush.extra:
+                step = [flush.closing[0]]
             else:
-                step = [choose(0)]
+                fill = self._fill(0, position, segment_start, flush) if is_audio else FREE
+                step = [choose(0) if fill is FREE else fill]
             suffix = prompt.suffix[position - start_of_output : position - start_of_output + 1]
             for stream in range(1, self.num_streams):
-                delay = self.delays[stream]
-                late = flush is not None and position >= flush.end + delay
                 if suffix and suffix[0][stream - 1] is not FREE:
                     step.append(suffix[0][stream - 1])  # type: ignore[arg-type]
-                elif is_audio and position >= segment_start + delay and not late:
-                    step.append(choose(stream))
+                elif is_audio:
+                    fill = self._fill(stream, position, segment_start, flush)
+                    step.append(choose(stream) if fill is FREE else fill)
                 else:
                     step.append(self.pads[stream])
             history.append(step)
@@ -300,15 +320,24 @@ class Reference:
                 else:
                     ends = {t["token"]: t for t in self.phases[phase]["transitions"]}
                     transition = ends.get(step[0])
-                    if transition is not None:
+                    extra, closing = rule.get("extra_steps", 0), list(rule.get("closing", ()))
+                    if transition is not None and counts:
                         rest = list(transition.get("forced", ()))
-                        flush = _Flush(position, rest, transition["to"])
+                        flush = _Flush(position, rest, transition["to"], extra, closing)
+                        if rule.get("kind") == "after_tail":
+                            flush.end -= max(self.delays)
                         if not is_audio:
                             forced, phase, flush = rest, transition["to"], None
                             entered = not forced
                     elif spent and is_audio:
-                        flush = _Flush(position + 1, [], "limit")
-            if flush is not None and position + 1 >= flush.end + max(self.delays):
+                        flush = _Flush(position + 1, [], "limit", extra, closing)
+            elif position >= flush.end + max(self.delays) + flush.extra:
+                flush.closing.pop(0)
+            if (
+                flush is not None
+                and not flush.closing
+                and position + 1 >= flush.end + max(self.delays) + flush.extra
+            ):
                 segments.append((segment_start, flush.end))
                 forced, phase, flush = flush.forced, flush.to, None
                 entered = not forced
@@ -318,6 +347,37 @@ class Reference:
                 return self._result(history, start_of_output, segments, "length", margins)
             if entered:
                 segment_start = position + 1
+
+    def _fill(
+        self, stream: int, position: int, segment_start: int, flush: _Flush | None
+    ) -> int | None:
+        """What a stream must emit in audio; FREE if that is for the sampler."""
+        delay, by_limit = self.delays[stream], False
+        if position < segment_start + delay:
+            place = "lead_in"
+        elif flush is None or position < flush.end + delay:
+            return FREE
+        else:
+            place = "end" if position == flush.end + delay and "end" in self.fills else "tail"
+            by_limit = flush.to == "limit"
+        if place not in self.fills:
+            return self.pads[stream]
+        if self._is_sampled(place, stream) and not by_limit:
+            return FREE
+        ids: int | list[int] = self.fills[place]["token_ids"]
+        return ids if isinstance(ids, int) else ids[stream]
+
+    def _is_sampled(self, place: str, stream: int) -> bool:
+        sampled: bool | list[bool] = self.fills[place].get("sampled", False)
+        return sampled if isinstance(sampled, bool) else sampled[stream]
+
+    def _sampled_fills(self, stream: int) -> list[int]:
+        found = set()
+        for place, value in self.fills.items():
+            if self._is_sampled(place, stream):
+                ids = value["token_ids"]
+                found.add(ids if isinstance(ids, int) else ids[stream])
+        return sorted(found)
 
     def _lanes(
         self,
@@ -362,6 +422,7 @@ class Reference:
         may_end: bool,
         position: int,
         settings: Settings,
+        barred: bool,
     ) -> tuple[int, float]:
         """The token of a stream, and by how much it won if the choice was greedy."""
         kind = self.phases[phase]["kind"]
@@ -383,10 +444,17 @@ class Reference:
         else:
             own = range(*self.slices[stream])
             candidates = [*own, *(moves if stream == 0 else ())]
-        allowed = [
-            token in own or (stream == 0 and token in ended and (may_end or not ended[token]))
-            for token in candidates
-        ]
+        fills = self._sampled_fills(stream) if kind == "audio" else []
+        candidates += [token for token in fills if token not in candidates]
+
+        def is_allowed(token: int) -> bool:
+            if token in own:
+                return True
+            if stream == 0 and token in ended and ended[token] and not may_end:
+                return False
+            return token in fills or (stream == 0 and token in ended and not barred)
+
+        allowed = [is_allowed(token) for token in candidates]
         scores = logits[candidates].masked_fill(~torch.tensor(allowed), -torch.inf)
         temperature, top_k, top_p = settings.text if kind == "text" else settings.streams[stream]
         if settings.seed is None or temperature == 0:
@@ -424,14 +492,19 @@ class Reference:
         finish_reason: str,
         margins: list[float],
     ) -> Generated:
-        codes = [
-            [
-                history[frame + self.delays[stream]][stream] - self.slices[stream][0]
-                for stream in self.codebook_streams
-            ]
-            for start, end in segments
-            for frame in range(max(start, start_of_output), end)
-        ]
+        codes = []
+        for start, end in segments:
+            for frame in range(max(start, start_of_output), end):
+                row = []
+                for stream in self.codebook_streams:
+                    token = history[frame + self.delays[stream]][stream]
+                    begin, stop = self.slices[stream]
+                    if not begin <= token < stop and not isinstance(self.outside, int):
+                        assert self.outside == "drop"
+                        break
+                    row.append(token - begin if begin <= token < stop else int(self.outside))
+                else:
+                    codes.append(row)
         return Generated(
             history[start_of_output:],
             codes if segments else None,

@@ -250,7 +250,9 @@ def _auxiliary_vocabulary(spec: SpeechSpec) -> torch.Tensor:
     """Ids that streams 1.. may carry and that add something to the input embedding, sorted."""
 
     layout = spec.layout
-    ids: set[int] = set(layout.pad_token_ids[1:])
+    ids: set[int] = set()
+    for place in (layout.pads, layout.lead_in, layout.end, layout.tail):
+        ids |= set(place.token_ids[1:])
     for begin, end in layout.slices[1:]:
         ids |= set(range(begin, end))
     return torch.tensor(sorted(ids - set(spec.auxiliary_skip_ids)), dtype=torch.long)

@@ -26,6 +26,7 @@ from vllm.unison.audio_decoder.frames import (
     CodeError,
     CodeReader,
     frames_of_segments,
+    last_position,
     segments_so_far,
 )
 from vllm.unison.audio_decoder.pipeline import StagePipeline
@@ -212,6 +213,7 @@ class AudioExecutor:
             new.num_prompt,
             new.replayed.state,
             new.replayed.segment_start,
+            last_position(self._table, new.replayed.state, new.replayed.flush_end),
             len(codes),
             bool(segments),
         )

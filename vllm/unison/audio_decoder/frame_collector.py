@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vllm.unison.audio_decoder.frames import CodeReader
+from vllm.unison.audio_decoder.frames import NEVER, CodeReader
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.phases import PhaseTable, StateKind
 
@@ -53,7 +53,7 @@ class FrameCollector:
         self._delays = np.array(layout.delays, np.int64)
         self._streams = np.arange(layout.num_streams)
         self._max_delay = layout.max_delay
-        self._primary = layout.slices[0]
+        self._table = table
         self._in_audio = np.isin(table.kind, (StateKind.AUDIO, StateKind.FLUSH))
         self._capacity = capacity
         self._span = layout.max_delay + 1
@@ -63,6 +63,7 @@ class FrameCollector:
         self._begin = np.zeros(num_slots, np.int64)
         self._num_prompt = np.zeros(num_slots, np.int64)
         self._state = np.zeros(num_slots, np.int64)
+        self._last = np.full(num_slots, NEVER)
         self.is_active = np.zeros(num_slots, np.bool_)
         self.num_frames = np.zeros(num_slots, np.int64)
         self.num_taken = np.zeros(num_slots, np.int64)
@@ -75,6 +76,7 @@ class FrameCollector:
         num_prompt: int,
         state: int,
         segment_start: int,
+        last: int,
         num_frames: int,
         had_audio: bool,
     ) -> None:
@@ -86,6 +88,7 @@ class FrameCollector:
             num_prompt: length of its prompt.
             state: its state in the phase table.
             segment_start: position at which its current audio segment begins.
+            last: position by which that segment's last frame is complete, if it is known.
             num_frames: frames that its tokens hold; they count as taken.
             had_audio: whether it was in an audio phase before.
         """
@@ -96,6 +99,7 @@ class FrameCollector:
         self._num_prompt[slot] = num_prompt
         self._begin[slot] = max(segment_start, num_prompt)
         self._state[slot] = state
+        self._last[slot] = last
         self.num_frames[slot] = self.num_taken[slot] = num_frames
         self.had_audio[slot] = had_audio
         self.is_active[slot] = True
@@ -129,16 +133,14 @@ class FrameCollector:
         in_audio = self._in_audio[self._state[own]]
         self.had_audio[own] |= in_audio
 
+        last = self._last_positions(own, position, tokens[rows, 0], state[rows])
         frame = position - self._max_delay
-        complete = np.flatnonzero(in_audio & (frame >= self._begin[own]))
+        complete = np.flatnonzero(in_audio & (frame >= self._begin[own]) & (position < last))
         failed = np.empty(0, np.int64)
         wrong = np.empty((0, self._reader.num_codebooks), np.int32)
         if len(complete):
             place = (frame[complete, None] + self._delays) % self._span
             ids = self._steps[own[complete, None], place, self._streams]
-            # Without delays the step of the end token itself would look like a frame.
-            is_frame = (ids[:, 0] >= self._primary[0]) & (ids[:, 0] < self._primary[1])
-            complete, ids = complete[is_frame], ids[is_frame]
             codes, decoded, fails = self._reader.read(ids)
             failed, wrong = complete[fails], codes[fails]
             holders = own[complete[decoded]]
@@ -147,8 +149,34 @@ class FrameCollector:
             self._codes[holders, self.num_frames[holders] % self._capacity] = codes[decoded]
             self.num_frames[holders] += 1
         self._state[own] = state[rows]
+        in_flush = self._table.kind[state[rows]] == StateKind.FLUSH
+        self._last[own] = np.where(in_flush, last, NEVER)
         self._begin[own] = np.maximum(segment_start[rows], self._num_prompt[own])
         return CollectedFrames(rows, failed, wrong)
+
+    def _last_positions(
+        self,
+        slots: NDArray[np.int64],
+        position: NDArray[np.int64],
+        token: NDArray[np.int32],
+        state: NDArray[np.int64],
+    ) -> NDArray[np.int64]:
+        """Positions by which the segments' last frames are complete, after a token of stream 0.
+
+        Args:
+            slots: [num_rows] of the rows.
+            position, token: [num_rows] of stream 0.
+            state: [num_rows] after the token.
+        """
+        table, before = self._table, self._state[slots]
+        after = table.next_state[before, table.token_class[token]]
+        counts = position >= self._begin[slots] + table.first_step[before]
+        in_audio = table.kind[before] == StateKind.AUDIO
+        ends = in_audio & counts & (table.kind[after] == StateKind.FLUSH)
+        # Where the limit ends audio without a flush, the frame of its last step is one.
+        at_limit = in_audio & ~ends & (table.by_limit[state] == 1)
+        end = position + np.where(at_limit, 1, table.end_shift[after])
+        return np.where(ends | at_limit, end + self._max_delay, self._last[slots])
 
     def take(self, slot: int) -> NDArray[np.int32]:
         """The [num_new, num_codebooks] codes of the frames completed since the last call."""

@@ -8,6 +8,9 @@ from vllm.unison.model.delay_pattern import deinterleave
 from vllm.unison.model.layout import DROP_FRAME, FAIL_REQUEST, StreamLayout
 from vllm.unison.model.phases import PhaseTable, Replay, Segment, StateKind
 
+NEVER = np.iinfo(np.int64).max // 2
+"""A position that has not come."""
+
 
 class CodeError(ValueError):
     """A frame has a code outside the codebook, and the layout says that its request fails."""
@@ -48,9 +51,15 @@ def segments_so_far(
     if table.kind[replayed.state] not in (StateKind.AUDIO, StateKind.FLUSH):
         return replayed.segments
     start = replayed.segment_start
-    count = max(num_known - start - table.max_delay, 0)
+    end = min(num_known, last_position(table, replayed.state, replayed.flush_end))
+    count = max(end - start - table.max_delay, 0)
     first = min(max(num_prompt - start, 0), count)
     return (*replayed.segments, Segment(start, count, first))
+
+
+def last_position(table: PhaseTable, state: int, flush_end: int) -> int:
+    """Position by which the last stream has emitted the last frame; NEVER while that is open."""
+    return flush_end if table.kind[state] == StateKind.FLUSH else NEVER
 
 
 class CodeReader:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vllm.unison.model.delay_pattern import interleave
 from vllm.unison.model.fills import Fill, StreamFills
-from vllm.unison.model.layout import MAX_STREAMS, LayoutError
+from vllm.unison.model.layout import MAX_STREAMS, LayoutError, Phase, PlaceFill
 from vllm.unison.model.phases import NO_TOKEN
 from vllm.unison.model.spec import SpeechSpec
 
@@ -307,6 +307,8 @@ def prompt_columns(pattern: StreamPattern, frames: Columns) -> Columns:
 def speech_lm_pattern(spec: SpeechSpec, phase_index: int) -> StreamPattern:
     """The pattern of an audio phase of the SpeechLM format, up to the end of its flush.
 
+    It is what the worker follows: the phase table and the step's operators are its state machine.
+
     What a transition forces after the flush differs from token to token, so it stays with the phase
     table.
 
@@ -315,20 +317,41 @@ def speech_lm_pattern(spec: SpeechSpec, phase_index: int) -> StreamPattern:
         phase_index: of an audio phase.
     """
     layout = spec.layout
-    skipped = [spec.primary_skip_ids] + [spec.auxiliary_skip_ids] * (layout.num_streams - 1)
-    pads = [
-        Fill(pad, embeds=pad not in skip)
-        for pad, skip in zip(layout.pad_token_ids, skipped, strict=True)
-    ]
-    tokens = tuple(transition.token for transition in layout.phases[phase_index].transitions)
+
+    def fill(place: PlaceFill, stream: int) -> Fill:
+        skipped = spec.auxiliary_skip_ids if stream else spec.primary_skip_ids
+        token = place.token_ids[stream]
+        return Fill(token, embeds=token not in skipped, sampled=place.sampled[stream])
+
     return StreamPattern(
         delays=layout.delays,
         fills=tuple(
-            StreamFills(text=pad if stream else None, lead_in=pad, tail=pad)
-            for stream, pad in enumerate(pads)
+            StreamFills(
+                text=fill(layout.pads, stream) if stream else None,
+                lead_in=fill(layout.lead_in, stream),
+                end=fill(layout.end, stream) if layout.fills.end else None,
+                tail=fill(layout.tail, stream),
+            )
+            for stream in range(layout.num_streams)
         ),
-        end_rule=IdOnPrimary(tokens) if tokens else FixedLength(),
+        end_rule=_end_rule(layout.phases[phase_index]),
         vocabulary_size=layout.vocabulary_size,
+    )
+
+
+def _end_rule(phase: Phase) -> EndRule:
+    rule = phase.end_rule
+    tokens = tuple(transition.token for transition in phase.transitions)
+    if not tokens:
+        return FixedLength()
+    if rule.after_tail:
+        return AfterTail(tokens, rule.first_step)
+    return IdOnPrimary(
+        tokens,
+        first_step=rule.first_step,
+        forbids_earlier=rule.forbids_earlier,
+        extra_steps=rule.extra_steps,
+        closing=rule.closing,
     )
 
 

@@ -10,6 +10,7 @@ from the `stream_layout` object of a checkpoint's config.json.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 END = "end"
@@ -46,6 +47,58 @@ class DelayScope(IntEnum):
 
 
 @dataclass(frozen=True)
+class PlaceFill:
+    """What the streams carry in one kind of place of an audio segment where they have no frame.
+
+    Attributes:
+        token_ids: per stream the id.
+        sampled: per stream whether the sampler decides, because the model was trained to emit the
+            id itself: it is then one more candidate of the stream. False: the id is forced.
+    """
+
+    token_ids: tuple[int, ...]
+    sampled: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class AudioFills:
+    """The fills of audio segments, by place.
+
+    Attributes:
+        lead_in: before a stream's first frame, in the steps that it is delayed. None: its pad,
+            forced.
+        end: in the step right after its last frame. None: as the tail.
+        tail: in the steps after that. None: its pad, forced.
+    """
+
+    lead_in: PlaceFill | None = None
+    end: PlaceFill | None = None
+    tail: PlaceFill | None = None
+
+
+@dataclass(frozen=True)
+class AudioEnd:
+    """How the tokens that leave an audio phase end its segment.
+
+    Attributes:
+        after_tail: whether the token ends all streams at once, after a tail that they emit
+            themselves. False: it ends stream 0, and each other stream as many steps later as it is
+            delayed.
+        first_step: first step of the segment, counted from where generation starts in it, at which
+            the tokens count.
+        forbids_earlier: whether they are masked before; False: they are emitted and ignored.
+        extra_steps: steps that the segment runs on after its last frame's, 0 or 1.
+        closing: ids that stream 0 is forced to emit after that.
+    """
+
+    after_tail: bool = False
+    first_step: int = 0
+    forbids_earlier: bool = True
+    extra_steps: int = 0
+    closing: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Transition:
     """What happens when stream 0 emits `token` in a phase.
 
@@ -62,13 +115,15 @@ class Transition:
 class Phase:
     """One phase of a request.
 
-    A prompt whose last begin token is in `begin_tokens` starts generation in this phase.
+    A prompt whose last begin token is in `begin_tokens` starts generation in this phase. `end_rule`
+    is for audio phases.
     """
 
     name: str
     kind: PhaseKind
     begin_tokens: tuple[int, ...] = ()
     transitions: tuple[Transition, ...] = ()
+    end_rule: AudioEnd = AudioEnd()
 
 
 @dataclass(frozen=True)
@@ -90,6 +145,7 @@ class StreamLayout:
         outside_codebook: what becomes of a frame in which a codebook stream carries an id outside
             its slice (a pad, an end token): FAIL_REQUEST, DROP_FRAME, or a code that takes the
             place of each such id. The codec never sees one.
+        fills: what the streams carry in audio segments where they have no frame.
 
     Raises:
         LayoutError: naming the field and the accepted range.
@@ -104,6 +160,7 @@ class StreamLayout:
     codebook_streams: tuple[int, ...] = ()
     delay_scope: DelayScope = DelayScope.SEQUENCE
     outside_codebook: str | int = FAIL_REQUEST
+    fills: AudioFills = AudioFills()
     _phase_by_name: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -124,8 +181,34 @@ class StreamLayout:
 
     @property
     def num_flush_steps(self) -> int:
-        """Most steps a request runs on after stream 0 ended, until its last stream has too."""
-        return self.max_delay if self.has_audio else 0
+        """Most steps a request runs on past its limit, until its last stream has ended too."""
+        ends = [phase.end_rule for phase in self.phases if phase.kind is PhaseKind.AUDIO]
+        return max((self.max_delay + end.extra_steps + len(end.closing) for end in ends), default=0)
+
+    @cached_property
+    def pads(self) -> PlaceFill:
+        """The pads as a fill."""
+        return PlaceFill(self.pad_token_ids, (False,) * self.num_streams)
+
+    @property
+    def lead_in(self) -> PlaceFill:
+        """What the streams carry before their first frame."""
+        return self.fills.lead_in or self.pads
+
+    @property
+    def tail(self) -> PlaceFill:
+        """What the streams carry from the second step after their last frame on."""
+        return self.fills.tail or self.pads
+
+    @property
+    def end(self) -> PlaceFill:
+        """What the streams carry in the step after their last frame."""
+        return self.fills.end or self.tail
+
+    def sampled_fills(self, stream: int) -> list[int]:
+        """Ids of fills that are candidates of a stream in audio, sorted."""
+        places = (self.lead_in, self.end, self.tail)
+        return sorted({place.token_ids[stream] for place in places if place.sampled[stream]})
 
     @property
     def has_audio(self) -> bool:
@@ -164,7 +247,7 @@ class StreamLayout:
         """
         known = {
             "delays", "vocabulary_size", "slices", "pad_token_ids", "phases", "text_slice",
-            "codebook_streams", "delay_scope", "outside_codebook",
+            "codebook_streams", "delay_scope", "outside_codebook", "fills",
         }  # fmt: skip
         _refuse_unknown("stream_layout", data, known)
         for name in ("delays", "vocabulary_size", "slices", "pad_token_ids", "phases"):
@@ -199,11 +282,18 @@ class StreamLayout:
             ),
             delay_scope=DelayScope[scope],
             outside_codebook=data.get("outside_codebook", FAIL_REQUEST),
+            fills=_fills("stream_layout.fills", data.get("fills"), len(delays)),
         )
 
     def to_dict(self) -> dict[str, Any]:
         """The inverse of `from_dict`, made of plain JSON values."""
-        return {
+        fills = {
+            name: {"token_ids": list(place.token_ids), "sampled": list(place.sampled)}
+            for name in _PLACES
+            if (place := getattr(self.fills, name)) is not None
+        }
+        more = {"fills": fills} if fills else {}
+        return more | {
             "delays": list(self.delays),
             "vocabulary_size": self.vocabulary_size,
             "slices": [list(pair) for pair in self.slices],
@@ -221,10 +311,15 @@ class StreamLayout:
                         {"token": t.token, "to": t.to, "forced": list(t.forced)}
                         for t in p.transitions
                     ],
+                    **_end_to_dict(p.end_rule),
                 }
                 for p in self.phases
             ],
         }
+
+
+_PLACES = ("lead_in", "end", "tail")
+_ID_ON_PRIMARY, _AFTER_TAIL = "id_on_primary", "after_tail"
 
 
 def _validate(layout: StreamLayout) -> None:
@@ -276,7 +371,29 @@ def _validate(layout: StreamLayout) -> None:
             f"outside_codebook must be {FAIL_REQUEST!r}, {DROP_FRAME!r} or a code in "
             f"[0, {smallest - 1}], not {rule!r}"
         )
+    _validate_fills(layout)
     _validate_phases(layout)
+
+
+def _validate_fills(layout: StreamLayout) -> None:
+    for name in _PLACES:
+        place: PlaceFill | None = getattr(layout.fills, name)
+        if place is None:
+            continue
+        for field_name in ("token_ids", "sampled"):
+            if (count := len(getattr(place, field_name))) != layout.num_streams:
+                raise LayoutError(
+                    f"fills.{name}.{field_name} must have {layout.num_streams} entries, one per "
+                    f"stream, not {count}"
+                )
+        for k, token in enumerate(place.token_ids):
+            _check_token(f"fills.{name}.token_ids[{k}]", token, layout.vocabulary_size)
+            begin, end = layout.slices[k]
+            if begin <= token < end:
+                raise LayoutError(
+                    f"fills.{name}.token_ids[{k}] must lie outside slices[{k}] = "
+                    f"[{begin}, {end}), not {token}"
+                )
 
 
 def _validate_phases(layout: StreamLayout) -> None:
@@ -316,6 +433,42 @@ def _validate_phases(layout: StreamLayout) -> None:
                 )
             for m, token in enumerate(transition.forced):
                 _check_token(f"{spot}.forced[{m}]", token, layout.vocabulary_size)
+        _validate_end(f"{where}.end_rule", layout, phase)
+
+
+def _validate_end(where: str, layout: StreamLayout, phase: Phase) -> None:
+    rule = phase.end_rule
+    if rule == AudioEnd():
+        return
+    if phase.kind is not PhaseKind.AUDIO or not phase.transitions:
+        raise LayoutError(f"{where} is only for audio phases that have transitions")
+    if rule.first_step < 0:
+        raise LayoutError(f"{where}.first_step must be at least 0, not {rule.first_step}")
+    if rule.extra_steps not in (0, 1):
+        raise LayoutError(f"{where}.extra_steps must be 0 or 1, not {rule.extra_steps}")
+    for i, token in enumerate(rule.closing):
+        _check_token(f"{where}.closing[{i}]", token, layout.vocabulary_size)
+    if not rule.after_tail:
+        return
+    if rule.extra_steps or rule.closing or not rule.forbids_earlier:
+        raise LayoutError(
+            f"{where} must not have extra_steps, closing and forbids_earlier if it is after the "
+            "tail: the segment ends at once"
+        )
+    ends = {transition.token for transition in phase.transitions}
+    for k, (delay, sampled) in enumerate(zip(layout.delays, layout.tail.sampled, strict=True)):
+        if delay < layout.max_delay and not sampled:
+            raise LayoutError(
+                f"fills.tail.sampled[{k}] must be true, since stream {k} emits its tail itself in "
+                f"phase {phase.name!r}"
+            )
+    for place in ("lead_in", "tail", "end"):
+        token = getattr(layout, place).token_ids[0]
+        if token in ends:
+            raise LayoutError(
+                f"fills.{place}.token_ids[0] must not be a token that ends phase {phase.name!r}, "
+                f"not {token}"
+            )
 
 
 def _check_token(name: str, token: int, vocabulary_size: int) -> None:
@@ -334,6 +487,12 @@ def _check_range(name: str, pair: tuple[int, int], vocabulary_size: int) -> None
 def _integer(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
         raise LayoutError(f"{name} must be an integer, not {value!r}")
+    return value
+
+
+def _boolean(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise LayoutError(f"{name} must be true or false, not {value!r}")
     return value
 
 
@@ -364,7 +523,7 @@ def _refuse_unknown(name: str, data: Any, known: set[str]) -> None:
 
 
 def _phase(name: str, data: Any) -> Phase:
-    _refuse_unknown(name, data, {"name", "kind", "begin_tokens", "transitions"})
+    _refuse_unknown(name, data, {"name", "kind", "begin_tokens", "transitions", "end_rule"})
     kind = str(data.get("kind")).upper()
     if kind not in PhaseKind.__members__:
         raise LayoutError(f"{name}.kind must be 'text' or 'audio', not {data.get('kind')!r}")
@@ -384,4 +543,63 @@ def _phase(name: str, data: Any) -> Phase:
         kind=PhaseKind[kind],
         begin_tokens=_integers(f"{name}.begin_tokens", data.get("begin_tokens", ())),
         transitions=tuple(transitions),
+        end_rule=_end(f"{name}.end_rule", data.get("end_rule")),
     )
+
+
+def _fills(name: str, data: Any, num_streams: int) -> AudioFills:
+    if data is None:
+        return AudioFills()
+    _refuse_unknown(name, data, set(_PLACES))
+    places = {}
+    for place, value in data.items():
+        where = f"{name}.{place}"
+        _refuse_unknown(where, value, {"token_ids", "sampled"})
+        if "token_ids" not in value:
+            raise LayoutError(f"{where}.token_ids is missing")
+        ids, sampled = value["token_ids"], value.get("sampled", False)
+        ids = [ids] * num_streams if isinstance(ids, int) else ids
+        sampled = [sampled] * num_streams if isinstance(sampled, bool) else sampled
+        places[place] = PlaceFill(
+            _integers(f"{where}.token_ids", ids),
+            tuple(
+                _boolean(f"{where}.sampled[{k}]", flag)
+                for k, flag in enumerate(_list(f"{where}.sampled", sampled, " of booleans"))
+            ),
+        )
+    return AudioFills(**places)
+
+
+def _end(name: str, data: Any) -> AudioEnd:
+    if data is None:
+        return AudioEnd()
+    every = {"kind", "first_step", "forbids_earlier", "extra_steps", "closing"}
+    _refuse_unknown(name, data, every)
+    kind = data.get("kind", _ID_ON_PRIMARY)
+    if kind not in (_ID_ON_PRIMARY, _AFTER_TAIL):
+        raise LayoutError(
+            f"{name}.kind must be {_ID_ON_PRIMARY!r} or {_AFTER_TAIL!r}, not {kind!r}"
+        )
+    if kind == _AFTER_TAIL:
+        _refuse_unknown(name, data, {"kind", "first_step"})
+    return AudioEnd(
+        after_tail=kind == _AFTER_TAIL,
+        first_step=_integer(f"{name}.first_step", data.get("first_step", 0)),
+        forbids_earlier=_boolean(f"{name}.forbids_earlier", data.get("forbids_earlier", True)),
+        extra_steps=_integer(f"{name}.extra_steps", data.get("extra_steps", 0)),
+        closing=_integers(f"{name}.closing", data.get("closing", ())),
+    )
+
+
+def _end_to_dict(rule: AudioEnd) -> dict[str, Any]:
+    if rule == AudioEnd():
+        return {}
+    data: dict[str, Any] = {"kind": _AFTER_TAIL, "first_step": rule.first_step}
+    if not rule.after_tail:
+        data |= {
+            "kind": _ID_ON_PRIMARY,
+            "forbids_earlier": rule.forbids_earlier,
+            "extra_steps": rule.extra_steps,
+            "closing": list(rule.closing),
+        }
+    return {"end_rule": data}

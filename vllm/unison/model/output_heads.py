@@ -2,7 +2,8 @@
 """Which rows of the output head each phase multiplies, and which candidates it may choose.
 
 Text phases multiply the rows of the text slice. Audio phases multiply, per stream, the rows of that
-stream's own slice (and, on stream 0, of the tokens that end the phase). Neighbouring streams of one
+stream's own slice (and of the fills that it emits itself, and, on stream 0, of the tokens that end
+the phase). Neighbouring streams of one
 width form a group, so that one sampler call serves all of them.
 """
 
@@ -75,9 +76,11 @@ class Heads:
         """The audio head's stream groups; empty for a model without audio."""
         if not self.layout.has_audio:
             return []
-        per_stream = [np.arange(begin, end, dtype=np.int32) for begin, end in self.layout.slices]
-        extra = np.array(self._transition_tokens(PhaseKind.AUDIO), np.int32)
-        per_stream[0] = np.concatenate([per_stream[0], extra])
+        per_stream = []
+        for stream, (begin, end) in enumerate(self.layout.slices):
+            moves = [] if stream else self._transition_tokens(PhaseKind.AUDIO)
+            fills = [i for i in self.layout.sampled_fills(stream) if i not in moves]
+            per_stream.append(np.array([*range(begin, end), *moves, *fills], np.int32))
         groups: list[StreamGroup] = []
         column = start = 0
         for stop in range(1, len(per_stream) + 1):
@@ -98,13 +101,14 @@ class Heads:
         return sum(group.candidate_ids.size for group in self.groups)
 
     def text_masks(self) -> NDArray[np.bool_]:
-        """[2 * num_states, 1, text candidates]: what stream 0 may emit in each state.
+        """[2 * num_masks, 1, text candidates]: what stream 0 may emit in each state.
 
         Row 2 * state is the state's allowed set; row 2 * state + 1 the same without the tokens that
-        end the request (for min_tokens and ignore_eos).
+        end the request (for min_tokens and ignore_eos). Rows from 2 * num_states on are those of
+        audio phases before their first step that may end.
         """
         begin, end = self.text_range
-        masks = np.zeros((2 * self._table.num_states, 1, end - begin), np.bool_)
+        masks = np.zeros((2 * self._table.num_masks, 1, end - begin), np.bool_)
         for index, phase in enumerate(self.layout.phases):
             if phase.kind is not PhaseKind.TEXT or self.layout.text_slice is None:
                 continue
@@ -116,22 +120,29 @@ class Heads:
         return masks
 
     def audio_masks(self, group: StreamGroup) -> NDArray[np.bool_]:
-        """[2 * num_states, num_streams_of_group, width], as `text_masks`."""
-        shape = (2 * self._table.num_states, *group.candidate_ids.shape)
+        """[2 * num_masks, num_streams_of_group, width], as `text_masks`."""
+        shape = (2 * self._table.num_masks, *group.candidate_ids.shape)
         masks = np.zeros(shape, np.bool_)
         kinds = self._table.kind
         for row in range(group.num_streams):
             stream = group.first_stream + row
             begin, end = self.layout.slices[stream]
             ids = group.candidate_ids[row]
-            own = (ids >= begin) & (ids < end)
+            own = (ids >= begin) & (ids < end) | np.isin(ids, self.layout.sampled_fills(stream))
             for state in range(self._table.num_states):
                 if kinds[state] not in (StateKind.AUDIO, StateKind.FLUSH):
                     continue
+                early = int(self._table.early_mask[state])
                 for variant in (0, 1):
-                    allowed = own
+                    allowed = before = own
                     if stream == 0 and kinds[state] == StateKind.AUDIO:
-                        allowed = own | np.isin(ids, self._allowed_transitions(state, variant))
+                        moves = self._allowed_transitions(state, variant)
+                        # An id that also fills the tail is a candidate like any fill, but not where
+                        # the request must not end.
+                        refused = set(self._phase_moves(state)).difference(moves)
+                        before = own & ~np.isin(ids, list(refused))
+                        allowed = before | np.isin(ids, moves)
+                    masks[2 * early + variant, row] = before
                     masks[2 * state + variant, row] = allowed
         return masks
 
@@ -141,6 +152,9 @@ class Heads:
             for t in self.layout.phases[phase_index].transitions
             if not (variant and self._table.ends_request(phase_index, t.token))
         ]
+
+    def _phase_moves(self, phase_index: int) -> list[int]:
+        return [t.token for t in self.layout.phases[phase_index].transitions]
 
     def _transition_tokens(self, kind: PhaseKind) -> list[int]:
         return sorted(

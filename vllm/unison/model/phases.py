@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.unison.model.layout import END, PhaseKind, StreamLayout
+from vllm.unison.model.layout import END, AudioEnd, PhaseKind, StreamLayout
 
 NO_TOKEN = -1
 """Marks "no forced token" in tables and "free" cells in stream histories."""
@@ -53,9 +53,16 @@ class PhaseTable:
     Attributes:
         token_class: [vocabulary_size] class of each id; 0 for ids that move no phase.
         next_state: [num_states, num_classes] state after emitting a token of a class.
+        first_step: [num_states] step of the segment before which tokens move no audio phase.
+        early_mask: [num_states] number of the mask of candidates before that; else the state's own.
+        num_masks: numbers of masks; from num_states on those of early_mask.
         kind: [num_states] StateKind.
         forced_token: [num_states] the only token that stream 0 may emit, or NO_TOKEN.
         after_flush: [num_states] for flush states the state that follows.
+        end_shift: [num_states] for flush states the end of stream 0, its first position without a
+            frame, counted from the token that starts them.
+        extra_steps: [num_states] for flush states the steps that they last past the flush's end.
+        by_limit: [num_states] 1 for flush states that max_tokens leads to.
         at_limit: [num_states] state after the last token that max_tokens allows.
         finish: [num_states] Finish.
     """
@@ -71,14 +78,35 @@ class PhaseTable:
             StateKind.AUDIO if phase.kind is PhaseKind.AUDIO else StateKind.TEXT
             for phase in layout.phases
         ] + [StateKind.DONE, StateKind.DONE, StateKind.FLUSH]
-        forced = [NO_TOKEN] * num_phases + [layout.pad_token_ids[0]] * 3
+        pad = layout.pad_token_ids[0]
+        forced = [NO_TOKEN] * num_phases + [pad, pad, _flush_token(layout, by_limit=True)]
         after = [*range(num_phases), self.end_stop, self.end_length, self.end_length]
+        end_shift = [0] * (num_phases + 2) + [1]
+        extra_steps, by_limit = [0] * len(kind), [0] * (num_phases + 2) + [1]
 
-        def add(state_kind: StateKind, token: int, following: int) -> int:
+        def add(
+            state_kind: StateKind,
+            token: int,
+            following: int,
+            shift: int = 0,
+            extra: int = 0,
+            limited: bool = False,
+        ) -> int:
             kind.append(state_kind)
             forced.append(token)
             after.append(following)
+            end_shift.append(shift)
+            extra_steps.append(extra)
+            by_limit.append(int(limited))
             return len(kind) - 1
+
+        def add_flush(end: AudioEnd, following: int, limited: bool) -> int:
+            for token in reversed(end.closing):
+                following = add(StateKind.FLUSH, token, following, limited=limited)
+            # A flush that the limit starts has no end token: stream 0 ends one position later.
+            shift = 1 if limited else -self.max_delay if end.after_tail else 0
+            token = _flush_token(layout, limited)
+            return add(StateKind.FLUSH, token, following, shift, end.extra_steps, limited)
 
         tokens = sorted({t.token for phase in layout.phases for t in phase.transitions})
         class_of = {token: index + 1 for index, token in enumerate(tokens)}
@@ -91,8 +119,13 @@ class PhaseTable:
                 for token in reversed(transition.forced):
                     target = add(StateKind.FORCED, token, target)
                 if phase.kind is PhaseKind.AUDIO:
-                    target = add(StateKind.FLUSH, layout.pad_token_ids[0], target)
+                    target = add_flush(phase.end_rule, target, limited=False)
                 moves[index, class_of[transition.token]] = target
+        limits = {
+            index: add_flush(phase.end_rule, self.end_length, limited=True)
+            for index, phase in enumerate(layout.phases)
+            if phase.end_rule.extra_steps or phase.end_rule.closing
+        }
 
         states = len(kind)
         self.token_class = np.zeros(layout.vocabulary_size, np.int64)
@@ -109,6 +142,19 @@ class PhaseTable:
         self.after_flush = np.array(after, np.int64)
         self.at_limit = np.full(states, self.end_length, np.int64)
         self.at_limit[self.kind == StateKind.AUDIO] = self.flush_length
+        for index, flush in limits.items():
+            self.at_limit[index] = flush
+        self.end_shift = np.array(end_shift, np.int64)
+        self.extra_steps = np.array(extra_steps, np.int64)
+        self.by_limit = np.array(by_limit, np.int64)
+        self.first_step = np.zeros(states, np.int64)
+        self.early_mask = np.arange(states)
+        self.num_masks = states
+        for index, phase in enumerate(layout.phases):
+            self.first_step[index] = phase.end_rule.first_step
+            if phase.end_rule.first_step and phase.end_rule.forbids_earlier:
+                self.early_mask[index] = self.num_masks
+                self.num_masks += 1
         self.finish = np.full(states, Finish.NOT_FINISHED, np.int64)
         self.finish[self.end_stop] = Finish.STOP
         self.finish[self.end_length] = Finish.LENGTH
@@ -156,8 +202,12 @@ class PhaseTable:
             after_flush=move(self.after_flush),
             at_limit=move(self.at_limit),
             finish=move(self.finish),
+            end_shift=move(self.end_shift),
+            extra_steps=move(self.extra_steps),
+            by_limit=move(self.by_limit),
+            first_step=move(self.first_step),
+            early_mask=move(self.early_mask),
             end_length=self.end_length,
-            flush_length=self.flush_length,
             max_delay=self.max_delay,
             where=torch.where,
         )
@@ -173,8 +223,12 @@ class PhaseTable:
             after_flush=self.after_flush,
             at_limit=self.at_limit,
             finish=self.finish,
+            end_shift=self.end_shift,
+            extra_steps=self.extra_steps,
+            by_limit=self.by_limit,
+            first_step=self.first_step,
+            early_mask=self.early_mask,
             end_length=self.end_length,
-            flush_length=self.flush_length,
             max_delay=self.max_delay,
             where=np.where,
         )
@@ -191,8 +245,12 @@ class DeviceTable:
     after_flush: Any
     at_limit: Any
     finish: Any
+    end_shift: Any
+    extra_steps: Any
+    by_limit: Any
+    first_step: Any
+    early_mask: Any
     end_length: int
-    flush_length: int
     max_delay: int
     where: Any
 
@@ -204,7 +262,8 @@ class Progress:
     Attributes:
         state: state of the phase table.
         segment_start: position at which the current (or last) audio segment begins.
-        flush_end: position by which the current (or last) flush has emitted its last token.
+        flush_end: position by which the last stream has emitted the last frame of the segment that
+            the current (or last) flush ends.
     """
 
     state: Any
@@ -213,7 +272,12 @@ class Progress:
 
 
 def advance(
-    table: DeviceTable, progress: Progress, position: Any, token: Any, limit: Any
+    table: DeviceTable,
+    progress: Progress,
+    position: Any,
+    token: Any,
+    limit: Any,
+    num_prompt: Any = 0,
 ) -> Progress:
     """Progress after stream 0 emitted `token` at `position`.
 
@@ -223,6 +287,7 @@ def advance(
         position: [num_rows] position of the token.
         token: [num_rows] ids, at least 0.
         limit: [num_rows] position at which stream 0 may emit no more (prompt plus max_tokens).
+        num_prompt: [num_rows] length of the prompt, at which generation starts.
 
     Returns:
         The new progress; the arguments are not changed.
@@ -230,22 +295,38 @@ def advance(
     where, kind = table.where, table.kind
     state = progress.state
     flushing = kind[state] == StateKind.FLUSH
-    after = table.next_state[state, table.token_class[token]]
+    early = is_early(table, state, progress.segment_start, position, num_prompt)
+    after = table.next_state[state, where(early, 0, table.token_class[token])]
     free = (kind[after] != StateKind.FLUSH) & (kind[after] != StateKind.DONE)
     after = where((position + 1 >= limit) & ~flushing & free, table.at_limit[state], after)
 
     starts_flush = (kind[after] == StateKind.FLUSH) & ~flushing
-    # A flush that the limit starts has no end token: stream 0 ends one position later.
-    end = where(after == table.flush_length, position + 1, position)
+    end = position + table.end_shift[after]
     flush_end = where(starts_flush, end + table.max_delay, progress.flush_end)
-    flushed = (kind[after] == StateKind.FLUSH) & (position + 1 >= flush_end)
+    last = flush_end + table.extra_steps[after]
+    flushed = (kind[after] == StateKind.FLUSH) & (position + 1 >= last)
     following = table.after_flush[after]
-    spent = (position + 1 >= limit) & (kind[following] != StateKind.DONE)
+    goes_on = (kind[following] != StateKind.DONE) & (kind[following] != StateKind.FLUSH)
+    spent = (position + 1 >= limit) & goes_on
     after = where(flushed, where(spent, table.end_length, following), after)
 
     enters_audio = (kind[after] == StateKind.AUDIO) & (flushed | (kind[state] != StateKind.AUDIO))
     segment_start = where(enters_audio, position + 1, progress.segment_start)
     return Progress(after, segment_start, flush_end)
+
+
+def is_early(
+    table: DeviceTable, state: Any, segment_start: Any, position: Any, num_prompt: Any
+) -> Any:
+    """Whether tokens do not count yet in the audio segment that a row is in.
+
+    Args:
+        table, position, num_prompt: as in `advance`.
+        state, segment_start: of the progress.
+    """
+    first_step = table.first_step[state]
+    generated = table.where(segment_start > num_prompt, segment_start, num_prompt)
+    return (first_step > 0) & (position < generated + first_step)
 
 
 @dataclass(frozen=True)
@@ -308,16 +389,28 @@ def replay(
         ):
             continue
         was = Progress(np.int64(state), np.int64(segment_start), np.int64(flush_end))
-        now = advance(host, was, np.int64(position), np.int64(token), np.int64(limit))
+        now = advance(
+            host, was, np.int64(position), np.int64(token), np.int64(limit), np.int64(len(prompt))
+        )
         left_audio = kind[state] in (StateKind.AUDIO, StateKind.FLUSH)
         moved = int(now.state) != state or int(now.segment_start) != segment_start
         if left_audio and moved and kind[now.state] != StateKind.FLUSH:
-            frames = int(now.flush_end) - table.max_delay - segment_start
+            frames = max(int(now.flush_end) - table.max_delay - segment_start, 0)
             first = max(len(prompt) - segment_start, 0)
             segments.append(Segment(segment_start, frames, min(first, frames)))
         state, segment_start = int(now.state), int(now.segment_start)
         flush_end = int(now.flush_end)
     return Replay(state, segment_start, flush_end, tuple(segments))
+
+
+def _flush_token(layout: StreamLayout, by_limit: bool) -> int:
+    """The one id that stream 0 emits in a flush; NO_TOKEN if its fills say more than that."""
+    end, tail = layout.end, layout.tail
+    if not by_limit:
+        # Its end is the token that starts the flush.
+        return NO_TOKEN if tail.sampled[0] else tail.token_ids[0]
+    # At the limit the sampler is not asked: it might go on.
+    return tail.token_ids[0] if end.token_ids[0] == tail.token_ids[0] else NO_TOKEN
 
 
 def start_of_generation(layout: StreamLayout, prompt: Sequence[int]) -> tuple[int, int]:

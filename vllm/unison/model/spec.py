@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vllm.unison.model.layout import LayoutError, StreamLayout, _list, _refuse_unknown
+from vllm.unison.model.layout import DelayScope, LayoutError, StreamLayout, _list, _refuse_unknown
 from vllm.unison.model.phases import PhaseTable
 
 if TYPE_CHECKING:
@@ -251,6 +251,7 @@ class SpeechSpec:
             codec = CodecSource(str(config.codec["name_or_path"]), config.codec.get("revision"))
         tasks = config.tasks or {}
         _refuse_unknown("tasks", tasks, set(tasks))
+        _check_audio_prompts(tasks, layout)
         voices = _voices(getattr(config, "voices", None), layout)
         default_voice = getattr(config, "default_voice", None)
         if default_voice is not None and default_voice not in voices:
@@ -290,6 +291,22 @@ def _task(name: str, parts: Any, layout: StreamLayout, voices: Mapping[str, Any]
     if "voice" in parts and not voices:
         raise LayoutError(f"tasks.{name} holds 'voice', so voices must be given")
     return TaskPrompt(name, tuple(parts))
+
+
+def _check_audio_prompts(tasks: Mapping[str, Any], layout: StreamLayout) -> None:
+    """Refuse audio in prompts that lay pads where the model has other fills."""
+    places = (layout.lead_in, layout.end, layout.tail)
+    if layout.delay_scope is DelayScope.SEQUENCE or all(
+        place.token_ids == layout.pad_token_ids for place in places
+    ):
+        return
+    for name, parts in tasks.items():
+        if "audio" in _list(f"tasks.{name}", parts):
+            raise LayoutError(
+                f"tasks.{name} must not hold 'audio' if delay_scope is 'segment' and "
+                "stream_layout.fills has other ids than pad_token_ids: prompts are laid out with "
+                "pads"
+            )
 
 
 def _voices(data: Any, layout: StreamLayout) -> dict[str, tuple[int, ...]]:

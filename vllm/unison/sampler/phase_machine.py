@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from vllm.unison.model.phases import NO_TOKEN, Finish, Progress, StateKind, advance
+from vllm.unison.model.phases import NO_TOKEN, Finish, Progress, StateKind, advance, is_early
 from vllm.unison.ops.sample import KEEP_OUTPUT
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class PhaseMachine:
         self._table = table.on(device)
         self._delays = torch.tensor(layout.delays, dtype=torch.int64, device=device)
         self._pads = torch.tensor(layout.pad_token_ids, dtype=torch.int32, device=device)
+        self._fills = _fills_of(layout, device)
         self._num_streams = layout.num_streams
         self._forced = torch.empty(
             (slots.max_requests, 1 + layout.num_streams), dtype=torch.int32, device=device
@@ -123,12 +124,17 @@ class PhaseMachine:
             table.forced_token,
             self._delays,
             self._pads,
+            self._fills,
+            table.by_limit,
+            table.first_step,
+            table.early_mask,
             table.max_delay,
             slots.progress.state,
             slots.progress.segment_start,
             slots.progress.flush_end,
             slots.suffix_end,
             slots.settings.earliest_end,
+            slots.settings.num_prompt,
             slots.history,
             slots.row_slots,
             position,
@@ -179,15 +185,18 @@ class PhaseMachine:
             table.after_flush,
             table.at_limit,
             table.finish,
+            table.end_shift,
+            table.extra_steps,
+            table.first_step,
             self._pads,
             table.max_delay,
             table.end_length,
-            table.flush_length,
             int(Finish.ERROR),
             slots.progress.state,
             slots.progress.segment_start,
             slots.progress.flush_end,
             slots.settings.limit,
+            slots.settings.num_prompt,
             slots.history,
             slots.row_slots,
             position,
@@ -205,14 +214,20 @@ class PhaseMachine:
         in_audio = (kind == StateKind.AUDIO)[:, None]
         in_flush = (kind == StateKind.FLUSH)[:, None]
         here = position[:, None]
-        started = here >= state.progress.segment_start[slots][:, None] + self._delays
-        flush_end = state.progress.flush_end[slots][:, None]
-        unfinished = here < flush_end - table.max_delay + self._delays
-        active = started & (in_audio | (in_flush & unfinished))
-        tokens = torch.where(active, NO_TOKEN, self._pads)
-        tokens[:, 0] = torch.where(
-            in_audio[:, 0], tokens[:, 0], table.forced_token[own_state].to(torch.int32)
-        )
+        segment_start = state.progress.segment_start[slots]
+        started = here >= segment_start[:, None] + self._delays
+        ends = state.progress.flush_end[slots][:, None] - table.max_delay + self._delays
+        lead_in, end, tail = self._fills[:3, None]
+        by_limit = table.by_limit[own_state][:, None] == 1
+        end = torch.where(by_limit, self._fills[3], end)
+        tail = torch.where(by_limit, self._fills[4], tail)
+        ended = torch.where(here == ends, end, tail)
+        tokens = torch.where(in_flush & (here >= ends), ended, NO_TOKEN)
+        tokens = torch.where(started, tokens, lead_in)
+        tokens = torch.where(in_audio | in_flush, tokens, self._pads)
+        own_token = table.forced_token[own_state].to(torch.int32)
+        is_told = ~(in_audio | in_flush)[:, 0] | (own_token != NO_TOKEN)
+        tokens[:, 0] = torch.where(is_told, own_token, tokens[:, 0])
         # What a prompt's delayed suffix says goes before everything else.
         place = position.clamp(max=state.max_model_len)
         suffix = state.history[slots, place, 1:]
@@ -221,7 +236,10 @@ class PhaseMachine:
         text = torch.where((kind == StateKind.TEXT)[:, None], tokens[:, :1], KEEP_OUTPUT)
         audio = torch.where(in_audio | in_flush, tokens, KEEP_OUTPUT)
         no_end = (position < state.settings.earliest_end[slots]).to(torch.int64)
-        mask_index = (2 * own_state + no_end).to(torch.int32)
+        num_prompt = state.settings.num_prompt[slots]
+        early = is_early(table, own_state, segment_start, position, num_prompt)
+        mask = torch.where(early, table.early_mask[own_state], own_state)
+        mask_index = (2 * mask + no_end).to(torch.int32)
         return Choices(torch.cat([text, audio], dim=1), mask_index, tokens)
 
     def commit_reference(
@@ -248,7 +266,12 @@ class PhaseMachine:
             state.progress.flush_end[slots],
         )
         after = advance(
-            table, before, position[first], own[:, 0].long(), state.settings.limit[slots]
+            table,
+            before,
+            position[first],
+            own[:, 0].long(),
+            state.settings.limit[slots],
+            state.settings.num_prompt[slots],
         )
         kept = slots[~discard[first]]
         state.progress.state[kept] = after.state[~discard[first]]
@@ -267,3 +290,22 @@ class PhaseMachine:
             where = position[written].clamp(max=state.max_model_len)
             state.history[state.row_slots[written], where] = tokens[written]
         return StepTokens(tokens, outcome)
+
+
+def _fills_of(layout: StreamLayout, device: torch.device) -> torch.Tensor:
+    """[5, num_streams] int32 what streams emit in audio where they have no frame.
+
+    By row: before the first frame, right after the last, and after that; then the latter two once
+    more for audio that its limit has ended, where the sampler is not asked: it might go on.
+    NO_TOKEN where it is.
+    """
+    places = (layout.lead_in, layout.end, layout.tail)
+    rows = [
+        [
+            NO_TOKEN if sampled else token
+            for token, sampled in zip(place.token_ids, place.sampled, strict=True)
+        ]
+        for place in places
+    ]
+    rows += [list(place.token_ids) for place in places[1:]]
+    return torch.tensor(rows, dtype=torch.int32, device=device)

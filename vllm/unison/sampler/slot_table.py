@@ -110,6 +110,7 @@ class SlotTable:
             seed=table_of(0, torch.int64),
             limit=table_of(NEVER, torch.int64),
             earliest_end=table_of(0, torch.int64),
+            num_prompt=table_of(0, torch.int64),
         )
         self.known_state = np.full(rows, table.end_stop, np.int64)
         """Per slot the newest state that the host knows of; at most one token old."""
@@ -181,6 +182,7 @@ class SlotTable:
                 seed=seed,
                 limit=limit,
                 earliest_end=NEVER if params.ignore_eos else len(prompt) + params.min_tokens,
+                num_prompt=len(prompt),
             )
         )
         return progress
@@ -234,8 +236,8 @@ def stream_limit(
 ) -> int:
     """Position at which stream 0 may emit no more.
 
-    max_tokens counts what stream 0 emits; the steps in which delayed streams catch up come on top
-    and must fit the context too.
+    max_tokens counts what stream 0 emits until its end; the steps in which delayed streams catch
+    up, and those that an end rule adds, come on top and must fit the context too.
     """
     assert params.max_tokens is not None
     context = max_model_len - layout.num_flush_steps

@@ -27,6 +27,7 @@ class SlotSettings:
         seed: [num_slots] int64.
         limit: [num_slots] position at which stream 0 may emit no more.
         earliest_end: [num_slots] position before which the request may not end by itself.
+        num_prompt: [num_slots] length of the prompt.
     """
 
     temperature: torch.Tensor
@@ -35,6 +36,7 @@ class SlotSettings:
     seed: torch.Tensor
     limit: torch.Tensor
     earliest_end: torch.Tensor
+    num_prompt: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class SlotWrite:
         streams: [n, num_streams] int32 ids of all streams from position 0 on.
         suffix_end, state, segment_start, flush_end: where the request stands.
         temperature, top_k, top_p: [1 + num_streams] each.
-        seed, limit, earliest_end: its other settings.
+        seed, limit, earliest_end, num_prompt: its other settings.
     """
 
     slot: int
@@ -61,6 +63,7 @@ class SlotWrite:
     seed: int
     limit: int
     earliest_end: int
+    num_prompt: int
 
 
 def write_slots(
@@ -90,6 +93,7 @@ def write_slots(
                 write.seed,
                 write.limit,
                 write.earliest_end,
+                write.num_prompt,
             )
             for write in writes
         ],
@@ -104,6 +108,7 @@ def write_slots(
         settings.seed,
         settings.limit,
         settings.earliest_end,
+        settings.num_prompt,
     )
     for target, column in zip(targets, columns, strict=True):
         target.index_copy_(0, slots, column)
