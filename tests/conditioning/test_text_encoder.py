@@ -157,3 +157,21 @@ def test_missing_tensors_are_named() -> None:
     tensors = [(n, t) for n, t in model.state_dict().items() if n != name]
     with pytest.raises(ValueError, match=rf"^the text encoder lacks the tensor '{name}'$"):
         TextEncoder.from_tensors(model.config.text_encoder, tensors)
+
+
+def test_profiling_takes_what_encoding_may_take_and_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = encoder_of(tiny_musicgen(), capacity=12345)
+    taken: list[int] = []
+    empty = torch.empty
+
+    def recording(*size: Any, **options: Any) -> torch.Tensor:
+        tensor = empty(*size, **options)
+        taken.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", recording)
+    encoder.take_peak_memory(30)
+    assert taken[0] == encoder.cache.capacity == 12345
+    assert len(encoder.cache) == encoder.cache.num_bytes == encoder.num_encoded == 0

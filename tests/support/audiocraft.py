@@ -15,7 +15,7 @@ def audiocraft_names(tensors: Tensors) -> tuple[Tensors, Tensors]:
     """The language model and the codec under audiocraft's names, written down from its modules."""
     language: Tensors = {}
     codec: Tensors = {}
-    last = max(
+    last_layer = max(
         int(name.split(".layers.")[1].split(".")[0])
         for name in tensors
         if name.startswith("audio_encoder.decoder.layers.")
@@ -59,7 +59,7 @@ def audiocraft_names(tensors: Tensors) -> tuple[Tensors, Tensors]:
                 continue
             index = int(rest.split(".")[0])
             # Of the decoder's layers 3, 6, … but its last are transposed.
-            transposed = side == "decoder" and index % 3 == 0 and 0 < index < last
+            transposed = side == "decoder" and index % 3 == 0 and 0 < index < last_layer
             own = "convtr.convtr." if transposed else "conv.conv."
             codec[f"{side}.model.{re.sub('(?<=[.])conv[.]', own, rest)}"] = tensor
     return language, codec

@@ -220,7 +220,10 @@ class MusicGenModel(nn.Module):
         model_config = vllm_config.model_config
         size = musicgen_format(model_config.hf_config.to_dict())
         tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        spec = multistream_spec(model_config)
+        assert spec is not None and spec.text_encoder is not None
         self._size = size
+        self._max_text_ids = spec.text_encoder.max_ids
         self._model_path = model_config.model
         self.decoder = Decoder(
             vllm_config=vllm_config,
@@ -302,6 +305,11 @@ class MusicGenModel(nn.Module):
         """Per text its encoder states, float32 [num_ids, hidden_size]."""
         assert self.text_encoder is not None
         return self.text_encoder.encode(texts)
+
+    def encode_longest_text(self) -> None:
+        """Take for a moment what encoding may take at most, for memory profiling."""
+        assert self.text_encoder is not None
+        self.text_encoder.take_peak_memory(self._max_text_ids)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
         """Load a published checkpoint.

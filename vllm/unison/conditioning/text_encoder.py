@@ -20,7 +20,7 @@ from vllm.unison.formats.musicgen_weights import TEXT_ENCODER, TEXT_PROJECTION
 AUDIOCRAFTS_ENCODER = "t5-base"
 """What audiocraft takes where a configuration does not say."""
 
-DEFAULT_CAPACITY = 256 * 1024 * 1024
+DEFAULT_CAPACITY = 64 * 1024 * 1024
 """Bytes of states that are kept by default."""
 
 
@@ -151,6 +151,20 @@ class TextEncoder:
                 found = self.cache.get(key)
                 states[key] = self._computed(key, ids) if found is None else found
         return [states[key] for key in keys]
+
+    def take_peak_memory(self, num_ids: int) -> None:
+        """Take for a moment what the encoder may take besides its weights, for memory profiling.
+
+        That is what a text of so many ids needs, while as many states are kept as ever.
+
+        Args:
+            num_ids: of the longest text.
+        """
+        kept = torch.empty(self.cache.capacity, dtype=torch.uint8, device=self._model.device)
+        self.encode([[0] * num_ids])
+        self.cache.clear()
+        self.num_encoded -= 1
+        del kept
 
     def _computed(self, key: Key, ids: Sequence[int]) -> torch.Tensor:
         device = self._model.device

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -47,6 +47,15 @@ class StreamModel(HeadModel, Protocol):
 
     def prepare_streams(self) -> None:
         """Called once, when the weights are loaded."""
+        ...
+
+
+@runtime_checkable
+class EncodingModel(Protocol):
+    """What memory profiling needs of a model that has a text encoder."""
+
+    def encode_longest_text(self) -> None:
+        """Take for a moment what encoding may take at most."""
         ...
 
 
@@ -267,9 +276,14 @@ class StreamWorker:
         return output
 
     def run_heads(self, hidden_states: torch.Tensor) -> None:
-        """Multiply both heads for all rows, as the largest step does; for memory profiling."""
+        """Multiply both heads for all rows, as the largest step does; for memory profiling.
+
+        And encode the longest text, for a model that has a text encoder.
+        """
         self._model.text_logits(hidden_states)
         self._model.audio_logits(hidden_states)
+        if isinstance(self._model, EncodingModel):
+            self._model.encode_longest_text()
 
 
 def make_stream_worker(
