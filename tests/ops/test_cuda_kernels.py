@@ -127,8 +127,9 @@ class TestEmulatedKernel:
             emulated = getattr(torch.ops.unison_emulation, name)
             monkeypatch.setattr(torch.ops.unison, name, emulated)
         for seed in range(20):
-            tests.check_begin(tests.published_layout(), seed)
-            tests.check_advance(tests.published_layout(), seed, grouped=seed % 2 == 0)
+            for layout in (tests.published_layout(), tests.layout_with_rules()):
+                tests.check_begin(layout, seed)
+                tests.check_advance(layout, seed, grouped=seed % 2 == 0)
         tests.check_gather(7, 5, torch.int64)
 
     def test_block_of_1024_threads(self) -> None:

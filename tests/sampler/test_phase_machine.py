@@ -56,6 +56,19 @@ def published_layout() -> StreamLayout:
     return StreamLayout.from_dict(example())
 
 
+def layout_with_rules() -> StreamLayout:
+    """The same with fills that differ by place, and all options of an end."""
+    layout = example(
+        fills={
+            "lead_in": {"token_ids": 7, "sampled": [False, True, False]},
+            "end": {"token_ids": [7, 8, 9]},
+            "tail": {"token_ids": [9, 8, 7], "sampled": [True, False, True]},
+        }
+    )
+    layout["phases"][1]["end_rule"] = {"first_step": 4, "extra_steps": 1, "closing": [9, 8]}
+    return StreamLayout.from_dict(layout)
+
+
 def check_begin(layout: StreamLayout, seed: int) -> None:
     """What rows may emit, operator against definition; nothing else is written."""
     generator = torch.Generator().manual_seed(seed)

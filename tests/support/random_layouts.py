@@ -7,7 +7,6 @@ from typing import Any
 from hypothesis import strategies as st
 
 from vllm.unison.model.layout import (
-    DROP_FRAME,
     END,
     FAIL_REQUEST,
     AudioEnd,
@@ -58,12 +57,12 @@ def layouts(
     begins = draw(st.permutations(range(NUM_SPECIALS)))
     has_rules = rules and draw(st.booleans())
     delays = (0, *draw(later))
-    fills = AudioFills()
-    if has_rules:
-        fills = draw(_audio_fills(streams))
+    after_tail = has_rules and draw(st.booleans())
+    fills = draw(_audio_fills(streams, after_tail)) if has_rules else AudioFills()
     phases = []
     for index, name in enumerate(names):
-        tokens = draw(st.lists(specials, unique=True, max_size=4))
+        ids = st.integers(0, FIRST_FILL - 1) if after_tail else specials
+        tokens = draw(st.lists(ids, unique=True, max_size=4))
         transitions = tuple(
             Transition(
                 token,
@@ -76,7 +75,7 @@ def layouts(
         kind = draw(st.sampled_from(kinds))
         end_rule = AudioEnd()
         if has_rules and kind is PhaseKind.AUDIO and tokens:
-            end_rule = draw(_ends(delays, fills, tokens))
+            end_rule = draw(_ends(after_tail))
         phases.append(
             Phase(name, kind, tuple(begins[2 * index : 2 * index + count]), transitions, end_rule)
         )
@@ -93,42 +92,34 @@ def layouts(
         delay_scope=draw(st.sampled_from(DelayScope)),
         fills=fills,
         # Fills that are sampled may stand where a frame is expected.
-        outside_codebook=DROP_FRAME if has_rules else FAIL_REQUEST,
+        outside_codebook=0 if has_rules else FAIL_REQUEST,
     )
 
 
-_FILLS = st.integers(NUM_SPECIALS - 4, NUM_SPECIALS - 1)
-"""Few, so that places share some; transitions may have the same."""
+FIRST_FILL = NUM_SPECIALS - 4
+"""Few ids, so that places share some; transitions may have the same."""
 
 
 @st.composite
-def _audio_fills(draw: st.DrawFn, streams: int) -> AudioFills:
-    def place() -> PlaceFill | None:
-        if draw(st.integers(0, 3)) == 0:
+def _audio_fills(draw: st.DrawFn, streams: int, after_tail: bool) -> AudioFills:
+    def place(must_be: bool = False, must_be_sampled: bool = False) -> PlaceFill | None:
+        if not must_be and draw(st.integers(0, 3)) == 0:
             return None
-        ids = draw(st.lists(_FILLS, min_size=streams, max_size=streams))
+        fills = st.integers(FIRST_FILL, NUM_SPECIALS - 1)
+        ids = draw(st.lists(fills, min_size=streams, max_size=streams))
         sampled = draw(st.lists(st.booleans(), min_size=streams, max_size=streams))
-        if draw(st.booleans()):
+        if must_be_sampled or draw(st.booleans()):
             sampled = [True] * streams
         return PlaceFill(tuple(ids), tuple(sampled))
 
-    return AudioFills(place(), place(), place())
+    # What ends audio after its tail must not be the tail itself, nor what the default would be.
+    return AudioFills(place(after_tail), place(), place(after_tail, after_tail))
 
 
 @st.composite
-def _ends(
-    draw: st.DrawFn, delays: tuple[int, ...], fills: AudioFills, tokens: list[int]
-) -> AudioEnd:
+def _ends(draw: st.DrawFn, after_tail: bool) -> AudioEnd:
     first_step = draw(st.integers(0, 6))
-    tail = fills.tail
-    places = [place for place in (fills.lead_in, fills.end, fills.tail) if place is not None]
-    may_be_after = (
-        tail is not None
-        and len(places) == 3
-        and all(place.token_ids[0] not in tokens for place in places)
-        and all(tail.sampled[k] for k, delay in enumerate(delays) if delay < max(delays))
-    )
-    if may_be_after and draw(st.booleans()):
+    if after_tail:
         return AudioEnd(after_tail=True, first_step=first_step)
     return AudioEnd(
         first_step=first_step,
