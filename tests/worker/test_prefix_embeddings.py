@@ -93,7 +93,9 @@ def test_batches_of_lanes_in_all_parts_of_their_prompts(seed: int) -> None:
             prefixes.admit(lane.name, lane.slot, lane.prefix)
         random.shuffle(lanes)
         prefixes.compute()
-        batch, rows, positions = [], [], []
+        batch: list[tuple[Lane, int]] = []
+        rows: list[int] = []
+        positions: list[int] = []
         for lane in lanes:
             room = MAX_TOKENS - len(rows)
             count = min(lane.num_known - lane.computed, random.randrange(1, 8), room)
