@@ -96,7 +96,7 @@ def register_architecture(patch: Any) -> None:
 SAMPLE_RATE = 8000
 FRAMES_PER_SECOND = 50
 CHROMA_LENGTH = 21
-MELODY = {
+MELODY: dict[str, Any] = {
     "feature_extractor_type": "MusicgenMelodyFeatureExtractor", "feature_size": 12,
     "sampling_rate": SAMPLE_RATE, "n_fft": 2048, "hop_length": 512, "chunk_length": 30,
 }  # fmt: skip

@@ -93,7 +93,7 @@ def test_batches_of_lanes_in_all_parts_of_their_prompts(seed: int) -> None:
             prefixes.admit(lane.name, lane.slot, lane.prefix)
         random.shuffle(lanes)
         prefixes.compute()
-        batch: list[tuple[Any, int]] = []
+        batch: list[tuple[Lane, int]] = []
         rows: list[int] = []
         positions: list[int] = []
         for lane in lanes:

@@ -14,21 +14,16 @@ from numpy.typing import NDArray
 from transformers import MusicgenMelodyForConditionalGeneration
 from transformers.audio_utils import chroma_filter_bank
 
+from tests.engine.musicgen.cases import DRAWN, GREEDY, MusicCase
 from tests.engine.musicgen.reference import Lane, MusicReference, Sampling
 from tests.support.musicgen import CHROMA_LENGTH, MELODY, SAMPLE_RATE
 
 NUM_BINS = 12
 
 
-def bins_of(
-    clip: NDArray[np.float32], rate: int = SAMPLE_RATE, window: int = 2048, hop: int = 512
-) -> NDArray[np.int64]:
+def bins_of(clip: NDArray[np.float32]) -> NDArray[np.int64]:
     """[num_frames] loudest pitch class of each frame, in float64."""
-    assert (rate, window, hop) != (SAMPLE_RATE, 2048, 512) or (rate, window, hop) == (
-        MELODY["sampling_rate"],
-        MELODY["n_fft"],
-        MELODY["hop_length"],
-    )
+    rate, window, hop = (MELODY[name] for name in ("sampling_rate", "n_fft", "hop_length"))
     samples = clip.astype(np.float64)
     if len(samples) < window:
         missing = window - len(samples)
@@ -121,3 +116,29 @@ class MelodyReference(MusicReference):
 
 def _one_hot(bins: NDArray[np.int64]) -> torch.Tensor:
     return torch.nn.functional.one_hot(torch.from_numpy(bins), NUM_BINS).float()[None]
+
+
+GUIDED = GREEDY | {"guidance_scale": 3.0}
+TEXT, LONGER = "warm piano", "lo fi beat, slow drums and piano. noise jazz rock"
+RISING, FALLING = tune([0, 2, 4, 5, 7, 9]), tune([12, 9, 5, 2, -3] * 3)
+"""Shorter and longer than the positions of a melody."""
+THREE_LANES = [{"weight": 2.5}, {"weight": -0.5, "prompt": LONGER}, {"weight": -1.0}]
+
+
+def _mixed() -> list[MusicCase]:
+    kinds: tuple[dict[str, Any], ...] = (
+        {"guidance_scale": 3.0},
+        {},
+        {"guidance_scale": 2.0, "negative_prompt": "noise"},
+        {"guidance_lanes": THREE_LANES},
+    )
+    texts, clips = (TEXT, LONGER, "beat"), (None, RISING, FALLING)
+    cases = []
+    for index in range(12):
+        options = kinds[index % 4] | (GREEDY if index % 3 else DRAWN | {"seed": index})
+        frames = (3, 17, 40, 24, 31)[index % 5]
+        cases.append(MusicCase(texts[index % 3], frames, options, clips[index // 2 % 3]))
+    return cases
+
+
+MIXED = _mixed()

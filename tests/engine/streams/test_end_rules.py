@@ -120,13 +120,17 @@ def num_preempted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
+@pytest.mark.parametrize("asynchronous", [False, True], ids=["synchronous", "asynchronous"])
 @pytest.mark.parametrize("name", list(CHECKPOINTS))
 def test_tokens_of_all_streams_equal_the_references(
     name: str,
+    asynchronous: bool,
     tmp_path: Path,
     emitted_steps: Steps,
     num_preempted: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("UNISON_CPU_ASYNC_SCHEDULING", str(int(asynchronous)))
     folder = CHECKPOINTS[name](tmp_path)
     reference = Reference(folder)
     cases = cases_of(reference)
