@@ -106,6 +106,16 @@ def cases_of(reference: Reference) -> list[Case]:
     return cases
 
 
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Reference]]:
+    """All checkpoints with their references.
+
+    Made before an engine runs, which gives transformers classes of its own.
+    """
+    folders = {name: make(tmp_path_factory.mktemp(name)) for name, make in CHECKPOINTS.items()}
+    return {name: (folder, Reference(folder)) for name, folder in folders.items()}
+
+
 @pytest.fixture
 def num_preempted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of every preemption so far, the number of tokens that the request had generated."""
@@ -125,14 +135,13 @@ def num_preempted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_tokens_of_all_streams_equal_the_references(
     name: str,
     asynchronous: bool,
-    tmp_path: Path,
+    models: dict[str, tuple[Path, Reference]],
     emitted_steps: Steps,
     num_preempted: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("UNISON_CPU_ASYNC_SCHEDULING", str(int(asynchronous)))
-    folder = CHECKPOINTS[name](tmp_path)
-    reference = Reference(folder)
+    folder, reference = models[name]
     cases = cases_of(reference)
     with open_engine(folder, num_gpu_blocks_override=9) as llm:
         prompts = [case.prompt for case in cases]
