@@ -45,8 +45,10 @@ ENGINE = (
     "tests/engine/guidance/test_groups.py::test_a_pair_is_not_split_by_preemption",
     "tests/engine/guidance/test_groups.py::test_streamed_tokens_are_the_whole_outputs",
     "tests/engine/audio/test_streaming.py::test_streams_are_the_audio_of_the_end",
+    "tests/engine/musicgen/test_parity.py::test_all_kinds_of_requests_in_one_batch",
+    "tests/engine/musicgen/test_melody.py::test_all_kinds_of_requests_in_one_batch",
 )
-"""A few engines: streams, guidance and audio, with synchronous and asynchronous scheduling."""
+"""A few engines: streams, guidance, audio and music; synchronous and asynchronous scheduling."""
 
 OUTCOMES = ("passed", "failed", "errors")
 
