@@ -28,6 +28,7 @@ _CONDITIONER = "description"
 _TEXT = f"conditioners.{_CONDITIONER}"
 _REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
 _MAX_REFERENCES = 8
+_MISSING = object()
 
 # Of each setting: what it is if left out, and what the engine computes.
 _LANGUAGE_MODEL: tuple[tuple[str, Any, Any], ...] = (
@@ -121,21 +122,22 @@ class Settings:
         Raises:
             ValueError: if it refers to nothing.
         """
-        asked = name
+        found = self._raw(name)
         for _ in range(_MAX_REFERENCES):
-            found: Any = self._values
-            for part in name.split("."):
-                found = found.get(part) if isinstance(found, dict) else None
             reference = _REFERENCE.fullmatch(found) if isinstance(found, str) else None
             if reference is None:
-                return default if found is None else found
-            name = reference[1]
-        raise self.error(asked, "refer to a setting", self._raw(asked))
+                return default if found is None or found is _MISSING else found
+            found = self._raw(reference[1])
+            if found is _MISSING:
+                break
+        raise self.error(name, "refer to a setting", self._raw(name))
 
     def _raw(self, name: str) -> Any:
         found: Any = self._values
         for part in name.split("."):
-            found = found.get(part) if isinstance(found, dict) else None
+            if not isinstance(found, dict) or part not in found:
+                return _MISSING
+            found = found[part]
         return found
 
     def error(self, name: str, accepted: str, value: Any) -> ValueError:
