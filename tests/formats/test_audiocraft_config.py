@@ -29,9 +29,7 @@ def audiogen() -> MusicgenConfig:
         "hidden_size": 1536, "ffn_dim": 6144, "num_hidden_layers": 48, "num_attention_heads": 24,
         "num_codebooks": 4, "vocab_size": 2048, "pad_token_id": 2048, "bos_token_id": 2048,
     }  # fmt: skip
-    return MusicgenConfig(
-        text_encoder=T5.to_dict(), audio_encoder=codec.to_dict(), decoder=decoder
-    )
+    return MusicgenConfig(text_encoder=T5.to_dict(), audio_encoder=codec.to_dict(), decoder=decoder)
 
 
 def put(settings: list[dict[str, Any]], name: str, value: Any) -> None:
@@ -182,7 +180,9 @@ def test_what_the_engine_cannot_follow_is_refused_by_name(
     file = "compression_state_dict.bin" if in_codec else "state_dict.bin"
     # The codebooks of a codec are too few for a language model.
     shown = "transformer_lm.n_q" if name == "rvq.n_q" else name
-    with pytest.raises(ValueError, match=rf"^{file}: xp\.cfg: {re.escape(shown)} must be {accepted}"):
+    with pytest.raises(
+        ValueError, match=rf"^{file}: xp\.cfg: {re.escape(shown)} must be {accepted}"
+    ):
         read(audiogen(), **{name: value})
 
 

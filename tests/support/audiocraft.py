@@ -35,9 +35,9 @@ def audiocraft_names(tensors: Tensors) -> tuple[Tensors, Tensors]:
             continue
         if found := layer.fullmatch(name):
             index, rest = found.groups()
-            stem, _, last = rest.rpartition(".")
+            stem, _, leaf = rest.rpartition(".")
             if stem in renamed:
-                language[f"transformer.layers.{index}.{renamed[stem]}.{last}"] = tensor
+                language[f"transformer.layers.{index}.{renamed[stem]}.{leaf}"] = tensor
             elif stem.endswith("q_proj"):
                 own = "self_attn" if stem.startswith("self") else "cross_attention"
                 three = [tensors[name.replace("q_proj", f"{part}_proj")] for part in "qkv"]
@@ -80,7 +80,9 @@ def write_audiocraft(
         torch.save(package, folder / name)
 
 
-def audiocraft_settings(config: Any, text_encoder: str, seconds: float = 10) -> list[dict[str, Any]]:
+def audiocraft_settings(
+    config: Any, text_encoder: str, seconds: float = 10
+) -> list[dict[str, Any]]:
     """The settings of a language model and its codec, by name.
 
     All that audiocraft's configurations of models have is there, and some of how they are trained.

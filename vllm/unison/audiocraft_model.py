@@ -34,7 +34,7 @@ CONFIG_FILE = "config.json"
 _LAYOUT = 1
 """Counts up with what is written, so that folders of other versions are not found."""
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def engine_folder(folder: Path) -> Path | None:
@@ -80,16 +80,14 @@ def downloaded_folder(name: str, revision: str | None = None) -> Path | None:
 
 
 def _in_repository(name: str, file: str, revision: str | None) -> bool:
-    """Whether a hub id has a file; no if the hub cannot be asked, which is then upstream's to say."""
+    """Whether a hub id has a file. No if the hub cannot be asked: that is upstream's to say."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(name, file, revision=revision), str):
-        return True
-    if constants.HF_HUB_OFFLINE:
-        return False
     try:
-        return HfApi().file_exists(name, file, revision=revision)
-    except Exception:  # Its client's errors have no common class of their own.
+        if isinstance(try_to_load_from_cache(name, file, revision=revision), str):
+            return True
+        return not constants.HF_HUB_OFFLINE and HfApi().file_exists(name, file, revision=revision)
+    except Exception:  # Errors of its client have no class in common.
         return False
 
 

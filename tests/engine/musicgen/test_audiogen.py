@@ -27,9 +27,10 @@ from tests.support.musicgen import t5_tokenizer, write_musicgen
 from vllm.config import ModelConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.tokenizers import get_tokenizer
-from vllm.unison.audiocraft_model import FILES
+from vllm.unison.audiocraft_model import FILES, downloaded_folder
 from vllm.unison.formats.musicgen import read_musicgen
 from vllm.unison.formats.musicgen_weights import CODEC_FILE, LANGUAGE_MODEL_FILE
+from vllm.unison.packaged_model import folder_of
 
 Write = Callable[..., Path]
 
@@ -143,9 +144,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hub"
 
 
-def test_a_hub_id_whose_snapshot_has_only_these_files(
-    write: Write, hub: Path, cache: Path
-) -> None:
+def test_a_hub_id_whose_snapshot_has_only_these_files(write: Write, hub: Path, cache: Path) -> None:
     write(snapshot(hub, "someone/audiogen"))
     arguments = EngineArgs(model="someone/audiogen")
     assert Path(arguments.model).parent == cache / "audiocraft"
@@ -155,9 +154,66 @@ def test_a_hub_id_whose_snapshot_has_only_these_files(
     assert (config.model, config.served_model_name) == (arguments.model, "someone/audiogen")
 
 
-def test_a_text_encoder_that_is_not_there_is_named(
-    write: Write, hub: Path, tmp_path: Path
+class FakeHub:
+    """The hub's answers, instead of the network."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, files: dict[str, Path]) -> None:
+        import huggingface_hub
+
+        self.files = files
+        self.asked: list[tuple[str, str, str | None]] = []
+        self.downloaded: list[tuple[str, str | None, list[str]]] = []
+        patch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(huggingface_hub, "HfApi", lambda: self)
+        patch.setattr(huggingface_hub, "snapshot_download", self.download)
+        downloaded_folder.cache_clear()
+
+    def file_exists(self, name: str, file: str, revision: str | None = None) -> bool:
+        self.asked.append((name, file, revision))
+        if name not in self.files:
+            raise RuntimeError("no network")
+        return (self.files[name] / file).is_file()
+
+    def download(self, name: str, revision: str | None, allow_patterns: list[str]) -> str:
+        self.downloaded.append((name, revision, allow_patterns))
+        return str(self.files[name])
+
+
+def test_a_hub_id_is_asked_for_once_and_downloaded(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Path
 ) -> None:
+    folder = write(tmp_path / "model")
+    fake = FakeHub(monkeypatch, {"some/audiogen": folder})
+    made = folder_of(str(folder))
+    assert EngineArgs(model="some/audiogen", revision="v2").model == made
+    assert folder_of("some/audiogen", "v2") == made
+    assert fake.asked == [("some/audiogen", name, "v2") for name in ("config.json", FILES[0])]
+    assert fake.downloaded == [("some/audiogen", "v2", list(FILES))]
+
+
+def test_other_hub_ids_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    (tmp_path / "other" / LANGUAGE_MODEL_FILE).touch()
+    (tmp_path / "none").mkdir()
+    files = {"some/other": tmp_path / "other", "some/none": tmp_path / "none"}
+    fake = FakeHub(monkeypatch, files)
+    cached = snapshot(hub, "some/cached")
+    cached.mkdir(parents=True)
+    (cached / "config.json").write_text("{}")
+    for name in ("some/other", "some/none", "some/unreachable", "some/cached", "gpt2", "s3://a/b"):
+        assert folder_of(name) == name
+    # One question for a repository that has a config.json, none if the cache knows it.
+    assert [name for name, *_ in fake.asked if name in ("some/other", "some/cached")] == [
+        "some/other"
+    ]
+    assert {name for name, *_ in fake.asked} == {"some/other", "some/none", "some/unreachable"}
+    assert fake.downloaded == []
+
+
+def test_a_text_encoder_that_is_not_there_is_named(write: Write, hub: Path, tmp_path: Path) -> None:
     folder = write(tmp_path / "model", text_encoder="t5-large")
     with pytest.raises(ValueError, match=r"conditioners\.description\.t5\.name, 't5-large', must"):
         EngineArgs(model=str(folder))
@@ -206,7 +262,7 @@ def test_files_that_are_not_whole_are_refused(write: Write, tmp_path: Path, cach
     torch.save({"best_state": {}}, folder / CODEC_FILE)
     with pytest.raises(ValueError, match=r"xp\.cfg must be YAML of settings"):
         EngineArgs(model=str(folder))
-    assert not os.listdir(cache / "audiocraft") if (cache / "audiocraft").exists() else True
+    assert not (cache / "audiocraft").exists()
 
 
 def test_the_folder_is_complete_or_not_there(

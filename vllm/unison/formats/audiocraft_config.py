@@ -387,5 +387,5 @@ def _frame_rate(audio_encoder: Mapping[str, Any]) -> int:
 def _num_quantizers(audio_encoder: Mapping[str, Any]) -> int:
     from transformers import EncodecConfig
 
-    count: int = EncodecConfig.from_dict(dict(audio_encoder)).num_quantizers
-    return count
+    config: Any = EncodecConfig.from_dict(dict(audio_encoder))
+    return int(config.num_quantizers)
