@@ -381,11 +381,12 @@ def _audio_encoder(settings: Settings) -> dict[str, Any]:
 
 
 def _frame_rate(audio_encoder: Mapping[str, Any]) -> int:
-    return int(audio_encoder["sampling_rate"]) // math.prod(audio_encoder["upsampling_ratios"])
+    hop: int = math.prod(audio_encoder["upsampling_ratios"])
+    rate: int = audio_encoder["sampling_rate"]
+    return rate // hop
 
 
 def _num_quantizers(audio_encoder: Mapping[str, Any]) -> int:
     from transformers import EncodecConfig
 
-    config: Any = EncodecConfig.from_dict(dict(audio_encoder))
-    return int(config.num_quantizers)
+    return int(EncodecConfig.from_dict(dict(audio_encoder)).num_quantizers)
