@@ -27,7 +27,7 @@ from tests.support.musicgen import t5_tokenizer, write_musicgen
 from vllm.config import ModelConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.tokenizers import get_tokenizer
-from vllm.unison.audiocraft_model import FILES, downloaded_folder
+from vllm.unison.audiocraft_model import FILES, downloaded_folder, engine_folder
 from vllm.unison.formats.musicgen import read_musicgen
 from vllm.unison.formats.musicgen_weights import CODEC_FILE, LANGUAGE_MODEL_FILE
 from vllm.unison.packaged_model import folder_of
@@ -124,6 +124,7 @@ def test_a_folder_with_a_configuration_is_left_alone(write: Write, tmp_path: Pat
     folder = write(tmp_path / "model")
     (folder / "config.json").write_text("{}")
     assert EngineArgs(model=str(folder)).model == str(folder)
+    assert engine_folder(folder) is None
 
 
 def snapshot(hub: Path, name: str) -> Path:
