@@ -70,7 +70,8 @@ def test_every_resolver_of_names_knows_it() -> None:
     assert get_config(DEFAULT_MODEL, trust_remote_code=False).model_type == "speech_lm"
 
 
-def test_other_names_are_left_alone() -> None:
+def test_other_names_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("facebook/opt-125m", "unison-default2", "./unison-default", ""):
         assert folder_of(name) == name
     assert folder_of(Path("some") / "folder") == Path("some") / "folder"

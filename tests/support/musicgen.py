@@ -117,6 +117,7 @@ def write_musicgen(
     *,
     stereo: bool = False,
     melody: bool = False,
+    audiogen: bool = False,
     hidden_size: int = 64,
     num_layers: int = 2,
     num_heads: int = 2,
@@ -134,6 +135,7 @@ def write_musicgen(
         folder: is made if it is not there.
         stereo: 8 streams for two channels instead of 4 for one.
         melody: a model with a prefix of CHROMA_LENGTH positions of a melody, as MELODY says.
+        audiogen: a codec at 16 kHz, built as AudioGen's is but for its widths.
         hidden_size, num_layers, num_heads, codebook_size, max_positions: of the decoder.
         text_width: of the text encoder; there is a projection if it is not the hidden size.
         seed: of the weights.
@@ -147,6 +149,7 @@ def write_musicgen(
     model = _published_model(
         stereo,
         melody,
+        audiogen,
         hidden_size,
         num_layers,
         num_heads,
@@ -171,6 +174,7 @@ def write_musicgen(
 def _published_model(
     stereo: bool,
     melody: bool,
+    audiogen: bool,
     hidden_size: int,
     num_layers: int,
     num_heads: int,
@@ -185,10 +189,17 @@ def _published_model(
         num_heads=3,
     )  # fmt: skip
     bits = codebook_size.bit_length() - 1
+    own: dict[str, Any] = {
+        "sampling_rate": SAMPLE_RATE, "upsampling_ratios": [8, 5, 4], "num_lstm_layers": 1,
+    }  # fmt: skip
+    if audiogen:
+        own = {
+            "sampling_rate": 16000, "upsampling_ratios": [8, 5, 4, 2], "num_lstm_layers": 2,
+            "pad_mode": "constant", "use_conv_shortcut": False,
+        }  # fmt: skip
     codec = EncodecConfig(
-        sampling_rate=SAMPLE_RATE, upsampling_ratios=[8, 5, 4], num_filters=4, hidden_size=8,
-        codebook_size=codebook_size, target_bandwidths=[4 * bits * FRAMES_PER_SECOND / 1000],
-        use_causal_conv=False, num_lstm_layers=1,
+        num_filters=4, hidden_size=8, codebook_size=codebook_size, use_causal_conv=False,
+        target_bandwidths=[4 * bits * FRAMES_PER_SECOND / 1000], **own,
     )  # fmt: skip
     decoder = {
         "vocab_size": codebook_size, "hidden_size": hidden_size, "ffn_dim": 4 * hidden_size,

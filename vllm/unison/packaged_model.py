@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model that is installed with the package, and its name."""
+"""Names of models that stand for folders: the packaged model's, and those of audiocraft's files."""
 
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -19,26 +19,31 @@ class ModelArguments(Protocol):
     """What of upstream's engine arguments is read and changed."""
 
     model: str
+    revision: str | None
     tokenizer: str | None
+    tokenizer_revision: str | None
     served_model_name: str | list[str] | None
     gpu_memory_utilization: float
     kv_cache_memory_bytes: int | None
 
 
 def resolve_packaged_model(arguments: ModelArguments) -> None:
-    """Put the packaged model's folder in place of its name, which it is still served under.
+    """Put the folder that a name stands for in its place; the model is still served under it.
 
     Raises:
-        ValueError: if the installation lacks the model.
+        ValueError: see `folder_of`.
     """
     if arguments.tokenizer is not None:
-        arguments.tokenizer = folder_of(arguments.tokenizer)
-    folder = folder_of(arguments.model)
-    if folder == arguments.model:
+        arguments.tokenizer = folder_of(arguments.tokenizer, arguments.tokenizer_revision)
+    name = arguments.model
+    folder = folder_of(name, arguments.revision)
+    if folder == name:
         return
     arguments.model = folder
     if arguments.served_model_name is None:
-        arguments.served_model_name = DEFAULT_MODEL
+        arguments.served_model_name = name
+    if folder != str(_FOLDER):
+        return
     from vllm.config import CacheConfig  # takes seconds; the name is asked for without an engine
 
     is_upstreams = arguments.gpu_memory_utilization == CacheConfig.gpu_memory_utilization
@@ -46,15 +51,31 @@ def resolve_packaged_model(arguments: ModelArguments) -> None:
         arguments.kv_cache_memory_bytes = KV_CACHE_BYTES
 
 
-def folder_of(name: _Name) -> _Name | str:
-    """The packaged model's folder for its name; other names of models, and paths, as they are.
+def folder_of(name: _Name, revision: str | None = None) -> _Name | str:
+    """The folder that a name, or a path, stands for; other names and paths as they are.
+
+    Args:
+        name: the packaged model's; a folder or a hub id in audiocraft's format; any other.
+        revision: of a hub id.
 
     Raises:
-        ValueError: if the installation lacks the model.
+        ValueError: if the installation lacks the packaged model, or a model in audiocraft's format
+            is not supported.
     """
-    if name != DEFAULT_MODEL or Path(DEFAULT_MODEL).is_dir():
+    if name == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir():
+        return str(packaged_model())
+    path = Path(name)
+    if path.is_dir():
+        if (path / "config.json").exists():
+            return name
+    elif "/" not in str(name) or path.exists():
         return name
-    return str(packaged_model())
+    # Imports torch; the name is asked for without an engine.
+    from vllm.unison.audiocraft_model import downloaded_folder, engine_folder
+
+    found = path if path.is_dir() else downloaded_folder(str(name), revision)
+    made = None if found is None else engine_folder(found)
+    return name if made is None else str(made)
 
 
 def packaged_model() -> Path:

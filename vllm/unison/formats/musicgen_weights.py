@@ -156,22 +156,43 @@ def read_audiocraft_codec(file: Path) -> Tensors:
         yield _renamed(name, _CODEC + _WEIGHT_NORM), tensor
 
 
+def read_audiocraft_settings(file: Path) -> object:
+    """What a file of audiocraft's holds as its model's settings, without reading its tensors.
+
+    Raises:
+        ValueError: if it is no file of weights.
+    """
+    return _load_package(file, mmap=True).get("xp.cfg")
+
+
 def _load_state(file: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one of audiocraft's files; nothing in it is executed."""
-    try:
-        package: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"{file.name} is not a file of weights") from error
-    if isinstance(package, dict) and "pretrained" in package:
-        raise ValueError(
-            f"{file.name} must hold the codec, not only name it: {package['pretrained']!r}"
-        )
-    state = package.get("best_state") if isinstance(package, dict) else None
+    """The tensors of one of audiocraft's files."""
+    state = _load_package(file).get("best_state")
     if not isinstance(state, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
     ):
         raise ValueError(f"{file.name} must hold tensors by name as 'best_state'")
     return state
+
+
+def _load_package(file: Path, mmap: bool = False) -> dict[str, Any]:
+    """All that one of audiocraft's files holds; nothing in it is executed.
+
+    Args:
+        file: where it is.
+        mmap: leaves tensors on the disk until they are used, if the file allows it.
+    """
+    try:
+        package: Any = torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+        if mmap:
+            return _load_package(file)
+        raise ValueError(f"{file.name} is not a file of weights") from error
+    if isinstance(package, dict) and "pretrained" in package:
+        raise ValueError(
+            f"{file.name} must hold the codec, not only name it: {package['pretrained']!r}"
+        )
+    return package if isinstance(package, dict) else {}
 
 
 def _renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
