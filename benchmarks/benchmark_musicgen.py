@@ -384,7 +384,7 @@ def main() -> None:
     report = {
         "machine": describe_machine(),
         "variants": described,
-        "settings": {
+        "parameters": {
             "hidden_size": options.hidden_size,
             "num_layers": options.num_layers,
             "frames": options.frames,

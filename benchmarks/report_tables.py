@@ -602,6 +602,81 @@ def side_by_side(report: Report, cuda: Report | None) -> str:
     return "\n\n".join(parts)
 
 
+def musicgen(report: Report, cuda: Report | None) -> str:
+    """Requests of one length, requests of many, and what guidance costs."""
+    given = report["parameters"]
+    shortest, longest = given["uneven_frames"]
+
+    def guided(row: Report) -> str:
+        return "guided" if row["guided"] else "unguided"
+
+    equal = table(
+        ["requests", "", "fork, frames/s", "transformers, frames/s", "fork / transformers"],
+        [
+            (
+                row["requests"],
+                guided(row),
+                f"{row['fork_frames_per_second']:.1f}",
+                f"{row['transformers_frames_per_second']:.1f}",
+                ratio(row["fork_over_transformers"]),
+            )
+            for row in report["equal"]
+        ],
+    )
+    uneven = table(
+        ["requests", "", "", "fork", "transformers", "times faster"],
+        [
+            (
+                row["requests"],
+                guided(row),
+                what,
+                f"{row[f'fork_{name}']:.1f} s",
+                f"{row[f'transformers_{name}']:.1f} s",
+                ratio(row[compared]),
+            )
+            for row in report["uneven"]
+            for what, name, compared in (
+                ("until all are done", "seconds", "fork_over_transformers"),
+                ("arrival to audio, mean", "mean_latency", "latency_transformers_over_fork"),
+            )
+        ],
+    )
+    cost = table(
+        ["requests", "guided over unguided, frames/s"],
+        [(row["requests"], ratio(row["fork"])) for row in report["guided_over_unguided"]],
+    )
+    return "\n\n".join(
+        [
+            f"{given['num_layers']} layers of {given['hidden_size']}, random weights, bfloat16; "
+            f"guidance scale {given['guidance_scale']:g}, top-k {given['top_k']}; "
+            f"{given['rounds']} rounds. A frame is 20 ms of audio.",
+            f"Requests of {given['frames']} frames that come at once:",
+            equal,
+            f"Requests of {shortest} to {longest} frames that come within "
+            f"{given['uneven_seconds']:g} s:",
+            uneven,
+            cost,
+        ]
+    )
+
+
+def musicgen_single(report: Report) -> Values:
+    """The fork's over transformers' throughput of one request."""
+    return {
+        "guided" if row["guided"] else "unguided": row["fork_over_transformers"]["ratio"]
+        for row in report["equal"]
+        if row["requests"] == 1
+    }
+
+
+def musicgen_uneven(report: Report) -> Values:
+    """The fork's over transformers' throughput of uneven requests."""
+    return {
+        "guided" if row["guided"] else "unguided": row["fork_over_transformers"]["ratio"]
+        for row in report["uneven"]
+    }
+
+
 def text_only(report: Report, cuda: Report | None) -> str:
     """Per model a row for each number of requests."""
     given = report["parameters"]

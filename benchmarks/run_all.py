@@ -234,6 +234,21 @@ SECTIONS = (
         plot=plots.side_by_side,
     ),
     Section(
+        name="musicgen",
+        title="MusicGen",
+        text="A model of musicgen-small's sizes in the published layout, through the fork and "
+        "through transformers' own `generate`, text encoder and codec included. Requests of one "
+        "length at once are a static batch's best case; of uneven ones, a static batch waits for "
+        "its longest.",
+        script=("benchmarks/benchmark_musicgen.py", "--rounds", "2", "--frames", "60"),
+        result="musicgen.json",
+        body=tables.musicgen,
+        targets=(
+            Target("one request, fork / transformers", 1.3, False, tables.musicgen_single),
+            Target("16 uneven requests, fork / transformers", 2.0, False, tables.musicgen_uneven),
+        ),
+    ),
+    Section(
         name="text_only",
         title="Text-only models",
         text="A text-only model on the fork against the unpatched upstream package, in one "

@@ -34,7 +34,8 @@ CONFIG_FILE = "config.json"
 _LAYOUT = 1
 """Counts up with what is written, so that folders of other versions are not found."""
 
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]*(audiogen|musicgen)[\w.-]*", re.IGNORECASE)
+"""For other names the hub is not asked: it would cost users of every model a request."""
 
 
 def engine_folder(folder: Path) -> Path | None:
@@ -60,7 +61,8 @@ def engine_folder(folder: Path) -> Path | None:
 def downloaded_folder(name: str, revision: str | None = None) -> Path | None:
     """The folder of a hub id whose repository is in audiocraft's format; None for any other name.
 
-    The hub is asked once, and only if the cache does not know the repository's config.json.
+    Such a name has "audiogen" or "musicgen" in it. The hub is asked once, and only if the cache
+    does not know the repository's config.json.
 
     Raises:
         ValueError: if its files cannot be downloaded.
