@@ -199,18 +199,23 @@ def test_other_hub_ids_are_left_alone(
     (tmp_path / "other" / "config.json").write_text("{}")
     (tmp_path / "other" / LANGUAGE_MODEL_FILE).touch()
     (tmp_path / "none").mkdir()
-    files = {"some/other": tmp_path / "other", "some/none": tmp_path / "none"}
+    files = {"some/musicgen": tmp_path / "other", "some/audiogen-none": tmp_path / "none"}
     fake = FakeHub(monkeypatch, files)
-    cached = snapshot(hub, "some/cached")
+    cached = snapshot(hub, "some/musicgen-cached")
     cached.mkdir(parents=True)
     (cached / "config.json").write_text("{}")
-    for name in ("some/other", "some/none", "some/unreachable", "some/cached", "gpt2", "s3://a/b"):
+    others = ("gpt2", "some/text-model", "s3://a/b")
+    for name in (*files, "some/MusicGen-far", "some/musicgen-cached", *others):
         assert folder_of(name) == name
     # One question for a repository that has a config.json, none if the cache knows it.
-    assert [name for name, *_ in fake.asked if name in ("some/other", "some/cached")] == [
-        "some/other"
-    ]
-    assert {name for name, *_ in fake.asked} == {"some/other", "some/none", "some/unreachable"}
+    assert [
+        name for name, *_ in fake.asked if name in ("some/musicgen", "some/musicgen-cached")
+    ] == ["some/musicgen"]
+    assert {name for name, *_ in fake.asked} == {
+        "some/musicgen",
+        "some/audiogen-none",
+        "some/MusicGen-far",
+    }
     assert fake.downloaded == []
 
 
