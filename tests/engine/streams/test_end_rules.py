@@ -35,7 +35,7 @@ def like_opuslm(folder: Path) -> Path:
     layout["fills"] = {"tail": {"token_ids": [END_TOKEN, *[PAD] * 4], "sampled": True}}
     layout["phases"][1]["end_rule"] = {"kind": "id_on_primary", "extra_steps": 1}
     layout["outside_codebook"] = 3
-    return write_speech_lm(folder, "olmo2", layout, louder={PAD: 1.5}, head_offsets=False, seed=1)
+    return write_speech_lm(folder, "qwen3", layout, louder={PAD: 1.5}, head_offsets=False, seed=1)
 
 
 def like_bagpiper(folder: Path) -> Path:
