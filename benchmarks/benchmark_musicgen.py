@@ -36,7 +36,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from hardware import describe_machine
+from hardware import describe_engine, describe_machine, describe_transformers
 from ratios import compare
 from tqdm import tqdm
 from variant_process import VariantProcess, serve
@@ -129,11 +129,7 @@ class ForkVariant:
 
     def describe(self) -> dict[str, Any]:
         """Version and threads."""
-        import torch
-
-        import vllm
-
-        return {"vllm": vllm.__version__, "threads": torch.get_num_threads()}
+        return describe_engine()
 
     def _params(self, row: int, num_frames: int, guided: bool) -> Any:
         from vllm import SamplingParams
@@ -199,10 +195,7 @@ class TransformersVariant:
 
     def describe(self) -> dict[str, Any]:
         """Version and threads."""
-        import torch
-        import transformers
-
-        return {"transformers": transformers.__version__, "threads": torch.get_num_threads()}
+        return describe_transformers()
 
     def _generate(self, prompts: list[str], num_frames: int, guided: bool) -> None:
         import torch

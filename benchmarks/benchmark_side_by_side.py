@@ -39,7 +39,7 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from hardware import describe_machine
+from hardware import describe_engine, describe_machine, describe_transformers
 from ratios import compare
 from tqdm import tqdm
 from variant_process import VariantProcess, serve
@@ -169,11 +169,7 @@ class EngineVariant:
 
     def describe(self) -> dict[str, Any]:
         """Version and threads."""
-        import torch
-
-        import vllm
-
-        return {"vllm": vllm.__version__, "threads": torch.get_num_threads()}
+        return describe_engine()
 
     def generate(self, prompts: list[list[int]], params: list[Any], length: int) -> tuple[Any, Any]:
         """Outputs and seconds; RuntimeError unless each request has `length` tokens."""
@@ -232,10 +228,7 @@ class TransformersVariant:
 
     def describe(self) -> dict[str, Any]:
         """Version and threads."""
-        import torch
-        import transformers
-
-        return {"transformers": transformers.__version__, "threads": torch.get_num_threads()}
+        return describe_transformers()
 
     def run(self, count: int, guided: bool, length: int) -> Measurement:
         """Frames per second of a static batch of `count` requests."""

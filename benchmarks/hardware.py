@@ -44,3 +44,20 @@ def describe_machine() -> dict[str, str | int]:
         except metadata.PackageNotFoundError:
             described[package] = "not installed"
     return described
+
+
+def describe_engine() -> dict[str, str | int]:
+    """Version and threads of a process that runs an engine; whichever package it has."""
+    import torch
+
+    import vllm
+
+    return {"vllm": vllm.__version__, "threads": torch.get_num_threads()}
+
+
+def describe_transformers() -> dict[str, str | int]:
+    """Version and threads of a process that runs transformers."""
+    import torch
+    import transformers
+
+    return {"transformers": transformers.__version__, "threads": torch.get_num_threads()}

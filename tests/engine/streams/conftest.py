@@ -30,6 +30,7 @@ from vllm import LLM
 from vllm.distributed import cleanup_dist_env_and_memory
 from vllm.unison.compatibility import ASYNC_ON_CPU
 from vllm.unison.scheduler.request_streams import RequestStreams
+from vllm.v1.core.sched.scheduler import Scheduler
 
 Steps = dict[str, list[list[int]]]
 OpenEngine = Callable[..., contextlib.AbstractContextManager[LLM]]
@@ -108,3 +109,17 @@ def emitted_steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
 
     monkeypatch.setattr(RequestStreams, "append", recording)
     return steps
+
+
+@pytest.fixture
+def preempted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of every preemption so far, the number of tokens that the request had generated."""
+    counts: list[int] = []
+    preempt = Scheduler._preempt_request
+
+    def counting(self: Scheduler, request: Any, *args: Any, **kwargs: Any) -> None:
+        counts.append(request.num_output_tokens)
+        preempt(self, request, *args, **kwargs)
+
+    monkeypatch.setattr(Scheduler, "_preempt_request", counting)
+    return counts

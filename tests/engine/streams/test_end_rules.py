@@ -23,7 +23,6 @@ from vllm.unison.testing.random_checkpoint import (
     PAD,
     stream_layout,
 )
-from vllm.v1.core.sched.scheduler import Scheduler
 
 TALK = {"text_to_speech": [BEGIN_TEXT, "text", BEGIN_AUDIO]}
 CLOSING, EARLY_END, LEAD_IN, TAIL = 7, 8, 9, 10
@@ -116,20 +115,6 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Re
     return {name: (folder, Reference(folder)) for name, folder in folders.items()}
 
 
-@pytest.fixture
-def num_preempted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of every preemption so far, the number of tokens that the request had generated."""
-    counts: list[int] = []
-    preempt = Scheduler._preempt_request
-
-    def counting(self: Scheduler, request: Any, *args: Any, **kwargs: Any) -> None:
-        counts.append(request.num_output_tokens)
-        preempt(self, request, *args, **kwargs)
-
-    monkeypatch.setattr(Scheduler, "_preempt_request", counting)
-    return counts
-
-
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["synchronous", "asynchronous"])
 @pytest.mark.parametrize("name", list(CHECKPOINTS))
 def test_tokens_of_all_streams_equal_the_references(
@@ -137,7 +122,7 @@ def test_tokens_of_all_streams_equal_the_references(
     asynchronous: bool,
     models: dict[str, tuple[Path, Reference]],
     emitted_steps: Steps,
-    num_preempted: list[int],
+    preempted: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("UNISON_CPU_ASYNC_SCHEDULING", str(int(asynchronous)))
@@ -154,7 +139,7 @@ def test_tokens_of_all_streams_equal_the_references(
             assert_equals(output, expected, f"{name} {case}")
             reasons.add(expected.finish_reason)
         assert reasons == {"stop", "length"}
-        assert num_preempted
+        assert preempted
         # Streamed, the same frames.
         for case, output in list(zip(cases, outputs, strict=True))[::4]:
             codes = streamed_codes(llm, case)

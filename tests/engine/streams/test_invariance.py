@@ -18,7 +18,6 @@ from tests.engine.streams.conftest import open_engine
 from tests.engine.streams.reference import Reference
 from vllm import LLM, RequestOutput
 from vllm.unison.testing.random_checkpoint import BEGIN_TEXT, FIRST_TEXT
-from vllm.v1.core.sched.scheduler import Scheduler
 
 NAME = "llama_nine"
 CHUNKED = {"max_num_batched_tokens": 16}
@@ -37,20 +36,6 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     | CACHED
     | {"asynchronous": True},
 }
-
-
-@pytest.fixture
-def preempted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of every preemption so far, the number of tokens that the request had generated."""
-    counts: list[int] = []
-    preempt = Scheduler._preempt_request
-
-    def counting(self: Scheduler, request: Any, *args: Any, **kwargs: Any) -> None:
-        counts.append(request.num_output_tokens)
-        preempt(self, request, *args, **kwargs)
-
-    monkeypatch.setattr(Scheduler, "_preempt_request", counting)
-    return counts
 
 
 def _generate(llm: LLM, cases: list[Case]) -> list[RequestOutput]:

@@ -137,6 +137,13 @@ def _reading_states(underlying: type[AttentionBackend]) -> type[AttentionBackend
             super().__init__(spec, layer_names, vllm_config, device)
             layers = vllm_config.compilation_config.static_forward_context
             self._state_rows: StateRows = layers[layer_names[0]].rows
+            # Nothing on the host knows the rows' own lengths, nor needs to.
+            self._upper_bounds = torch.full(
+                (len(self._state_rows.lengths),),
+                self._state_rows.max_states,
+                dtype=torch.int32,
+                device="cpu",
+            )
 
         def build(
             self,
@@ -148,11 +155,8 @@ def _reading_states(underlying: type[AttentionBackend]) -> type[AttentionBackend
             rows, of_states = self._state_rows, copy(common_attn_metadata)
             of_states.causal = False
             of_states.seq_lens = rows.lengths[: of_states.num_reqs]
-            # An upper bound: nothing on the host knows the rows' own lengths, nor needs to.
             of_states.max_seq_len = rows.max_states
-            of_states.seq_lens_cpu_upper_bound = torch.full(
-                (of_states.num_reqs,), rows.max_states, dtype=torch.int32
-            )
+            of_states.seq_lens_cpu_upper_bound = self._upper_bounds[: of_states.num_reqs]
             return super().build(0, of_states, fast_build)
 
     return subclass_attention_backend("EncoderStates_", underlying, StatesBuilder)

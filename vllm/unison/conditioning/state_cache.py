@@ -58,11 +58,6 @@ class StateCache:
         self._states[key] = state
         self.num_bytes += size
 
-    def clear(self) -> None:
-        """Keep nothing."""
-        self._states.clear()
-        self.num_bytes = 0
-
     def _drop(self, key: Key) -> None:
         state = self._states.pop(key, None)
         if state is not None:

@@ -152,6 +152,7 @@ class TextEncoder:
                 states[key] = self._computed(key, ids) if found is None else found
         return [states[key] for key in keys]
 
+    @torch.inference_mode()
     def take_peak_memory(self, num_ids: int) -> None:
         """Take for a moment what the encoder may take besides its weights, for memory profiling.
 
@@ -161,22 +162,22 @@ class TextEncoder:
             num_ids: of the longest text.
         """
         kept = torch.empty(self.cache.capacity, dtype=torch.uint8, device=self._model.device)
-        self.encode([[0] * num_ids])
-        self.cache.clear()
-        self.num_encoded -= 1
+        self._run([0] * num_ids)
         del kept
 
     def _computed(self, key: Key, ids: Sequence[int]) -> torch.Tensor:
-        device = self._model.device
         if len(ids) == 0:
-            return torch.empty((0, self.hidden_size), device=device)
-        inputs = torch.tensor([list(ids)], dtype=torch.int64, device=device)
-        states: torch.Tensor = self._model(input_ids=inputs).last_hidden_state[0]
-        if self._projection is not None:
-            states = self._projection(states)
+            return torch.empty((0, self.hidden_size), device=self._model.device)
+        states = self._run(ids)
         self.num_encoded += 1
         self.cache.put(key, states)
         return states
+
+    def _run(self, ids: Sequence[int]) -> torch.Tensor:
+        """float32 [num_ids, hidden_size] states of a text of at least one id."""
+        inputs = torch.tensor([list(ids)], dtype=torch.int64, device=self._model.device)
+        states: torch.Tensor = self._model(input_ids=inputs).last_hidden_state[0]
+        return states if self._projection is None else self._projection(states)
 
 
 def _published_encoder(config: Any) -> Any:

@@ -116,17 +116,8 @@ class IdOnPrimary:
 
 
 @dataclass(frozen=True)
-class AnyStream:
-    """An id on any stream is the first sign; then streams are bound in the order of their delays.
-
-    That is `delays[k]` steps after it for stream k. The audio ends with the first column that holds
-    the id on all streams (Higgs Audio v2). A stream's own end does not bind it: it may emit codes
-    again before it is its turn, which belong to no frame.
-
-    Args:
-        end_id: the id; all streams' end and tail.
-        first_step: the first step at which it counts, and is allowed.
-    """
+class _OneEndId:
+    """What rules have in common whose streams all end with one id, which each emits or is given."""
 
     end_id: int
     first_step: int = 0
@@ -137,6 +128,20 @@ class AnyStream:
     def end_ids(self) -> tuple[int, ...]:
         """The id."""
         return (self.end_id,)
+
+
+@dataclass(frozen=True)
+class AnyStream(_OneEndId):
+    """An id on any stream is the first sign; then streams are bound in the order of their delays.
+
+    That is `delays[k]` steps after it for stream k. The audio ends with the first column that holds
+    the id on all streams (Higgs Audio v2). A stream's own end does not bind it: it may emit codes
+    again before it is its turn, which belong to no frame.
+
+    Args:
+        end_id: the id; all streams' end and tail.
+        first_step: the first step at which it counts, and is allowed.
+    """
 
     def ends(self, columns: Columns, delays: Steps, first: int) -> Ends:
         """The earlier of a stream's own end and its turn."""
@@ -153,23 +158,13 @@ class AnyStream:
 
 
 @dataclass(frozen=True)
-class StreamsInTurn:
+class StreamsInTurn(_OneEndId):
     """Each stream emits the id itself, after the one before it has (Parler-TTS).
 
     Args:
         end_id: the id.
         first_step: the first step at which stream 0 may.
     """
-
-    end_id: int
-    first_step: int = 0
-    extra_steps = 1
-    closing: tuple[int, ...] = ()
-
-    @property
-    def end_ids(self) -> tuple[int, ...]:
-        """The id."""
-        return (self.end_id,)
 
     def ends(self, columns: Columns, delays: Steps, first: int) -> Ends:
         """Stream by stream, each from the step after the one before it."""

@@ -55,6 +55,8 @@ class EncoderStates:
         self._model = model
         self._device = device
         self._lengths = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self._row_slots: torch.Tensor | None = None
+        self._rows_without = torch.empty(0, dtype=torch.bool, device=device)
         self._entering: list[_Entering] = []
         self._group: tuple[int, int] | None = None
 
@@ -100,16 +102,24 @@ class EncoderStates:
         self._lengths[upload(where, self._device)] = upload(lengths, self._device)
 
     def set_rows(self, row_slots: torch.Tensor) -> None:
-        """Say which slot each row of the batch holds; [num_rows] int64."""
-        lengths = self._model.state_rows.lengths
-        torch.clamp(self._lengths[row_slots], min=1, out=lengths[: len(row_slots)])
+        """Say which slot each row of the batch holds.
 
-    def prepare_inputs(self, row_slots: torch.Tensor, rows: torch.Tensor) -> None:
+        Args:
+            row_slots: [num_rows] int64; the slot table makes another tensor whenever a lane has
+                entered or rows have changed, so there is nothing to do for the one of last time.
+        """
+        if row_slots is self._row_slots:
+            return
+        self._row_slots = row_slots
+        lengths = self._lengths[row_slots]
+        self._rows_without = lengths == 0
+        torch.clamp(lengths, min=1, out=self._model.state_rows.lengths[: len(row_slots)])
+
+    def prepare_inputs(self, rows: torch.Tensor) -> None:
         """Mark the tokens of lanes without states.
 
         Args:
-            row_slots: [num_rows] int64 slot of each row.
             rows: [num_tokens] int32 or int64 batch row of each token.
         """
-        without = self._model.state_rows.without_states
-        torch.eq(self._lengths[row_slots][rows][:, None], 0, out=without[: len(rows)])
+        without = self._model.state_rows.without_states[: len(rows), 0]
+        torch.index_select(self._rows_without, 0, rows, out=without)

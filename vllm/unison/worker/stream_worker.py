@@ -185,7 +185,7 @@ class StreamWorker:
         """
         self.slots.gather_inputs(rows, positions, self._model.auxiliary_ids)
         if self._states is not None:
-            self._states.prepare_inputs(self.slots.row_slots, rows)
+            self._states.prepare_inputs(rows)
         if self._prefixes is not None:
             self._prefixes.prepare_inputs(self.slots.row_slots, rows, positions)
 
