@@ -15,7 +15,7 @@ from typing import IO, Any
 from transformers import PreTrainedConfig
 
 from vllm.entrypoints.launchers import run_batch
-from vllm.unison.model.spec import MODEL_TYPES
+from vllm.unison.formats.registered_models import MODEL_TYPES
 from vllm.unison.packaged_model import folder_of
 
 upstream: Any = run_batch  # whose functions differ
