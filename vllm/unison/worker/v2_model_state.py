@@ -100,7 +100,10 @@ class StreamModelState(DefaultModelState):
         )
 
     def prepare_attn(self, input_batch: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
-        """Metadata of attention, for which the rows' encoder states must be known."""
+        """Metadata of attention, for which the rows' encoder states must be known.
+
+        The runner asks for it in every step, once, before the inputs.
+        """
         if self._is_step:
             self.worker.set_batch(input_batch.req_ids)
         attention: dict[str, Any] = super().prepare_attn(input_batch, *arguments, **options)
@@ -114,7 +117,6 @@ class StreamModelState(DefaultModelState):
         """
         if self._is_step:
             num_rows, num_tokens = input_batch.num_reqs, input_batch.num_tokens
-            self.worker.set_batch(input_batch.req_ids)
             rows = self._rows[:num_rows]
             if num_tokens > num_rows:
                 lengths = input_batch.query_start_loc[: num_rows + 1].diff()
