@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import torch
 
-from tests.engine.streams.cases import Case
-from vllm import LLM, CompletionOutput, RequestOutput
+from vllm import LLM, CompletionOutput, RequestOutput, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.unison.audio_decoder.pipeline import TOLERANCE
 
@@ -23,16 +23,35 @@ Outputs = dict[int, list[CompletionOutput]]
 """Per index of a completion its outputs, in order."""
 
 
+class Request(Protocol):
+    """A Case or a MusicCase."""
+
+    @property
+    def prompt(self) -> Any:
+        """As LLM.generate takes it."""
+        ...
+
+    @property
+    def params(self) -> SamplingParams:
+        """The sampling parameters, which the caller may change."""
+        ...
+
+
 def stream(
     llm: LLM,
-    cases: Sequence[Case],
+    cases: Sequence[Request],
     kind: RequestOutputKind,
     after_step: Callable[[int], None] = lambda step: None,
 ) -> list[Outputs]:
-    """Run requests to their ends; of each its outputs by completion."""
+    """Run requests to their ends; of each its outputs by completion.
+
+    On a GPU the samples of a chunk leave with the step after which they have arrived, so each step
+    waits for them: which output holds which chunk then depends on no clock.
+    """
     engine, first = llm.llm_engine, next(_numbers) * 1000
     for index, case in enumerate(cases):
-        params = case.with_options(output_kind=kind).params
+        params = case.params
+        params.output_kind = kind
         engine.add_request(str(first + index), case.prompt, params)
     found: list[Outputs] = [{} for _ in cases]
     step = 0
@@ -42,12 +61,14 @@ def stream(
             for completion in output.outputs:
                 own = found[int(output.request_id) - first]
                 own.setdefault(completion.index, []).append(completion)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         step += 1
         after_step(step)
     return found
 
 
-def generate(llm: LLM, cases: Sequence[Case]) -> list[RequestOutput]:
+def generate(llm: LLM, cases: Sequence[Request]) -> list[RequestOutput]:
     """The same requests, with all their audio at the end."""
     return llm.generate([c.prompt for c in cases], [c.params for c in cases], use_tqdm=False)
 

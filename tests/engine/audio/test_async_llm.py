@@ -11,7 +11,7 @@ import numpy as np
 import prometheus_client
 import pytest
 
-from tests.engine.audio.streams import SMALL_CHUNKS, assert_stream_is, num_pieces
+from tests.engine.audio.streams import SMALL_CHUNKS, assert_stream_is
 from tests.engine.streams.cases import BLOCK_SIZE, MAX_MODEL_LEN
 from vllm import AsyncEngineArgs, CompletionOutput, SamplingParams
 from vllm.sampling_params import RequestOutputKind
@@ -20,11 +20,17 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 FINAL_ONLY, DELTA = RequestOutputKind.FINAL_ONLY, RequestOutputKind.DELTA
 NUM_FRAMES = 60
+METRICS = (
+    "vllm:audio_seconds_total",
+    "vllm:time_to_first_audio_seconds_count",
+    "vllm:audio_inter_chunk_seconds_count",
+    "vllm:audio_real_time_factor_count",
+)
 
 
-def _metric(name: str) -> float:
+def _metrics() -> dict[str, float]:
     samples = [s for m in prometheus_client.REGISTRY.collect() for s in m.samples]
-    return sum(sample.value for sample in samples if sample.name == name)
+    return {name: sum(s.value for s in samples if s.name == name) for name in METRICS}
 
 
 async def _outputs(engine: AsyncLLM, index: int, kind: RequestOutputKind) -> list[CompletionOutput]:
@@ -51,7 +57,7 @@ async def _cancelled(engine: AsyncLLM) -> None:
 async def _run(engine: AsyncLLM) -> None:
     whole = await asyncio.gather(*[_outputs(engine, i, FINAL_ONLY) for i in range(5)])
     assert [len(outputs) for outputs in whole] == [1] * 5
-    before = _metric("vllm:audio_seconds_total")
+    before = _metrics()
     streams, cumulative, _ = await asyncio.gather(
         asyncio.gather(*[_outputs(engine, i, DELTA) for i in range(5)]),
         _outputs(engine, 0, RequestOutputKind.CUMULATIVE),
@@ -59,16 +65,15 @@ async def _run(engine: AsyncLLM) -> None:
     )
     for outputs, (expected,) in zip(streams, whole, strict=True):
         assert_stream_is(outputs, expected, DELTA)
-    assert num_pieces(streams[0]) >= 5
     assert_stream_is(cumulative, whole[0][0], RequestOutputKind.CUMULATIVE)
-    # The first piece is there long before the end.
-    first = next(i for i, output in enumerate(streams[0]) if output.audio is not None)
-    assert first < len(streams[0]) / 2
-    seconds = _metric("vllm:audio_seconds_total") - before
-    assert seconds >= 6 * NUM_FRAMES * 320 / 16000
-    assert _metric("vllm:time_to_first_audio_seconds_count") >= 12
-    assert _metric("vllm:audio_inter_chunk_seconds_count") >= 6 * 4
-    assert _metric("vllm:audio_real_time_factor_count") >= 11
+    # A consumer that falls behind gets several pieces as one, so what the engine sent is counted:
+    # of each stream pieces that follow another one, which the first cannot wait for.
+    after = _metrics()
+    counted = {name: after[name] - before[name] for name in METRICS}
+    assert counted["vllm:audio_seconds_total"] >= 6 * NUM_FRAMES * 320 / 16000
+    assert counted["vllm:time_to_first_audio_seconds_count"] == 7
+    assert counted["vllm:audio_inter_chunk_seconds_count"] >= 6 * 4
+    assert counted["vllm:audio_real_time_factor_count"] >= 6
     last = await _outputs(engine, 2, FINAL_ONLY)
     np.testing.assert_array_equal(last[0].audio.samples, whole[2][0].audio.samples)  # type: ignore[union-attr]
 

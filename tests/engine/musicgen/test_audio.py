@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.audio.streams import SMALL_CHUNKS, assert_stream_is, num_pieces
+from tests.engine.audio.streams import SMALL_CHUNKS, assert_stream_is, num_pieces, stream
 from tests.engine.musicgen.cases import DRAWN, LONG, SHORT, MusicCase
 from tests.engine.streams.conftest import open_engine
 from tests.support.musicgen import SAMPLE_RATE
-from vllm import LLM, RequestOutput, SamplingParams
 from vllm.sampling_params import RequestOutputKind
 from vllm.unison.audio_decoder.pipeline import TOLERANCE
 from vllm.unison.codecs.registry import load_codec_part
@@ -24,21 +23,6 @@ CASES = [
     MusicCase(LONG, 23, DRAWN | {"seed": 2}),
     MusicCase("jazz", 1, DRAWN | {"seed": 3}),
 ]
-
-
-def streamed(llm: LLM, kind: RequestOutputKind) -> list[list[RequestOutput]]:
-    """Of each request its outputs, in order."""
-    engine = llm.llm_engine
-    for index, case in enumerate(CASES):
-        params: SamplingParams = case.params
-        params.output_kind = kind
-        engine.add_request(f"{kind}-{index}", case.prompt, params)
-    found: list[list[RequestOutput]] = [[] for _ in CASES]
-    while engine.has_unfinished_requests():
-        for output in engine.step():
-            assert isinstance(output, RequestOutput)
-            found[int(output.request_id.rsplit("-", 1)[1])].append(output)
-    return found
 
 
 @pytest.mark.parametrize(("name", "channels"), [("mono", 1), ("stereo", 2)])
@@ -62,8 +46,8 @@ def test_streams_are_the_audio_of_the_end(
                 assert heard.shape == by_channel[:, channel].shape
                 assert np.abs(heard - by_channel[:, channel]).max() <= TOLERANCE
         for kind in (RequestOutputKind.DELTA, RequestOutputKind.CUMULATIVE):
-            for outputs, request in zip(streamed(llm, kind), whole, strict=True):
-                pieces = [output.outputs[0] for output in outputs]
+            streams = [outputs[0] for outputs in stream(llm, CASES, kind)]
+            for pieces, request in zip(streams, whole, strict=True):
                 assert_stream_is(pieces, request.outputs[0], kind)
                 assert {p.audio.num_channels for p in pieces if p.audio is not None} == {channels}
-            assert num_pieces([o.outputs[0] for o in streamed(llm, kind)[0]]) >= 5
+            assert num_pieces(streams[0]) >= 5
