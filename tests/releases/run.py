@@ -4,7 +4,8 @@
     python -m tests.releases.run [RELEASE ...]      # exit code 1 if anything fails
 
 Of each it makes a runtime (docs/releases.md), and runs on it, in this virtual environment, the unit
-tests of what upstream meets and a few engines. `make test` runs everything on the installed one.
+tests of what upstream meets and a few engines, all releases at once. `make test` runs everything on
+the installed one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tools.fork.package import package_version
@@ -62,39 +64,38 @@ def main() -> int:
     others = [version for version in project.releases if version != project.default]
     totals = dict.fromkeys(OUTCOMES, 0)
     broken = False
-    for version in named or others:
-        failed, counts = _run(project, project.release(version))
-        broken |= failed
-        print(f"{version}: {_in_words(counts)}", flush=True)
-        totals = {outcome: totals[outcome] + counts[outcome] for outcome in OUTCOMES}
+    versions = named or others
+    # One after the other: they share the cache and the built extension.
+    folders = [_runtime(project, project.release(version)) for version in versions]
+    with ThreadPoolExecutor(max(1, len(versions))) as threads:
+        runs = threads.map(lambda pair: _run(project, *pair), zip(versions, folders, strict=True))
+        for version, (failed, counts) in zip(versions, runs, strict=True):
+            broken |= failed
+            print(f"{version}: {_in_words(counts)}", flush=True)
+            totals = {outcome: totals[outcome] + counts[outcome] for outcome in OUTCOMES}
     print(_in_words(totals))
     return int(broken)
 
 
-def _run(project: Project, release: Release) -> tuple[bool, dict[str, int]]:
-    """Whether something failed on a release, and how many tests had which outcome."""
-    folder = make_runtime(project, release)
-    _require_import(project, release, folder)
-    totals, failed = dict.fromkeys(OUTCOMES, 0), False
-    for tests in (UNIT, ENGINE):
-        arguments = ["-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
-        status, output = _python(project, folder, "-m", "pytest", *arguments)
-        failed |= status != 0
-        for outcome, count in count_outcomes(output).items():
-            totals[outcome] += count
-    return failed, totals
+def _run(project: Project, version: str, folder: Path) -> tuple[bool, dict[str, int]]:
+    """Whether something failed on a release's runtime, and how many tests had which outcome."""
+    arguments = ["-q", "-m", "not slow and not nightly", "-p", "no:cacheprovider", *UNIT, *ENGINE]
+    status, output = _python(project, version, folder, "-m", "pytest", *arguments)
+    return status != 0, count_outcomes(output)
 
 
-def _require_import(project: Project, release: Release, folder: Path) -> None:
-    """Leave with an error unless Python imports the release and not the installed one."""
-    wanted = package_version(project, release, "cpu")
-    status, output = _python(project, folder, "-c", "import vllm; print(vllm.__version__)")
+def _runtime(project: Project, release: Release) -> Path:
+    """The runtime of a release; an error unless Python imports that and not the installed one."""
+    folder, wanted = make_runtime(project, release), package_version(project, release, "cpu")
+    code = "import vllm; print(vllm.__version__)"
+    status, output = _python(project, release.version, folder, "-c", code)
     if status or not output.endswith(f"{wanted}\n"):
         sys.exit(f"error: with {folder} on PYTHONPATH, vllm is not {wanted}")
+    return folder
 
 
-def _python(project: Project, folder: Path, *arguments: str) -> tuple[int, str]:
-    """Run Python with the runtime ``folder``; show what it prints, and return it."""
+def _python(project: Project, version: str, folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run Python with a release's runtime; show what it prints, by release, and return it."""
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         [sys.executable, *arguments],
@@ -106,7 +107,7 @@ def _python(project: Project, folder: Path, *arguments: str) -> tuple[int, str]:
     assert process.stdout is not None
     output = ""
     for line in process.stdout:
-        print(line, end="", flush=True)
+        print(f"{version}  {line}", end="", flush=True)
         output += line
     return process.wait(), output
 
