@@ -39,32 +39,38 @@ def build_extension(project: Project, device: str) -> Path | None:
     if cuda and nvcc is None:
         print("warning: nvcc was not found, so the CUDA sources are left out", file=sys.stderr)
     folder = project.build / "extension" / device
-    _cmake(project, folder, f"-DUNISON_CUDA={'ON' if nvcc else 'OFF'}", nvcc, "_unison_C")
+    _cmake(project, folder, [f"-DUNISON_CUDA={'ON' if nvcc else 'OFF'}"], nvcc, "_unison_C")
     return folder / "_unison_C.so"
 
 
-def build_cuda_objects(project: Project) -> list[Path]:
-    """Compile the CUDA sources to objects for every architecture that wheels carry, unlinked: it
-    takes nvcc, but neither a GPU nor a torch for one, to tell whether they compile.
+def build_cuda_objects(project: Project, architecture: str | None = None) -> list[Path]:
+    """Compile the CUDA sources to objects, unlinked: it takes nvcc, but neither a GPU nor a torch
+    for one, to tell whether they compile.
 
+    architecture: one of CMake's names, such as "80-real"; None: every one that wheels carry.
     Raises ForkError when nvcc is missing or the build fails.
     """
     nvcc = find_nvcc()
     if nvcc is None:
         raise ForkError("nvcc was not found, the CUDA compiler (set CUDACXX or CUDA_HOME)")
-    folder = project.build / "cuda-objects"
-    _cmake(project, folder, "-DUNISON_CUDA_OBJECTS=ON", nvcc, "unison_cuda_objects")
+    folder, options = project.build / "cuda-objects", ["-DUNISON_CUDA_OBJECTS=ON"]
+    if architecture is not None:
+        folder = folder.with_name(f"cuda-objects-{architecture}")
+        options.append(f"-DUNISON_CUDA_ARCHITECTURES={architecture}")
+    _cmake(project, folder, options, nvcc, "unison_cuda_objects")
     return sorted(folder.rglob("*.cu.o"))
 
 
-def _cmake(project: Project, folder: Path, option: str, nvcc: str | None, target: str) -> None:
+def _cmake(
+    project: Project, folder: Path, options: list[str], nvcc: str | None, target: str
+) -> None:
     """Build one target in ``folder``; show all output when it fails, warnings otherwise."""
     cmake, ninja = find_program("cmake"), find_program("ninja")
     if cmake is None:
         raise ForkError("cmake was not found; 'pip install cmake ninja' brings it")
     folder.mkdir(parents=True, exist_ok=True)
     configure = [cmake, "-S", str(project.root), "-B", str(folder), "-DCMAKE_BUILD_TYPE=Release"]
-    configure += [f"-DPython_EXECUTABLE={sys.executable}", option]
+    configure += [f"-DPython_EXECUTABLE={sys.executable}", *options]
     if nvcc:
         configure.append(f"-DCMAKE_CUDA_COMPILER={nvcc}")
     if ninja and not (folder / "Makefile").exists():
