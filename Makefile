@@ -50,8 +50,9 @@ demo: build
 	@$(bin)/vllm speak "$(sentence)" --output demo.wav
 	@$(bin)/vllm transcribe demo.wav
 
+# One worker per core; tests/support/parallel.py says which tests a worker gets.
 test: build
-	@$(bin)/python -m pytest tests
+	@$(bin)/python -m pytest -n logical --maxprocesses=4 tests
 
 # Upstream's own tests on the fork: those that pass on the unpatched release have to pass.
 upstream-tests: build

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import os
+from typing import Any
 
 # The models of these tests are too small to gain from threads: a second one only waits in a loop,
 # on the core that another process needs. Read when torch is imported, here and in the processes
@@ -15,7 +16,7 @@ os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.support import interpreted_triton
+from tests.support import interpreted_triton, parallel
 
 # Before a test's imports: upstream asks for Triton's driver when it is imported.
 if interpreted_triton.wants_v2():
@@ -50,8 +51,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.get_closest_marker("processes") is not None:
                 item.add_marker(elsewhere)
 
-    def rank(item: pytest.Item) -> tuple[bool, bool]:
-        return item.get_closest_marker("slow") is not None, "engine" in item.path.parent.parts
+    def rank(item: pytest.Item) -> Any:
+        is_slow = item.get_closest_marker("slow") is not None
+        return parallel.rank(item.nodeid.split("::", 1)[0], is_slow)
 
     items.sort(key=rank)
 
@@ -73,3 +75,9 @@ def pytest_unconfigure() -> None:
     """Let the interpreter free it all at its end, or extension modules report leaks."""
     _heap.undo()
     gc.unfreeze()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n`, units of tests in the order of a run without it."""
+    return parallel.make_scheduler(config, log)
