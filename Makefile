@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo   builds the fork in .venv and speaks a sentence        make test   builds it and runs the tests
 # make build  only builds                                           make lint   style and types
+# make nightly-tests    runs the tests that take too long for every change
 # make upstream-tests   runs upstream's own tests on the fork
 # make release-tests    runs the fork on the other upstream releases that it supports
 #
@@ -19,7 +20,7 @@ pip_install := $(pip) install --progress-bar off
 fork_inputs := setup.py CMakeLists.txt pyproject.toml upstream.toml requirements/dev.txt \
 	$(wildcard tools/fork/*.py) $(wildcard csrc/*/*) $(wildcard patches/*/*.patch)
 
-.PHONY: build demo test upstream-tests release-tests lint format cuda-objects clean
+.PHONY: build demo test nightly-tests upstream-tests release-tests lint format cuda-objects clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.overlay-linked
@@ -51,8 +52,13 @@ demo: build
 	@$(bin)/vllm transcribe demo.wav
 
 # One worker per core; tests/support/parallel.py says which tests a worker gets.
+test nightly-tests: pytest := $(bin)/python -m pytest -n logical --maxprocesses=4
+
 test: build
-	@$(bin)/python -m pytest -n logical --maxprocesses=4 tests
+	@$(pytest) -m "not nightly" tests
+
+nightly-tests: build
+	@$(pytest) -m nightly tests
 
 # Upstream's own tests on the fork: those that pass on the unpatched release have to pass.
 upstream-tests: build

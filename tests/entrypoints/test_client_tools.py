@@ -124,6 +124,7 @@ def test_bench_serve_counts_speech(packaged: Server, tmp_path: Path) -> None:
         assert f"Mean {text}" in result["printed"] and f"P99 {text}" in result["printed"]
 
 
+@pytest.mark.nightly
 def test_bench_serve_transcribes(packaged: Server, clip: bytes, tmp_path: Path) -> None:
     (tmp_path / "clip.wav").write_bytes(clip)
     lines = [{"prompt": "", "audio": str(tmp_path / "clip.wav")}] * 2
@@ -134,6 +135,7 @@ def test_bench_serve_transcribes(packaged: Server, clip: bytes, tmp_path: Path) 
     assert all(ttft > 0 for ttft in result["ttfts"]) and result["rtfx"] > 0
 
 
+@pytest.mark.nightly
 def test_bench_serve_chats_with_audio(packaged: Server, clip: bytes, tmp_path: Path) -> None:
     (tmp_path / "clip.wav").write_bytes(clip)
     lines = [{"prompt": "", "audio": str(tmp_path / "clip.wav")}] * 2
@@ -155,7 +157,7 @@ def test_bench_serve_tells_what_is_refused(packaged: Server, tmp_path: Path) -> 
     assert "voice must be one of" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["complete", "chat"])
+@pytest.mark.parametrize("command", ["complete", pytest.param("chat", marks=pytest.mark.nightly)])
 def test_clients_of_text_are_told_the_way_out(
     command: str, packaged: Server, tmp_path: Path
 ) -> None:
@@ -212,6 +214,7 @@ def test_run_batch_answers_on_four_routes(clip: bytes, tmp_path: Path) -> None:
     assert all(a["response"]["body"] is None for a in answers[6:])
 
 
+@pytest.mark.nightly
 def test_bench_throughput_knows_the_name(tmp_path: Path) -> None:
     vllm(
         *("bench", "throughput", "--model", DEFAULT_MODEL, "--dataset-name", "random"),
@@ -223,6 +226,7 @@ def test_bench_throughput_knows_the_name(tmp_path: Path) -> None:
     assert result["num_requests"] == 4 and result["tokens_per_second"] > 0
 
 
+@pytest.mark.nightly
 def test_bench_latency_knows_the_name(tmp_path: Path) -> None:
     vllm(
         *("bench", "latency", "--model", DEFAULT_MODEL, "--input-len", "8", "--output-len", "10"),

@@ -40,8 +40,9 @@ def vllm(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess
     )
 
 
-@pytest.mark.parametrize("command", ["speak", "transcribe"])
-@pytest.mark.parametrize("option", ["--help", "-h", "--help=all"])
+@pytest.mark.parametrize(
+    ("command", "option"), [("speak", "--help"), ("transcribe", "-h"), ("speak", "--help=all")]
+)
 def test_help_shows_the_options_and_no_key(command: str, option: str, tmp_path: Path) -> None:
     shown = vllm(command, option, cwd=tmp_path)
     assert shown.returncode == 0 and not shown.stderr
@@ -93,12 +94,9 @@ def test_a_command_prints_its_result_and_nothing_else(tmp_path: Path) -> None:
     with wave.open(str(tmp_path / "door.wav")) as file:
         assert file.getnframes() * 2 + 44 == (tmp_path / "door.wav").stat().st_size
         assert file.getnframes() > file.getframerate() // 2
-    heard = vllm("transcribe", "door.wav", cwd=tmp_path)
-    assert (heard.returncode, heard.stderr) == (0, "")
-    assert heard.stdout == "please open blue door\n"
-    verbose = vllm("transcribe", "door.wav", "-v", cwd=tmp_path)
-    assert verbose.stdout == heard.stdout
-    assert "INFO" in verbose.stderr
+    heard = vllm("transcribe", "door.wav", "-v", cwd=tmp_path)
+    assert (heard.returncode, heard.stdout) == (0, "please open blue door\n")
+    assert "INFO" in heard.stderr
 
 
 @pytest.mark.slow
@@ -135,7 +133,8 @@ def test_a_signal_leaves_the_file_as_it_was(number: int, tmp_path: Path) -> None
     )
     # The file beside is made before anything is loaded, and is gone at the end.
     while len(list(tmp_path.iterdir())) == 1:
-        assert process.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.01)
     process.send_signal(number)
     assert process.stderr is not None and process.stderr.read() == b""
     assert process.wait() == 128 + number
@@ -147,11 +146,16 @@ def test_a_signal_leaves_the_file_as_it_was(number: int, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("speak", "stop", "-o", "out.wav", "--voice", "bob"), "voice must be one of"),
+        # test_cli.py has the others of an engine.
+        pytest.param(
+            ("speak", "stop", "-o", "out.wav", "--voice", "bob"),
+            "voice must be one of",
+            marks=pytest.mark.nightly,
+        ),
         (("speak", "stop", "-o", "none/out.wav"), "No such file or directory: 'none/out.wav'"),
         (("speak", "stop", "--play"), "--play: ffplay could not play: no sound card"),
         (("transcribe", "none.wav"), "No such file or directory: 'none.wav'"),
-        (("transcribe", "out.wav"), "audio file"),
+        pytest.param(("transcribe", "out.wav"), "audio file", marks=pytest.mark.nightly),
     ],
 )
 def test_a_failure_is_a_line_and_a_status(

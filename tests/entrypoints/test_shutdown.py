@@ -175,9 +175,11 @@ def assert_nothing_is_left(processes: list[psutil.Process]) -> None:
 @pytest.mark.parametrize(
     ("number", "more"),
     [
-        (signal.SIGTERM, (PATIENT,)),
+        pytest.param(signal.SIGTERM, (PATIENT,), marks=pytest.mark.nightly),
         (signal.SIGINT, (PATIENT, "--api-server-count=2")),
-        (signal.SIGTERM, (PATIENT, "--data-parallel-size=2")),
+        pytest.param(
+            signal.SIGTERM, (PATIENT, "--data-parallel-size=2"), marks=pytest.mark.nightly
+        ),
     ],
     ids=["one server", "two API servers", "data parallel"],
 )
@@ -237,7 +239,7 @@ def assert_ended_with(found: list[Outcome], whole: list[Outcome], code: int) -> 
     ("more", "num_signals"),
     [
         (("--shutdown-timeout=0",), 1),
-        ((PATIENT, "--api-server-count=2"), 2),
+        pytest.param((PATIENT, "--api-server-count=2"), 2, marks=pytest.mark.nightly),
     ],
     ids=["timeout", "second signal to two API servers"],
 )
@@ -268,7 +270,11 @@ def stalled_client(server: Server) -> http.client.HTTPConnection:
     return connection
 
 
-@pytest.mark.parametrize("more", [(), ("--api-server-count=2",)], ids=["one", "two API servers"])
+@pytest.mark.parametrize(
+    "more",
+    [(), pytest.param(("--api-server-count=2",), marks=pytest.mark.nightly)],
+    ids=["one", "two API servers"],
+)
 def test_a_server_whose_engine_is_killed_leaves_with_an_error(
     more: tuple[str, ...], server: Server, whole: list[Outcome]
 ) -> None:

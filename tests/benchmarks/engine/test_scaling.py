@@ -26,6 +26,7 @@ def test_points_are_measured_once() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_all_curves_are_measured(tmp_path: Path) -> None:
     output = tmp_path / "scaling.json"
     done = subprocess.run(

@@ -105,6 +105,7 @@ def test_transformers_gives_the_codes_of_the_engine(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_quick_run_without_upstream(tmp_path: Path) -> None:
     script = Path(__file__).parents[3] / "benchmarks" / "benchmark_side_by_side.py"
     output = tmp_path / "side_by_side.json"

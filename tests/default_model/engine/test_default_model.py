@@ -207,6 +207,7 @@ BREAKAGES = {
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("change", BREAKAGES.values(), ids=list(BREAKAGES))
 def test_a_broken_layout_is_heard(change, evaluator, tmp_path):
     """The bound on errors is tight enough to notice a stream that is wrong."""

@@ -122,6 +122,8 @@ def test_requests_that_switch_phases_survive_preemption(
     assert sum(count > 0 for count in preempted) >= 2, preempted
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_two_tensor_parallel_ranks_give_the_same(
     checkpoint: Callable[[str], Path], baseline: list[Any], tmp_path: Path

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Some of the engine's tests of streams, guidance and audio, on upstream's V2 runner.
 
-All of them run with `UNISON_TEST_MODEL_RUNNER=v2 pytest tests/engine`, as in the nightly workflow.
+They do what `test_same_bits.py` does not: preemption, streamed audio, text-only models. All of them
+run with `UNISON_TEST_MODEL_RUNNER=v2 pytest tests/engine`, as in the nightly workflow.
 """
 
 from __future__ import annotations
@@ -20,15 +21,11 @@ GROUPS = "tests/engine/guidance/test_groups.py"
 TEXT = "tests/engine/guidance/test_text_only.py"
 AUDIO = "tests/engine/audio/test_streaming.py"
 TESTS = [
-    f"{STREAMS}/test_parity.py::test_tokens_of_all_streams_equal_the_references[llama]",
     f"{STREAMS}/test_text_only.py::test_the_runners_class_is_upstreams_own",
-    f"{GROUPS}::test_a_partner_that_comes_late",
-    f"{GROUPS}::test_a_pair_is_not_split_by_preemption",
-    f"{GROUPS}::test_a_lane_that_leaves_early_frees_its_blocks_at_once",
-    f"{GROUPS}::test_aborted_groups_leave_nothing_behind",
+    f"{GROUPS}::test_a_pair_is_not_split_by_preemption[asynchronous]",
     f"{TEXT}::test_greedy_tokens_equal_a_loop_over_transformers[plain]",
-    f"{AUDIO}::test_guided_requests_and_several_samples",
-    f"{AUDIO}::test_all_are_preempted_at_once",
+    f"{AUDIO}::test_guided_requests_and_several_samples[asynchronous-RequestOutputKind.DELTA]",
+    f"{AUDIO}::test_all_are_preempted_at_once[asynchronous-18]",
 ]
 
 

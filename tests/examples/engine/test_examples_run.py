@@ -106,6 +106,7 @@ def test_a_mixed_batch(run: Run) -> None:
     ]
 
 
+@pytest.mark.nightly
 def test_a_random_checkpoint_as_its_user_runs_it(tmp_path: Path) -> None:
     """With an engine in a process of its own, which imports the file again."""
     drop = {"VLLM_ENABLE_V1_MULTIPROCESSING"}

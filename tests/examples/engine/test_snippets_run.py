@@ -138,7 +138,13 @@ def processes(
     ahead.close()
 
 
-@pytest.mark.parametrize("alone", [s for s in ALL if s.test in ("alone", "model")], ids=name_of)
+def alone_or_model(snippet: Snippet) -> Any:
+    """A test's parameter; what the packaged model's commands do, tests/entrypoints shows too."""
+    marks = [pytest.mark.nightly] if snippet.test == "model" else []
+    return pytest.param(snippet, marks=marks, id=name_of(snippet))
+
+
+@pytest.mark.parametrize("alone", [alone_or_model(s) for s in ALL if s.test in ("alone", "model")])
 def test_a_snippet_runs_as_its_reader_runs_it(
     alone: Snippet, processes: StartedAhead[Snippet, Running], request: pytest.FixtureRequest
 ) -> None:
