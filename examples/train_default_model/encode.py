@@ -10,6 +10,8 @@ somewhat faster or slower, higher or lower speaker, which is what transcription 
 from __future__ import annotations
 
 import argparse
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from corpus import SAMPLE_RATE, Shard, Utterance, all_shards
 from letters import LetterAligner
 from numpy.typing import NDArray
 from phones import NUM_LABELS, frame_ends, frame_labels
+from place import CPU, Place, add_arguments, place_of
 from synthesize import HELD_OUT_SETS, VOICES
 from torch.nn import functional
 from tqdm import tqdm
@@ -107,15 +110,15 @@ def encode_all(codec: SpectralCodec, clips: list[NDArray[np.float32]]) -> list[N
             samples = np.zeros((len(batch), length * frame), np.float32)
             for row, index in enumerate(batch):
                 samples[row, : len(clips[index])] = clips[index]
-            latents = codec.model.encoder(torch.from_numpy(samples))
-            found = codec.model.quantizer.encode(latents).numpy().astype(np.int16)
+            latents = codec.model.encoder(torch.from_numpy(samples).to(codec.device))
+            found = codec.model.quantizer.encode(latents).cpu().numpy().astype(np.int16)
             for row, index in enumerate(batch):
                 codes[index] = found[row]
     return codes
 
 
 def encode_shard(
-    stem: Path, file: Path, codec: SpectralCodec, aligner: LetterAligner, seed: int
+    stem: Path, file: Path, codec: SpectralCodec, aligner: LetterAligner, seed: int, threads: int
 ) -> None:
     """Encode a shard of speech into a file, unless it is there."""
     if file.exists():
@@ -123,7 +126,12 @@ def encode_shard(
     shard = Shard(stem)
     count = len(shard.utterances)
     clean = [shard.samples(i) for i in range(count)]
-    heard = [another_speaker(clean[i], np.random.default_rng([seed, i])) for i in range(count)]
+
+    def hear(index: int) -> NDArray[np.float32]:
+        return another_speaker(clean[index], np.random.default_rng([seed, index]))
+
+    with ThreadPoolExecutor(threads) as pool:
+        heard = list(pool.map(hear, range(count)))
     codes = encode_all(codec, clean)
     others = encode_all(codec, heard)
     places = [
@@ -189,13 +197,14 @@ def make_aligner(folder: Path) -> LetterAligner:
     )
 
 
-def encode(folder: Path) -> None:
+def encode(folder: Path, place: Place = CPU) -> None:
     """Encode all speech that is there and has no codes.
 
     Args:
         folder: of the training, with ``speech`` and ``codec``.
+        place: where to compute.
     """
-    codec = SpectralCodec.from_pretrained(str(folder / "codec"))
+    codec = SpectralCodec.from_pretrained(str(folder / "codec"), device=place.device)
     aligner = make_aligner(folder)
     work = [
         (folder / "speech" / part / voice, folder / "codes" / part / f"{voice}.npz")
@@ -208,15 +217,19 @@ def encode(folder: Path) -> None:
         for stem in all_shards(folder, voice)
     ]
     work = [pair for pair in work if not pair[1].exists()]
-    for number, (stem, file) in enumerate(tqdm(work, desc="encoding", unit="shard")):
-        encode_shard(stem, file, codec, aligner, number)
+    for stem, file in tqdm(work, desc="encoding", unit="shard"):
+        # The same codes, whatever was encoded before.
+        seed = zlib.crc32(str(file.relative_to(folder)).encode())
+        encode_shard(stem, file, codec, aligner, seed, max(1, place.workers))
 
 
 def main() -> None:
     """Encode what is missing."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
-    encode(parser.parse_args().folder)
+    add_arguments(parser)
+    options = parser.parse_args()
+    encode(options.folder, place_of(options))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import layout
 import torch
-from model import CONFIG
+from model import CONFIG, num_layers
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -50,6 +50,7 @@ def export(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
     backbone = CONFIG.to_diff_dict() | {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],
+        "num_hidden_layers": num_layers(weights),
     }
     config = {
         "architectures": ["SpeechLMForConditionalGeneration"],

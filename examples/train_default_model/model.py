@@ -131,22 +131,21 @@ class Layer(nn.Module):
 class Body(nn.Module):
     """Table, layers and last norm."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_layers: int) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(VOCABULARY_SIZE, CONFIG.hidden_size)
-        self.layers = nn.ModuleList(
-            [Layer(HINTED.get(i, 0)) for i in range(CONFIG.num_hidden_layers)]
-        )
+        self.layers = nn.ModuleList([Layer(HINTED.get(i, 0)) for i in range(num_layers)])
         self.norm = RMSNorm(CONFIG.hidden_size)
 
     def forward(self, values: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """[batch, steps, size] embedded steps to hidden states and hinted heads' weights."""
         steps = values.shape[1]
-        half = torch.arange(0, CONFIG.head_dim, 2) / CONFIG.head_dim
-        angles = torch.arange(steps)[:, None] * _THETA**-half
+        place = torch.arange(steps, device=values.device)
+        half = torch.arange(0, CONFIG.head_dim, 2, device=values.device) / CONFIG.head_dim
+        angles = place[:, None] * _THETA**-half
         angles = torch.cat([angles, angles], -1)
         rotation = (angles.cos().to(values.dtype), angles.sin().to(values.dtype))
-        mask = torch.full((steps, steps), -1e9).triu(1)
+        mask = torch.full((steps, steps), -1e9, device=values.device).triu(1)
         looked = []
         for layer in self.layers:
             values, weights = layer(values, rotation, mask)
@@ -158,18 +157,22 @@ class Body(nn.Module):
 class Backbone(nn.Module):
     """Body and head."""
 
-    def __init__(self) -> None:
+    def __init__(self, num_layers: int) -> None:
         super().__init__()
-        self.model = Body()
+        self.model = Body(num_layers)
         self.lm_head = nn.Linear(CONFIG.hidden_size, VOCABULARY_SIZE, bias=False)
 
 
 class StreamLanguageModel(nn.Module):
-    """The backbone with the embeddings and heads of all streams, as the engine computes them."""
+    """The backbone with the embeddings and heads of all streams, as the engine computes them.
 
-    def __init__(self) -> None:
+    Args:
+        num_layers: more than the hinted ones.
+    """
+
+    def __init__(self, num_layers: int = CONFIG.num_hidden_layers) -> None:
         super().__init__()
-        self.backbone = Backbone()
+        self.backbone = Backbone(num_layers)
         self.head_offsets = nn.Parameter(torch.zeros(NUM_STREAMS, CONFIG.hidden_size))
         for name, weight in self.named_parameters():
             if weight.ndim == 2 and "head_offsets" not in name:
@@ -184,6 +187,18 @@ class StreamLanguageModel(nn.Module):
             table[small + 26 : small + 52] = table[small : small + 26] + 0.01 * torch.randn(
                 26, CONFIG.hidden_size
             )
+
+    def grow(self, weights: dict[str, torch.Tensor]) -> None:
+        """Take the weights of a model of as many layers or fewer.
+
+        Layers that it lacks come after its own and add nothing to begin with, so the model
+        computes what the smaller one did.
+        """
+        depth = num_layers(weights)
+        self.load_state_dict(self.state_dict() | weights)
+        for layer in self.backbone.model.layers[depth:]:
+            nn.init.zeros_(layer.self_attn.o_proj.weight)
+            nn.init.zeros_(layer.mlp.down_proj.weight)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """[batch, steps, NUM_STREAMS] ids to [batch, steps, size]."""
@@ -251,6 +266,11 @@ class StreamLanguageModel(nn.Module):
         return result
 
 
+def num_layers(weights: dict[str, torch.Tensor]) -> int:
+    """Layers of the model that weights are of."""
+    return sum(name.endswith("input_layernorm.weight") for name in weights)
+
+
 def hint(
     looked: list[torch.Tensor], focus: torch.Tensor, reach: torch.Tensor, region: torch.Tensor
 ) -> torch.Tensor:
@@ -262,12 +282,12 @@ def hint(
     """
     which, step = torch.nonzero(focus >= 0, as_tuple=True)
     if not len(which):
-        return torch.zeros(())
-    columns = torch.arange(focus.shape[1])
+        return torch.zeros((), device=focus.device)
+    columns = torch.arange(focus.shape[1], device=focus.device)
     distance = (columns - focus[which, step, None]) / reach[which, None]
     near = torch.exp(-0.5 * distance.square())
     near = near * (columns >= region[which, :1]) * (columns < region[which, 1:])
-    total = torch.zeros(())
+    total = torch.zeros((), device=focus.device)
     heads = 0
     for weights in looked:
         mass = (weights[which, :, step] * near[:, None]).sum(-1)

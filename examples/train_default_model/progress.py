@@ -42,7 +42,9 @@ class LossLog:
         self._rows: list[dict[str, float]] = []
 
     def resume(self, step: int) -> None:
-        """Keep what an earlier run wrote before a step."""
+        """Keep what an earlier run wrote before a step; nothing where it ran elsewhere."""
+        if not self._lines.exists():
+            return
         rows = [json.loads(line) for line in self._lines.read_text().splitlines()]
         self._rows = [row for row in rows if row["step"] < step]
         self._lines.write_text("".join(json.dumps(row) + "\n" for row in self._rows))

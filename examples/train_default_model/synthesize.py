@@ -23,8 +23,11 @@ from corpus import SAMPLE_RATE, Utterance, read_texts
 from tqdm import tqdm
 
 SHARD = 250
-VOICES = {"heart": 0.42, "joe": 0.42, "many": 0.16}
+VOICES = {"heart": 0.5, "joe": 0.3, "many": 0.2}
 """Voices of training, and each one's part of the sentences."""
+
+HELD_OUT_SETS = {"validation": ("heart", "joe"), "evaluation": ("heart", "joe")}
+"""Sets of sentences that are kept from training, and voices that say all of each."""
 
 
 def write_shard(stem: Path, voice: str, sentences: Sequence[str], seed: int) -> float:
@@ -89,12 +92,19 @@ def seconds_of(folder: Path) -> float:
     return sum(file.stat().st_size for file in files) / 2 / SAMPLE_RATE
 
 
+def _held_out_shards(folder: Path) -> Iterator[tuple[Path, str, list[str], int]]:
+    for part, voices in HELD_OUT_SETS.items():
+        sentences = read_texts(folder / "texts" / f"{part}.txt")
+        for number, voice in enumerate(voices):
+            yield folder / "speech" / part / voice, voice, sentences, 10**6 + number
+
+
 def synthesize(folder: Path, hours: float, processes: int = 2) -> None:
-    """Make speech of the training texts until there is enough.
+    """Make speech until there is enough; first all sentences that are kept from training.
 
     Args:
         folder: with ``texts``; ``speech`` is written.
-        hours: of speech, all voices together.
+        hours: of speech to learn from, all voices together.
         processes: that work at once.
     """
     sentences = read_texts(folder / "texts" / "train.txt")
@@ -103,6 +113,7 @@ def synthesize(folder: Path, hours: float, processes: int = 2) -> None:
         ProcessPoolExecutor(processes) as pool,
         tqdm(total=round(hours * 3600), initial=round(have), desc="speech", unit="s") as progress,
     ):
+        held_out = [pool.submit(write_shard, *shard) for shard in _held_out_shards(folder)]
         pending: list = []
         for shard in _shards(folder, sentences):
             if shard[0].with_suffix(".jsonl").exists():
@@ -116,17 +127,8 @@ def synthesize(folder: Path, hours: float, processes: int = 2) -> None:
                 progress.update(round(made))
         for future in pending:
             progress.update(round(future.result()))
-
-
-HELD_OUT_SETS = {"validation": ("heart", "joe"), "evaluation": ("heart", "joe")}
-
-
-def synthesize_held_out(folder: Path) -> None:
-    """Let both voices say all sentences that are kept from training."""
-    for part, voices in HELD_OUT_SETS.items():
-        sentences = read_texts(folder / "texts" / f"{part}.txt")
-        for number, voice in enumerate(voices):
-            write_shard(folder / "speech" / part / voice, voice, sentences, 10**6 + number)
+        for future in held_out:
+            future.result()
 
 
 def main() -> None:
@@ -136,7 +138,6 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=40.0)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    synthesize_held_out(options.folder)
     synthesize(options.folder, options.hours, options.processes)
 
 

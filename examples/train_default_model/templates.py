@@ -20,7 +20,7 @@ def _words(text: str) -> list[str]:
 
 
 def _phrases(text: str) -> list[str]:
-    return [phrase.strip() for phrase in text.split(",")]
+    return [" ".join(phrase.split()) for phrase in text.split(",")]
 
 
 FIRST_NAMES = _words("""

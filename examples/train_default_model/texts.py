@@ -170,7 +170,7 @@ class NearbySentences:
         )
 
 
-COUNTS = {"example": 45000, "definition": 60000, "austen": 20000, "everyday": 60000, "words": 20000}
+COUNTS = {"example": 45000, "definition": 12000, "austen": 8000, "everyday": 12000, "words": 4000}
 """At most so many sentences of each source."""
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import time
 from collections.abc import Callable
@@ -19,8 +20,9 @@ from pathlib import Path
 import torch
 from encode import encode
 from export import export
+from place import add_arguments, place_of
 from progress import replace_text
-from synthesize import synthesize, synthesize_held_out
+from synthesize import synthesize
 from texts import write_texts
 from train_codec import train_codec
 from train_language_model import train_language_model
@@ -58,17 +60,24 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=40.0, help="of speech to learn from")
     parser.add_argument("--codec-steps", type=int, default=8000)
     parser.add_argument("--language-model-steps", type=int, default=60000)
+    parser.add_argument("--language-model-seconds", type=float, default=math.inf)
+    parser.add_argument("--processes", type=int, default=2, help="that speak")
+    add_arguments(parser)
     options = parser.parse_args()
     folder: Path = options.folder
     folder.mkdir(parents=True, exist_ok=True)
     watch = Stopwatch(folder / "time.json")
-    steps = options.language_model_steps
+    place, steps = place_of(options), options.language_model_steps
     watch.run("texts", lambda: write_texts(folder / "texts"))
-    watch.run("held out", lambda: synthesize_held_out(folder))
-    watch.run("speech", lambda: synthesize(folder, options.hours))
-    watch.run("codec", lambda: train_codec(folder, options.codec_steps))
-    watch.run("codes", lambda: encode(folder))
-    watch.run("language model", lambda: train_language_model(folder, steps, steps // 10))
+    watch.run("speech", lambda: synthesize(folder, options.hours, options.processes))
+    watch.run("codec", lambda: train_codec(folder, options.codec_steps, place))
+    watch.run("codes", lambda: encode(folder, place))
+    watch.run(
+        "language model",
+        lambda: train_language_model(
+            folder, steps, steps // 10, place=place, seconds=options.language_model_seconds
+        ),
+    )
     print(f"wrote {export(folder)}: {json.dumps(watch.seconds)} seconds")
 
 

@@ -12,16 +12,18 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from corpus import Shard, all_shards
 from phones import NUM_LABELS, frame_labels
+from place import CPU, Place, add_arguments, place_of
 from progress import LossLog, save_atomically
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from vllm.unison.codecs.spectral_codec import (
@@ -49,10 +51,11 @@ class Clips:
     Args:
         folder: of the training.
         generator: chooses them.
+        count: of a batch.
     """
 
-    def __init__(self, folder: Path, generator: np.random.Generator) -> None:
-        self._folder, self._generator = folder, generator
+    def __init__(self, folder: Path, generator: np.random.Generator, count: int = BATCH) -> None:
+        self._folder, self._generator, self._count = folder, generator, count
         self._shards: dict[str, list[Shard]] = {}
         self.look_for_more()
 
@@ -63,13 +66,13 @@ class Clips:
             known += [Shard(stem) for stem in all_shards(self._folder, voice)[len(known) :]]
 
     def batch(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Clean and heard samples [BATCH, FRAMES * samples_per_frame], labels [BATCH, FRAMES]."""
+        """Clean and heard samples [count, FRAMES * samples_per_frame], labels [count, FRAMES]."""
         frame = CONFIG.samples_per_frame
-        clean = np.zeros((BATCH, FRAMES * frame), np.float32)
-        labels = np.zeros((BATCH, FRAMES), np.int64)
+        clean = np.zeros((self._count, FRAMES * frame), np.float32)
+        labels = np.zeros((self._count, FRAMES), np.int64)
         voices = [voice for voice in VOICE_SHARE if self._shards[voice]]
         shares = np.array([VOICE_SHARE[voice] for voice in voices])
-        for row in range(BATCH):
+        for row in range(self._count):
             shards = self._shards[
                 voices[self._generator.choice(len(voices), p=shares / shares.sum())]
             ]
@@ -94,9 +97,33 @@ class Clips:
 
     def _disturb(self, clean: np.ndarray) -> np.ndarray:
         heard = clean.copy()
-        for row in np.flatnonzero(self._generator.random(BATCH) < DISTURBED):
+        for row in np.flatnonzero(self._generator.random(self._count) < DISTURBED):
             heard[row] = disturbed(clean[row], self._generator)
         return heard
+
+
+class ClipBatches(IterableDataset):  # type: ignore[type-arg]
+    """Endless batches of clips, which other processes may make; each makes its own.
+
+    Args:
+        folder: of the training.
+        seed: of what is random.
+        count: clips of a batch.
+    """
+
+    _LOOK_AGAIN = 300
+
+    def __init__(self, folder: Path, seed: list[int], count: int) -> None:
+        self._folder, self._seed, self._count = folder, seed, count
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        worker = get_worker_info()
+        generator = np.random.default_rng([*self._seed, worker.id if worker else 0])
+        clips = Clips(self._folder, generator, self._count)
+        while True:
+            for _ in range(self._LOOK_AGAIN):
+                yield clips.batch()
+            clips.look_for_more()
 
 
 def _clip_labels(
@@ -147,7 +174,7 @@ class MelDistance(nn.Module):
     def forward(self, ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
         """Distance of samples [batch, num_samples], in natural logarithm of the magnitude."""
         both = torch.cat([ours, theirs])
-        total = torch.zeros(())
+        total = ours.new_zeros(())
         for i in range(5):
             window, filters = getattr(self, f"window_{i}"), getattr(self, f"filters_{i}")
             length = len(window)
@@ -181,12 +208,13 @@ def quantize(
         "semantic": functional.cross_entropy(logits.flatten(0, 1), labels.flatten()),
         "accuracy": (logits.argmax(-1) == labels).float().mean().detach(),
         "codebook": functional.mse_loss(vector, latents.detach()),
-        "commitment": torch.zeros(()),
+        "commitment": latents.new_zeros(()),
     }
     total, residual = vector, latents - vector.detach()
     batch, books = len(latents), len(quantizer.books)
     # A quarter of the clips use fewer books, so that each book does what it can alone.
     used = torch.where(torch.rand(batch) < 0.25, torch.randint(1, books + 1, (batch,)), books)
+    used = used.to(latents.device)
     usage *= 0.99
     found = []
     for i, book in enumerate(quantizer.books):
@@ -218,50 +246,54 @@ def restart_dead_codes(
     """
     for book, counts, seen in zip(quantizer.books, usage, found, strict=True):
         dead = counts < 0.02
-        chosen = seen[torch.randint(len(seen), (int(dead.sum()),))]
-        book.entries[dead] = chosen + 0.02 * torch.randn(chosen.shape)
+        chosen = seen[torch.randint(len(seen), (int(dead.sum()),), device=seen.device)]
+        book.entries[dead] = chosen + 0.02 * torch.randn_like(chosen)
         counts[dead] = 1.0
 
 
 def train_codec(
-    folder: Path, steps: int, seed: int = 0, seconds: float = math.inf
+    folder: Path, steps: int, place: Place = CPU, seed: int = 0, seconds: float = math.inf
 ) -> SpectralCodecModel:
     """Train, or go on where an interrupted run stopped.
 
     Args:
         folder: of the training, with ``speech``; ``codec/`` in it is the result.
-        steps: of BATCH clips of FRAMES frames; the learning rate ends with them.
+        steps: of BATCH clips of FRAMES frames, times the scale; the learning rate ends with them.
+        place: where to compute.
         seed: of everything random.
-        seconds: stop after so long.
+        seconds: be complete after so long, however few the steps.
     """
     torch.manual_seed(seed)
-    model = SpectralCodecModel(CONFIG)
+    device = torch.device(place.device)
+    model = SpectralCodecModel(CONFIG).to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(), LEARNING_RATE, betas=(0.8, 0.99), weight_decay=1e-3, fused=True
     )
-    usage = torch.ones(CONFIG.num_codebooks - 1, CONFIG.codebook_size)
+    usage = torch.ones(CONFIG.num_codebooks - 1, CONFIG.codebook_size, device=device)
     log, first = LossLog(folder / "codec_loss"), 0
     checkpoint = folder / "codec_checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint)
+        state = torch.load(checkpoint, map_location=device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         usage, first = state["usage"], state["step"]
         log.resume(first)
-    clips = Clips(folder, np.random.default_rng([seed, first]))
-    distance = MelDistance()
+    made = ClipBatches(folder, [seed, first], BATCH * place.scale)
+    clips = iter(DataLoader(made, batch_size=None, num_workers=place.workers))
+    distance = MelDistance().to(device)
     started = saved = time.monotonic()
     progress = tqdm(range(first, steps), initial=first, total=steps, desc="codec", mininterval=5)
     for step in progress:
         warm = min(1.0, (step + 1) / 200)
-        rate = LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        part = min(1.0, max(step / steps, (time.monotonic() - started) / seconds))
+        rate = LEARNING_RATE * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        clean, heard, labels = clips.batch()
-        with torch.autocast("cpu", torch.bfloat16):
+        clean, heard, labels = (part.to(device) for part in next(clips))
+        with torch.autocast(device.type, torch.bfloat16):
             latents = model.encoder(heard)
         decoded, terms, found = quantize(model.quantizer, latents.float(), labels, usage)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16):
             samples = model.decoder(decoded)
         terms["mel"] = distance(samples, clean)
         loss = (
@@ -284,12 +316,10 @@ def train_codec(
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             save_atomically(state | {"usage": usage, "step": step + 1}, checkpoint)
             log.plot(["mel", "semantic", "accuracy", "used"])
-            clips.look_for_more()
             saved = time.monotonic()
         if over:
             break
-    else:
-        model.save(folder / "codec", torch.float32)
+    model.save(folder / "codec", torch.float32)
     return model
 
 
@@ -298,8 +328,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
     parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="to train for, at most")
+    add_arguments(parser)
     options = parser.parse_args()
-    train_codec(options.folder, options.steps)
+    train_codec(options.folder, options.steps, place_of(options), seconds=options.seconds)
 
 
 if __name__ == "__main__":

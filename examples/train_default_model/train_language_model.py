@@ -14,6 +14,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import layout
 import numpy as np
@@ -21,14 +22,17 @@ import torch
 from corpus import Shard, all_shards
 from encode import UNKNOWN, Encoded, frames_of_letters, make_aligner, read_encoded, sketch
 from layout import IGNORE, NUM_STREAMS, PAD, Example
-from model import StreamLanguageModel
+from model import CONFIG, StreamLanguageModel, num_layers
+from pack import PackedUtterances
+from place import CPU, Place, add_arguments, place_of
 from progress import LossLog, save_atomically
 from synthesize import HELD_OUT_SETS, VOICES
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
-POSITIONS = 6000
-"""Positions of a batch, padding included."""
+POSITIONS = 4000
+"""Positions of a batch, padding included, times the scale of the place."""
 
 LONGEST = 420
 """Steps of the longest example."""
@@ -46,10 +50,22 @@ HEARD = 0.6
 """Part of the transcriptions that are of the disturbed speech."""
 
 MATRIX_RATE, OTHER_RATE = 0.01, 2e-3
-WARM_STEPS = 300
+WARM_STEPS = 100
 MEAN_DECAY = 0.998
 CHECKPOINT_SECONDS = 240
 VALIDATION_SECONDS = 900
+
+
+class Corpus(Protocol):
+    """Utterances to learn from, and those that are kept from it."""
+
+    all: list[Encoded]
+
+    def look_for_more(self) -> None:
+        """Add those that were made meanwhile."""
+
+    def held_out(self, part: str) -> list[Encoded]:
+        """Utterances of a set that is kept from training."""
 
 
 class Utterances:
@@ -64,24 +80,30 @@ class Utterances:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._aligner = make_aligner(folder)
-        self._known: dict[str, int] = {}
+        self._shards: dict[str, list[Encoded]] = {}
+        self._sketched: set[str] = set()
         self.all: list[Encoded] = []
         self.look_for_more()
 
     def look_for_more(self) -> None:
-        """Read shards that were made meanwhile."""
+        """Read shards that were spoken meanwhile, and codes of those that were sketches."""
         for voice in VOICES:
-            stems = all_shards(self._folder, voice)
-            for stem in stems[self._known.get(voice, 0) :]:
-                self.all += self.read(stem, f"{voice}/{stem.name}", voice)
-            self._known[voice] = len(stems)
+            for stem in all_shards(self._folder, voice):
+                name = f"{voice}/{stem.name}"
+                if name not in self._shards or (name in self._sketched and self._has_codes(name)):
+                    self._shards[name] = self.read(stem, name, voice)
+        self.all = [utterance for shard in self._shards.values() for utterance in shard]
+
+    def _has_codes(self, name: str) -> bool:
+        return (self._folder / "codes" / f"{name}.npz").exists()
 
     def read(self, stem: Path, name: str, voice: str) -> list[Encoded]:
         """The utterances of a shard."""
-        file = self._folder / "codes" / f"{name}.npz"
-        if file.exists():
-            return read_encoded(stem, file, voice)
-        rng = np.random.default_rng(len(self.all))
+        self._sketched.discard(name)
+        if self._has_codes(name):
+            return read_encoded(stem, self._folder / "codes" / f"{name}.npz", voice)
+        self._sketched.add(name)
+        rng = np.random.default_rng([len(self._shards), len(voice)])
         return [
             sketch(utterance, voice, self._aligner, rng) for utterance in Shard(stem).utterances
         ]
@@ -146,21 +168,39 @@ def collate(examples: list[Example]) -> Batch:
     return tuple(torch.from_numpy(array) for array in arrays)  # type: ignore[return-value]
 
 
-def batches(data: Utterances, rng: np.random.Generator) -> Iterator[Batch]:
-    """Endless batches of about POSITIONS positions, of examples of like length."""
+def batches(data: Corpus, rng: np.random.Generator, positions: int) -> Iterator[Batch]:
+    """Endless batches of about so many positions, of examples of like length."""
     while True:
-        chosen = rng.integers(len(data.all), size=1024)
+        chosen = rng.integers(len(data.all), size=max(1024, positions // 6))
         pending = [example(data.all[int(i)], rng) for i in chosen]
         pending = sorted(
             (item for item in pending if len(item.steps) <= LONGEST), key=lambda e: len(e.steps)
         )
         ready: list[list[Example]] = [[]]
         for item in pending:
-            if (len(ready[-1]) + 1) * len(item.steps) > POSITIONS:
+            if (len(ready[-1]) + 1) * len(item.steps) > positions:
                 ready.append([])
             ready[-1].append(item)
         for which in rng.permutation(len(ready)):
             yield collate(ready[int(which)])
+
+
+class Batches(IterableDataset):  # type: ignore[type-arg]
+    """`batches`, which other processes may make; each makes its own.
+
+    Args:
+        data: utterances.
+        seed: of what is random.
+        positions: see `batches`.
+    """
+
+    def __init__(self, data: Corpus, seed: list[int], positions: int) -> None:
+        self._data, self._seed, self._positions = data, seed, positions
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        rng = np.random.default_rng([*self._seed, worker.id if worker else 0])
+        return batches(self._data, rng, self._positions)
 
 
 def scores(sums: dict[str, torch.Tensor], prefix: str = "") -> dict[str, float]:
@@ -175,12 +215,12 @@ def scores(sums: dict[str, torch.Tensor], prefix: str = "") -> dict[str, float]:
         "semantic_accuracy": hits[1],
         "first_acoustic_accuracy": hits[2],
     }
-    present = {0: "text", 1: "semantic"}
+    present = {0: "text", 1: "semantic", 2: "acoustic"}
     missing = [name for i, name in present.items() if not int(sums["count"][i])]
     return {
         prefix + name: float(value)
         for name, value in found.items()
-        if not any(name.startswith(gone) for gone in missing)
+        if not any(gone in name for gone in missing)
     }
 
 
@@ -188,6 +228,7 @@ def scores(sums: dict[str, torch.Tensor], prefix: str = "") -> dict[str, float]:
 def validate(model: nn.Module, data: list[Encoded]) -> dict[str, float]:
     """Losses and accuracies, teacher-forced, on sentences that training never sees."""
     result: dict[str, float] = {}
+    device = next(model.parameters()).device
     kinds = {
         "speech": [speech_example(utterance) for utterance in data],
         "transcription": [transcription_example(utterance, True) for utterance in data],
@@ -197,11 +238,12 @@ def validate(model: nn.Module, data: list[Encoded]) -> dict[str, float]:
         total: dict[str, torch.Tensor] = {}
         hints = []
         for start in range(0, len(examples), 20):
-            with torch.autocast("cpu", torch.bfloat16):
-                sums = model(*collate(examples[start : start + 20]))
+            batch = [part.to(device) for part in collate(examples[start : start + 20])]
+            with torch.autocast(device.type, torch.bfloat16):
+                sums = model(*batch)
             hints.append(float(sums.pop("hint")))
             for name, value in sums.items():
-                total[name] = total.get(name, torch.zeros(())) + value
+                total[name] = total.get(name, torch.zeros_like(value)) + value
         result |= scores(total, "held_out_")
         result[f"held_out_{kind}_hint"] = float(np.mean(hints))
     return result
@@ -231,50 +273,74 @@ def rate_factor(step: int, steps: int, cooldown: int) -> float:
     return warm * max(0.02, min(1.0, (steps - step) / max(1, cooldown)))
 
 
+def time_factor(elapsed: float, seconds: float) -> float:
+    """Factor on the learning rates of a run that ends after some seconds."""
+    if math.isinf(seconds):
+        return 1.0
+    return min(1.0, max(0.02, 4 * (1 - elapsed / seconds)))
+
+
 def hint_weight(step: int) -> float:
     """Weight of the hint: strong until it is followed, then weak."""
     return 0.3 if step < 2000 else 0.1
 
 
 def train_language_model(
-    folder: Path, steps: int, cooldown: int, seed: int = 0, seconds: float = math.inf
+    folder: Path,
+    steps: int,
+    cooldown: int,
+    layers: int = CONFIG.num_hidden_layers,
+    data: Corpus | None = None,
+    place: Place = CPU,
+    seed: int = 0,
+    seconds: float = math.inf,
 ) -> None:
     """Train, or go on where an interrupted run stopped.
 
     Args:
-        folder: of the training, with ``codes``; checkpoints and curves are written there.
-        steps: of POSITIONS positions each.
+        folder: of the training; checkpoints and curves are written there.
+        steps: of POSITIONS positions each, times the scale.
         cooldown: last steps, in which the learning rate falls.
+        layers: of the model; a checkpoint of fewer is grown. Few to begin with are cheaper.
+        data: what to learn from; default: the speech of the folder.
+        place: where to compute.
         seed: of everything random.
-        seconds: stop after so long.
+        seconds: stop after so long; the learning rate falls in the last quarter.
     """
     torch.manual_seed(seed)
-    model = StreamLanguageModel()
+    device = torch.device(place.device)
+    model = StreamLanguageModel(layers).to(device)
     optimizers = make_optimizers(model)
     mean = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
     log, first = LossLog(folder / "language_model_loss"), 0
     checkpoint = folder / "language_model_checkpoint.pt"
     if checkpoint.exists():
-        state = torch.load(checkpoint)
-        model.load_state_dict(state["model"])
-        for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(stored)
-        mean, first = state["mean"], state["step"]
+        state = torch.load(checkpoint, map_location=device)
+        model.grow(state["mean"])
+        mean = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+        if "optimizers" in state and num_layers(state["model"]) == layers:
+            # Otherwise they begin anew, from the mean.
+            model.load_state_dict(state["model"])
+            for optimizer, stored in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(stored)
+        first = state["step"]
         log.resume(first)
     base_rates = [[MATRIX_RATE], [OTHER_RATE, OTHER_RATE]]
-    data = Utterances(folder)
+    data = data or Utterances(folder)
     held_out = data.held_out("validation")
-    stream = batches(data, np.random.default_rng([seed, first]))
-    weights = torch.tensor([1.5, 2.0] + [1.0] * (NUM_STREAMS - 1))
+    made = Batches(data, [seed, first], POSITIONS * place.scale)
+    stream = iter(DataLoader(made, batch_size=None, num_workers=place.workers))
+    weights = torch.tensor([1.5, 2.0] + [1.0] * (NUM_STREAMS - 1), device=device)
     started = saved = validated = time.monotonic()
     progress = tqdm(range(first, steps), initial=first, total=steps, desc="language model")
     for step in progress:
-        factor = rate_factor(step, steps, cooldown)
+        elapsed = time.monotonic() - started
+        factor = rate_factor(step, steps, cooldown) * time_factor(elapsed, seconds)
         for optimizer, rates in zip(optimizers, base_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-        batch = next(stream)
-        with torch.autocast("cpu", torch.bfloat16):
+        batch = [part.to(device) for part in next(stream)]
+        with torch.autocast(device.type, torch.bfloat16):
             sums = model(*batch)
         guided = sums.pop("hint")
         loss = (sums["loss"] * weights).sum() / (sums["count"] * weights).sum()
@@ -321,8 +387,21 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
     parser.add_argument("--steps", type=int, default=100000)
     parser.add_argument("--cooldown", type=int, default=4000)
+    parser.add_argument("--layers", type=int, default=CONFIG.num_hidden_layers)
+    parser.add_argument("--packed", type=Path, help="speech that pack.py packed")
+    add_arguments(parser)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="to train for")
     options = parser.parse_args()
-    train_language_model(options.folder, options.steps, options.cooldown)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    train_language_model(
+        options.folder,
+        options.steps,
+        options.cooldown,
+        options.layers,
+        PackedUtterances(options.packed) if options.packed else None,
+        place_of(options),
+        seconds=options.seconds,
+    )
 
 
 if __name__ == "__main__":

@@ -216,6 +216,20 @@ def test_network_is_a_llama():
     assert sum(weights.shape[1] for weights in looked) == sum(model.HINTED.values())
 
 
+def test_a_model_grows_without_changing_what_it_computes():
+    torch.manual_seed(0)
+    small = model.StreamLanguageModel(5)
+    large = model.StreamLanguageModel(7)
+    large.grow(small.state_dict())
+    ids = torch.randint(0, layout.VOCABULARY_SIZE, (2, 9, layout.NUM_STREAMS))
+    hidden = [m.backbone.model(m.embed(ids))[0] for m in (small, large)]
+    torch.testing.assert_close(*hidden)
+    assert [model.num_layers(m.state_dict()) for m in (small, large)] == [5, 7]
+    # The new layers learn from the first step on.
+    hidden[1].sum().backward()
+    assert float(large.backbone.model.layers[6].mlp.down_proj.weight.grad.abs().max()) > 0
+
+
 def test_hint_is_the_logarithm_of_the_attention_around_the_place():
     weights = torch.tensor([[0.1, 0.2, 0.7]]).expand(1, 1, 4, 3)
     weights = torch.cat([weights, torch.zeros(1, 1, 4, 1)], -1)
@@ -228,7 +242,7 @@ def test_hint_is_the_logarithm_of_the_attention_around_the_place():
 
 def test_learning_rate_rises_stays_and_falls():
     factors = [training.rate_factor(step, 1000, 100) for step in range(1000)]
-    assert factors[0] == pytest.approx(1 / 300)
+    assert factors[0] == pytest.approx(1 / training.WARM_STEPS)
     assert factors[400] == factors[899] == 1
     assert factors[950] == pytest.approx(0.5)
     assert factors[-1] == pytest.approx(0.02)

@@ -22,6 +22,7 @@ NOT_RUN = {
     ("docs/acoustic_decoding.md", "vllm serve MODEL"): "tests/engine/audio has such engines",
     ("docs/default_model.md", "python benchmarks/evaluate_default_model.py"): "takes an hour",
     ("docs/default_model.md", "python examples/train_default_model/version_1/"): "takes hours",
+    ("docs/default_model.md", "python examples/train_default_model/background"): "takes hours",
 }
 """How snippets begin that no test runs, and why; keep it short."""
 
