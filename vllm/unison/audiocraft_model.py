@@ -1,19 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models in audiocraft's own format, AudioGen among them: two files, and nothing else.
-
-The engine, and much of upstream's, reads folders with a config.json and a tokenizer. Such a folder
-is made in the cache directory from what the files say, with links to them; theirs is never written
-to.
-"""
+"""Models in audiocraft's own format, AudioGen among them: two files, and nothing else."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import shutil
-import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,12 +16,12 @@ from vllm.unison.formats.musicgen_weights import (
     LANGUAGE_MODEL_FILE,
     read_audiocraft_settings,
 )
+from vllm.unison.made_folder import CONFIG_FILE, in_repository, made_folder
 
 if TYPE_CHECKING:
     from vllm.unison.formats.audiocraft_config import AudiocraftConfig
 
 FILES = (LANGUAGE_MODEL_FILE, CODEC_FILE)
-CONFIG_FILE = "config.json"
 
 _LAYOUT = 1
 """Counts up with what is written, so that folders of other versions are not found."""
@@ -50,11 +42,14 @@ def engine_folder(folder: Path) -> Path | None:
     for name, source in zip(FILES, sources, strict=True):
         if not source.is_file():
             raise ValueError(f"{folder} must hold {name} beside {LANGUAGE_MODEL_FILE}")
-    key = hashlib.sha256(repr((_LAYOUT, *map(_identity, sources))).encode()).hexdigest()[:24]
-    made = Path(envs.VLLM_CACHE_ROOT) / "audiocraft" / key
-    if not (made / CONFIG_FILE).is_file():
-        _make(made, sources)
-    return made
+
+    def read() -> Callable[[Path], None]:
+        from vllm.unison.formats.audiocraft_config import audiocraft_config
+
+        config = audiocraft_config(*map(read_audiocraft_settings, sources))
+        return lambda folder: _write(folder, config)
+
+    return made_folder("audiocraft", _LAYOUT, sources, dict(zip(FILES, sources, strict=True)), read)
 
 
 @cache
@@ -69,9 +64,9 @@ def downloaded_folder(name: str, revision: str | None = None) -> Path | None:
     """
     if not _HUB_ID.fullmatch(name) or envs.VLLM_USE_MODELSCOPE:
         return None
-    if _in_repository(name, CONFIG_FILE, revision):
+    if in_repository(name, CONFIG_FILE, revision):
         return None
-    if not _in_repository(name, LANGUAGE_MODEL_FILE, revision):
+    if not in_repository(name, LANGUAGE_MODEL_FILE, revision):
         return None
     from huggingface_hub import snapshot_download
 
@@ -79,44 +74,6 @@ def downloaded_folder(name: str, revision: str | None = None) -> Path | None:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except (OSError, ValueError) as error:
         raise ValueError(f"model {name!r} cannot be downloaded: {error}") from error
-
-
-def _in_repository(name: str, file: str, revision: str | None) -> bool:
-    """Whether a hub id has a file. No if the hub cannot be asked: that is upstream's to say."""
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
-
-    try:
-        if isinstance(try_to_load_from_cache(name, file, revision=revision), str):
-            return True
-        return not constants.HF_HUB_OFFLINE and HfApi().file_exists(name, file, revision=revision)
-    except Exception:  # Errors of its client have no class in common.
-        return False
-
-
-def _identity(file: Path) -> tuple[str, int, int]:
-    state = file.stat()
-    return str(file), state.st_size, state.st_mtime_ns
-
-
-def _make(made: Path, sources: list[Path]) -> None:
-    """Write the folder elsewhere and move it, as other processes may do the same."""
-    from vllm.unison.formats.audiocraft_config import audiocraft_config
-
-    config = audiocraft_config(*map(read_audiocraft_settings, sources))
-    made.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(dir=made.parent))
-    try:
-        draft.chmod(0o755)
-        _write(draft, config)
-        for name, source in zip(FILES, sources, strict=True):
-            (draft / name).symlink_to(source)
-        os.replace(draft, made)
-    except OSError:
-        # Whoever was first has made the same.
-        if not (made / CONFIG_FILE).is_file():
-            raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write(folder: Path, config: AudiocraftConfig) -> None:
