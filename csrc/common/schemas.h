@@ -35,9 +35,13 @@ inline void define_operators(torch::Library& library) {
       "Tensor earliest_end, Tensor num_prompt, Tensor history, Tensor slots, Tensor position, "
       "Tensor(a!) forced, Tensor(b!) mask_index, Tensor(c!) tokens) -> ()");
   library.def(
+      "find_repeats(Tensor code_begin, Tensor code_end, Tensor window, Tensor max_repeats, "
+      "Tensor segment_start, Tensor history, Tensor slots, Tensor position, Tensor forced, "
+      "Tensor tokens, Tensor(a!) redrawn) -> ()");
+  library.def(
       "commit_streams(Tensor token_class, Tensor next_state, Tensor kind, Tensor after_flush, "
       "Tensor at_limit, Tensor finish, Tensor end_shift, Tensor extra_steps, Tensor first_step, "
-      "Tensor pads, int max_delay, int end_length, int error, Tensor(a!) state, "
+      "Tensor any_ends, Tensor end_ids, Tensor pads, int max_delay, int end_length, int error, Tensor(a!) state, "
       "Tensor(b!) segment_start, Tensor(c!) flush_end, Tensor limit, Tensor num_prompt, "
       "Tensor(d!) history, Tensor slots, Tensor position, Tensor discard, Tensor? rows, Tensor(e!) tokens, Tensor(f!) outcome) -> ()");
 

@@ -22,5 +22,6 @@ struct OnCpu {
 TORCH_LIBRARY_IMPL(unison, CPU, m) {
   m.impl("gather_streams", unison::gather_streams<unison::OnCpu>);
   m.impl("constrain_streams", unison::constrain_streams<unison::OnCpu>);
+  m.impl("find_repeats", unison::find_repeats<unison::OnCpu>);
   m.impl("commit_streams", unison::commit_streams<unison::OnCpu>);
 }

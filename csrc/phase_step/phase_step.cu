@@ -29,5 +29,6 @@ struct PhaseStepOnCuda {
 TORCH_LIBRARY_IMPL(unison, CUDA, m) {
   m.impl("gather_streams", unison::gather_streams<unison::PhaseStepOnCuda>);
   m.impl("constrain_streams", unison::constrain_streams<unison::PhaseStepOnCuda>);
+  m.impl("find_repeats", unison::find_repeats<unison::PhaseStepOnCuda>);
   m.impl("commit_streams", unison::commit_streams<unison::PhaseStepOnCuda>);
 }

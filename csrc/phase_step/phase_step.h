@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a step does with the streams of one batch row, for both devices, and the operators' arguments:
-// gather_streams reads the step's inputs, constrain_streams says what each stream may emit, and
-// commit_streams writes what was sampled and moves each request through its phases. For whole batches
-// they are defined in vllm/unison/ops/phase_step.py, vllm/unison/sampler/phase_machine.py and
-// vllm/unison/model/phases.py.
+// gather_streams reads the step's inputs, constrain_streams says what each stream may emit,
+// find_repeats which streams are drawn again, and commit_streams writes what was sampled and moves each
+// request through its phases. For whole batches they are defined in vllm/unison/ops/phase_step.py,
+// vllm/unison/sampler/phase_machine.py and vllm/unison/model/phases.py.
 #pragma once
 
 #include <cstdint>
@@ -196,20 +196,91 @@ void constrain_streams(const at::Tensor& kind, const at::Tensor& forced_token,
   launcher_t::run(problem, num_rows, history.device());
 }
 
+// Which sampled streams repeat themselves, so that they are drawn again.
+struct RepeatProblem {
+  int64_t num_streams;
+  const int64_t* code_begin;  // [streams], as the next
+  const int64_t* code_end;
+  const int64_t* window;  // [slots], as the next two; steps that are looked at
+  const int64_t* max_repeats;
+  const int64_t* segment_start;
+  History<const int32_t> history;
+  const int64_t* slots;     // [rows]
+  const int64_t* position;  // [rows]
+  const int32_t* forced;    // [rows, 1 + streams]
+  const int32_t* tokens;    // [rows, streams]
+  int32_t* redrawn;         // [rows, 1 + streams]
+
+  UNISON_INLINE bool repeats(int64_t slot, int64_t here, int64_t stream, int32_t token) const {
+    if (token < code_begin[stream] || token >= code_end[stream]) {
+      return false;
+    }
+    int64_t first = here - window[slot];
+    if (first < segment_start[slot]) {
+      first = segment_start[slot];
+    }
+    int64_t count = 0;
+    for (int64_t past = first; past < here; ++past) {
+      count += history.at(slot, past)[stream] == token ? 1 : 0;
+    }
+    return count >= max_repeats[slot];
+  }
+
+  UNISON_INLINE void run(int64_t row) const {
+    const int64_t slot = slots[row];
+    int32_t* own = redrawn + row * (1 + num_streams);
+    own[0] = kKeepOutput;
+    for (int64_t stream = 0; stream < num_streams; ++stream) {
+      const bool is_drawn = forced[row * (1 + num_streams) + 1 + stream] == kSample;
+      const int32_t token = tokens[row * num_streams + stream];
+      const bool again =
+          window[slot] > 0 && is_drawn && repeats(slot, position[row], stream, token);
+      own[1 + stream] = again ? kSample : kKeepOutput;
+    }
+  }
+};
+
+// The operator; see gather_streams.
+template <typename launcher_t>
+void find_repeats(const at::Tensor& code_begin, const at::Tensor& code_end,
+                  const at::Tensor& window, const at::Tensor& max_repeats,
+                  const at::Tensor& segment_start, const at::Tensor& history,
+                  const at::Tensor& slots, const at::Tensor& position, const at::Tensor& forced,
+                  const at::Tensor& tokens, const at::Tensor& redrawn) {
+  const History<const int32_t> past = history_of<const int32_t>(history);
+  const int64_t num_rows = slots.size(0);
+  const RepeatProblem problem{
+      past.num_streams,
+      vector_data<const int64_t>(code_begin, "code_begin", past.num_streams),
+      vector_data<const int64_t>(code_end, "code_end", past.num_streams),
+      vector_data<const int64_t>(window, "window", past.num_slots),
+      vector_data<const int64_t>(max_repeats, "max_repeats", past.num_slots),
+      vector_data<const int64_t>(segment_start, "segment_start", past.num_slots),
+      past,
+      vector_data<const int64_t>(slots, "slots", num_rows),
+      vector_data<const int64_t>(position, "position", num_rows),
+      matrix_data<const int32_t>(forced, "forced", num_rows, 1 + past.num_streams),
+      matrix_data<const int32_t>(tokens, "tokens", num_rows, past.num_streams),
+      matrix_data<int32_t>(redrawn, "redrawn", num_rows, 1 + past.num_streams)};
+  launcher_t::run(problem, num_rows, history.device());
+}
+
 struct CommitProblem {
   int64_t rows_per_group;  // the most of a group
   int64_t num_rows;
   int64_t num_classes;
   const int64_t* token_class;  // [vocabulary]
   const int64_t* next_state;   // [states, classes]
-  const int64_t* kind;         // [states], as the next six
+  const int64_t* kind;         // [states], as the next seven
   const int64_t* after_flush;
   const int64_t* at_limit;
   const int64_t* finish;
   const int64_t* end_shift;
   const int64_t* extra_steps;
   const int64_t* first_step;
-  const int32_t* pads;  // [streams]
+  const int64_t* any_ends;
+  const int64_t* end_ids;  // [streams]
+  const int32_t* pads;     // [streams]
   int64_t max_delay;
   int64_t end_length;
   int64_t error;
@@ -242,24 +313,31 @@ struct CommitProblem {
     const int64_t num_streams = history.num_streams;
     int32_t* own = tokens + first * num_streams;
     bool failed = false;
+    int64_t num_ended = 0;
     for (int64_t stream = 0; stream < num_streams; ++stream) {
       if (own[stream] < 0) {
         failed = true;
         own[stream] = pads[stream];
       }
+      num_ended += own[stream] == end_ids[stream] ? 1 : 0;
     }
 
     const int64_t before = state[slot];
     const bool flushing = kind[before] == kFlush;
     const bool at_end = here + 1 >= limit[slot];
     const bool early = is_early(first_step[before], segment_start[slot], num_prompt[slot], here);
-    int64_t after = next_state[before * num_classes + (early ? 0 : token_class[own[0]])];
+    const bool any_may_end = any_ends[before] != 0;
+    const int64_t token = any_may_end && num_ended > 0 ? end_ids[0] : own[0];
+    int64_t after = next_state[before * num_classes + (early ? 0 : token_class[token])];
     if (at_end && !flushing && kind[after] != kFlush && kind[after] != kDone) {
       after = at_limit[before];
     }
     int64_t end = flush_end[slot];
     if (kind[after] == kFlush && !flushing) {
       end = here + end_shift[after] + max_delay;
+    }
+    if (any_may_end && num_ended == num_streams) {
+      end = here;
     }
     const bool flushed = kind[after] == kFlush && here + 1 >= end + extra_steps[after];
     if (flushed) {
@@ -300,7 +378,8 @@ void commit_streams(const at::Tensor& token_class, const at::Tensor& next_state,
                     const at::Tensor& kind, const at::Tensor& after_flush,
                     const at::Tensor& at_limit, const at::Tensor& finish,
                     const at::Tensor& end_shift, const at::Tensor& extra_steps,
-                    const at::Tensor& first_step, const at::Tensor& pads, int64_t max_delay,
+                    const at::Tensor& first_step, const at::Tensor& any_ends,
+                    const at::Tensor& end_ids, const at::Tensor& pads, int64_t max_delay,
                     int64_t end_length, int64_t error, const at::Tensor& state,
                     const at::Tensor& segment_start, const at::Tensor& flush_end,
                     const at::Tensor& limit, const at::Tensor& num_prompt,
@@ -329,6 +408,8 @@ void commit_streams(const at::Tensor& token_class, const at::Tensor& next_state,
       vector_data<const int64_t>(end_shift, "end_shift", num_states),
       vector_data<const int64_t>(extra_steps, "extra_steps", num_states),
       vector_data<const int64_t>(first_step, "first_step", num_states),
+      vector_data<const int64_t>(any_ends, "any_ends", num_states),
+      vector_data<const int64_t>(end_ids, "end_ids", past.num_streams),
       vector_data<const int32_t>(pads, "pads", past.num_streams),
       max_delay,
       end_length,

@@ -34,6 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "mimi": {"sliding_window": 20},
     "mimi, long window": {},
     "xcodec": {},
+    "higgs_audio_v2_tokenizer": {},
     "encodec, looking ahead": {"use_causal_conv": False, "num_residual_layers": 2},
     "encodec, far mirrors": {"num_residual_layers": 3, "upsampling_ratios": [2, 4, 5, 8]},
 }
@@ -240,7 +241,7 @@ def test_a_failing_call_is_charged_to_who_caused_it() -> None:
         assert torch.equal(torch.cat(stream.samples).flatten(), codec.decode(codes)[:27])
 
 
-@pytest.mark.parametrize("kind", ["dac", "encodec", "mimi", "xcodec"])
+@pytest.mark.parametrize("kind", ["dac", "encodec", "mimi", "xcodec", "higgs_audio_v2_tokenizer"])
 def test_codecs_are_checked_when_they_are_loaded(kind: str, load: Load) -> None:
     check_stages(load(kind))
     check_stages(ChannelCodec(load(kind), 2))

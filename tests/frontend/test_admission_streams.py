@@ -73,6 +73,12 @@ def test_stream_fields_fit_the_model(name: str) -> None:
         refuse_unsupported_sampling(SamplingParams(**fields), text_model())
 
 
+def test_windows_of_repetitions_are_for_streams() -> None:
+    refuse_unsupported_sampling(SamplingParams(ras_win_len=7), speech())
+    with pytest.raises(ValueError, match="ras_win_len is for multi-stream models"):
+        refuse_unsupported_sampling(SamplingParams(ras_win_len=7), text_model())
+
+
 @pytest.mark.parametrize(("seed", "n"), [(2**63, 1), (-(2**63) - 1, 1), (2**63 - 2, 2)])
 def test_seeds_fit_64_bits(seed: int, n: int) -> None:
     params = SamplingParams(n=n)

@@ -4,13 +4,14 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from tests.support.random_layouts import example, layouts
@@ -19,14 +20,16 @@ from vllm.unison.frontend import clip_encoder, prompts
 from vllm.unison.frontend.clip_encoder import MAX_AHEAD
 from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.frontend.prompts import (
+    Piece,
     PromptBuilder,
     apply_delay_pattern,
     encode_ahead,
     frames_of_codes,
     frames_of_tokens,
+    lay_out,
     stream_prompt_builder,
 )
-from vllm.unison.model.layout import DelayScope, StreamLayout
+from vllm.unison.model.layout import DelayScope, PhaseKind, StreamLayout
 from vllm.unison.model.spec import CodecSource, SpeechSpec, TaskPrompt
 
 RATE, SAMPLES_PER_FRAME, BOOKS, BOOK_SIZE = 8000, 4, 3, 4
@@ -102,6 +105,10 @@ def audio(data: Any, **options: Any) -> dict[str, Any]:
     }
 
 
+def options(**given_options: Any) -> dict[str, Any]:
+    return {"mm_processor_kwargs": given_options}
+
+
 @given(layouts(), st.data())
 def test_a_prompt_in_steps_holds_its_frames(layout: StreamLayout, data: st.DataObject) -> None:
     ids = st.integers(0, layout.vocabulary_size - 1)
@@ -143,13 +150,14 @@ def test_frames_of_codes_follow_the_codebook_streams() -> None:
 
 
 def test_plain_tokens_are_taken_as_they_are(setting: Setting) -> None:
-    assert setting.build([1, 10, 5]) == ([1, 10, 5], [[0, 0]] * 4 + [[-1, 0]])
+    # What is emitted first has no suffix beside it: the worker lays the lead-in of its segment.
+    assert setting.build([1, 10, 5]) == ([1, 10, 5], [[0, 0]] * 3)
 
 
 def test_text_goes_where_the_task_says(setting: Setting) -> None:
     ids, auxiliary = setting.build([10, 11], prompt="ab")
     assert ids == [1, 10, 11, 5]
-    assert auxiliary == [[0, 0]] * 5 + [[-1, 0]]
+    assert auxiliary == [[0, 0]] * 4
 
 
 def test_audio_goes_where_the_task_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +168,8 @@ def test_audio_goes_where_the_task_says(monkeypatch: pytest.MonkeyPatch) -> None
     assert auxiliary == [[0, 0], [0, 0], [26, 0], [27, 31], [0, 28], [-1, 0]]
 
 
-def test_steps_that_were_laid_out_can_be_given_back(setting: Setting) -> None:
+def test_steps_that_were_laid_out_can_be_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(monkeypatch, delay_scope="sequence")
     token_ids, auxiliary = setting.build([1, 10, 5])
     assert auxiliary[-1] == [-1, 0]
     assert setting.build(token_ids, **options(auxiliary_token_ids=auxiliary)) == (
@@ -180,9 +189,72 @@ def test_a_segment_is_padded_until_its_streams_have_caught_up(setting: Setting) 
     assert setting.layout.delay_scope is DelayScope.SEGMENT
     ids, auxiliary = setting.build([], **audio((clip(1, 2), RATE)))
     assert ids == [5, 21, 22, 0, 0, 1]
-    assert auxiliary == [
-        [0, 0], [0, 0], [26, 0], [27, 31], [0, 28], [0, 0], [0, 0], [-1, 0],
-    ]  # fmt: skip
+    assert auxiliary == [[0, 0], [0, 0], [26, 0], [27, 31], [0, 28], [0, 0]]
+
+
+FILLS = {
+    "lead_in": {"token_ids": [12, 13, 14], "sampled": True},
+    "end": {"token_ids": [6, 7, 8]},
+    "tail": {"token_ids": [9, 15, 16]},
+}
+
+
+def test_a_segment_has_the_layout_s_fills_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = Setting(monkeypatch, fills=FILLS, delays=[0, 1, 3])
+    ids, auxiliary = setting.build([], **audio((clip(1, 2), RATE)))
+    # Two frames, (1, 2, 3) and (2, 3, 0), and the largest delay; each stream's end once, then its
+    # tail. Tokens have pads beside them.
+    assert ids == [5, 21, 22, 6, 9, 9, 1]
+    assert auxiliary == [[0, 0], [13, 14], [26, 14], [27, 14], [7, 31], [15, 28], [0, 0]]
+    # Nothing is said of the steps that follow, where the lead-in of new audio is sampled.
+    assert setting.build([10], prompt="a") == ([1, 10, 5], [[0, 0]] * 3)
+
+
+def test_audio_at_the_end_is_gone_on_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = (TaskPrompt("continue", (1, "text", 5, "audio")),)
+    setting = Setting(monkeypatch, tasks=tasks, fills=FILLS)
+    ids, auxiliary = setting.build([10], prompt="a", **audio((clip(1, 2), RATE)))
+    assert ids == [1, 10, 5, 21, 22]
+    # The suffix holds what is left of the frames.
+    assert auxiliary == [[0, 0], [0, 0], [0, 0], [13, 14], [26, 14], [27, 31], [-1, 28]]
+    # Codes that are given as tokens after the one that begins audio are gone on from as well.
+    assert setting.build([5, 21, 22]) == ([5, 21, 22], [[0, 0], [13, 14], [0, 14], [0, 0], [-1, 0]])
+
+
+@given(layouts(), st.data())
+def test_pieces_lie_in_segments_of_their_own(layout: StreamLayout, data: st.DataObject) -> None:
+    layout = replace(layout, delay_scope=DelayScope.SEGMENT)
+    # Ids that begin no phase, but for the last of all. Without one, generation goes on from the
+    # prompt's tokens where the first phase is one of audio.
+    begins = {token for phase in layout.phases for token in phase.begin_tokens}
+    begins_in_audio = layout.phases[0].kind is PhaseKind.AUDIO
+    assume(begins or not begins_in_audio)
+    plain = [token for token in range(layout.vocabulary_size) if token not in begins]
+    streams, pieces, expected = layout.num_streams, [], []
+    for is_audio in data.draw(st.lists(st.booleans(), min_size=1, max_size=4)):
+        count = data.draw(st.integers(1, 5))
+        columns = st.lists(st.sampled_from(plain), min_size=streams, max_size=streams)
+        frames = np.array([data.draw(columns) for _ in range(count)], np.int32)
+        frames = frames if is_audio else frames_of_tokens(layout, frames[:, 0].tolist())
+        pieces.append(Piece(frames, is_audio))
+        for step in range(count + (layout.max_delay if is_audio else 0)):
+            row = frames[step].tolist() if not is_audio else []
+            for stream, delay in enumerate(layout.delays if is_audio else ()):
+                place = layout.lead_in if step < delay else layout.tail
+                place = layout.end if step == delay + count else place
+                inside = delay <= step < delay + count
+                row.append(int(frames[step - delay, stream]) if inside else place.token_ids[stream])
+            expected.append(row)
+    last = data.draw(st.sampled_from(plain))
+    pieces.append(Piece(frames_of_tokens(layout, [last])))
+    expected.append([last, *layout.pad_token_ids[1:]])
+    if begins and (begins_in_audio or data.draw(st.booleans())):
+        token = data.draw(st.sampled_from(sorted(begins)))
+        pieces.append(Piece(frames_of_tokens(layout, [token])))
+        expected.append([token, *layout.pad_token_ids[1:]])
+    built = lay_out(layout, pieces)
+    assert built.token_ids == [row[0] for row in expected]
+    assert built.auxiliary_ids.tolist() == [row[1:] for row in expected]
 
 
 def test_text_and_audio_and_flush(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +302,7 @@ def test_a_voice_s_ids_go_where_the_task_says(monkeypatch: pytest.MonkeyPatch) -
     assert setting.build([10], prompt="a")[0] == [1, 10, 5]
     ids, auxiliary = setting.build([10], prompt="a", **options(voice="slt"))
     assert ids == [9, 2, 3, 10, 5]
-    assert auxiliary == [[0, 0]] * 6 + [[-1, 0]]
+    assert auxiliary == [[0, 0]] * 5
     assert setting.build([10], **options(voice="rms"))[0] == [9, 4, 10, 5]
     assert setting.build([10], **options(voice="rms", task="voiced"))[0] == [9, 4, 10, 5]
 
@@ -263,6 +335,94 @@ def test_a_voice_that_has_no_place_is_refused(
 def test_a_model_without_voices_takes_none(setting: Setting) -> None:
     with pytest.raises(InvalidRequestError, match=r"voice must be one of \[\], not 'slt'"):
         setting.build([10], **options(voice="slt"))
+
+
+CLONING = (
+    TaskPrompt("speak", (1, (7, "reference_text"), (8, "voice", 9), 2, "text", 5)),
+    TaskPrompt("recorded", (8, "voice", 5)),
+    TaskPrompt("maybe", (1, ("text",), 9, "audio", 1)),
+)
+
+
+def cloning(monkeypatch: pytest.MonkeyPatch, **more: Any) -> Setting:
+    setting = Setting(monkeypatch, tasks=CLONING, **more)
+    setting.builder._tokenize = lambda text: [10 + ord(letter) - ord("a") for letter in text]
+    return setting
+
+
+def recording(*sixteenths: int, **options: Any) -> dict[str, Any]:
+    return {
+        "multi_modal_data": {"voice": (clip(*sixteenths), RATE)},
+        **({"mm_processor_kwargs": options} if options else {}),
+    }
+
+
+def test_an_optional_section_is_laid_if_its_part_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = cloning(monkeypatch, fills=FILLS)
+    assert setting.build([10], prompt="a") == ([1, 2, 10, 5], [[0, 0]] * 4)
+    ids, auxiliary = setting.build([10], prompt="a", **recording(1, 2))
+    assert ids == [1, 8, 21, 22, 6, 9, 9, 2, 10, 5]
+    spoken = [[13, 14], [26, 14], [27, 31], [7, 28]]
+    assert auxiliary == [[0, 0], [0, 0], *spoken, [0, 0], [0, 0], [0, 0], [0, 0]]
+    ids, _ = setting.build([10], prompt="a", **recording(1, 2, reference_text="bc"))
+    assert ids == [1, 7, 11, 12, 8, 21, 22, 6, 9, 9, 2, 10, 5]
+    # The text may be given as ids.
+    assert setting.build([10], prompt="a", **recording(1, 2, reference_text=[11, 12]))[0] == ids
+    # What may be given besides what must: text beside audio, in the last task.
+    assert setting.build([], **audio((clip(1), RATE)))[0] == [1, 9, 21, 6, 9, 1]
+    assert setting.build([10], prompt="a", **audio((clip(1), RATE)))[0] == [1, 10, 9, 21, 6, 9, 1]
+
+
+def test_a_task_of_a_recording_s_voice_needs_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = cloning(monkeypatch)
+    assert setting.build([], **recording(1))[0] == [8, 21, 0, 0, 5]
+    for prompt in ({"mm_processor_kwargs": {"task": "recorded"}}, {"prompt": ""}):
+        with pytest.raises(InvalidRequestError, match=r"^voice must be given: task"):
+            setting.build([], **prompt)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (options(reference_text="a"), "^reference_text must come with what it is the text of"),
+        (recording(1, reference_text=""), "^reference_text must hold text that the model's"),
+        (recording(1, reference_text=5), "^reference_text must be a text, or its token ids"),
+        (recording(1, reference_text=[40]), r"^reference_text must be in \[0, 40\), not 40"),
+        (recording(1, reference_text=["a"]), "^reference_text must be a text, or its token ids"),
+        (recording(1, voice="slt"), "^voice must be given once: by its name, or as a recording"),
+        (recording(1, task="maybe"), "^task 'maybe' needs audio, but the request gives text"),
+        ({"multi_modal_data": {"voice": []}}, "^voice must have at least one sample"),
+        ({"multi_modal_data": {"voice": "a.wav"}}, "^voice must be samples"),
+    ],
+)
+def test_a_refusal_of_a_recording_names_the_field(
+    monkeypatch: pytest.MonkeyPatch, prompt: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        cloning(monkeypatch).build([10], prompt="a", **prompt)
+
+
+def test_a_text_of_a_recording_without_a_place_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = cloning(monkeypatch)
+    with pytest.raises(InvalidRequestError, match=r"^reference_text must not be given: task 'rec"):
+        setting.build([], **recording(1, reference_text="a", task="recorded"))
+    setting.builder._tokenize = None
+    with pytest.raises(InvalidRequestError, match=r"^reference_text as text needs a tokenizer"):
+        setting.build([10], prompt="a", **recording(1, reference_text="a"))
+
+
+def test_a_text_of_a_recording_that_a_task_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = cloning(monkeypatch)
+    task = TaskPrompt("needy", (7, "reference_text", 8, "voice", 2, "text", 5))
+    spec = SpeechSpec(setting.layout, tasks=(task,), codec=CODEC, voices={"slt": (3,)})
+    builder = PromptBuilder(spec, tokenize=setting.builder._tokenize)
+    built: Any = builder.build({"prompt_token_ids": [10], **recording(1, reference_text="b")})
+    assert built["prompt_token_ids"] == [7, 11, 8, 21, 0, 0, 2, 10, 5]
+    with pytest.raises(InvalidRequestError, match=r"^reference_text must be given: task 'needy'"):
+        builder.build({"prompt_token_ids": [10], **recording(1)})
+    # A voice of the model's own has no recording to say anything.
+    built = builder.build({"prompt_token_ids": [10], **options(voice="slt")})
+    assert built["prompt_token_ids"] == [7, 8, 3, 2, 10, 5]
 
 
 def test_what_the_engine_needs_is_passed_on(setting: Setting) -> None:
@@ -339,10 +499,6 @@ def test_equal_bytes_of_another_shape_are_another_clip(setting: Setting) -> None
     mono_ids, _ = setting.build([], **audio((mono, RATE)))
     stereo_ids, _ = setting.build([], **audio((mono.reshape(2, -1), RATE)))
     assert (len(mono_ids), len(stereo_ids)) == (8, 6)
-
-
-def options(**given_options: Any) -> dict[str, Any]:
-    return {"mm_processor_kwargs": given_options}
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from tests.support.random_layouts import example
 from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
 from vllm.unison.frontend.tasks import FieldNames, choose_task, emits, emits_first
 from vllm.unison.model.layout import StreamLayout
-from vllm.unison.model.spec import SpeechSpec, TaskPrompt
+from vllm.unison.model.spec import CodecSource, SpeechSpec, TaskPrompt
 from vllm.unison.testing.random_checkpoint import (
     BEGIN_AUDIO,
     BEGIN_TEXT,
@@ -19,7 +22,7 @@ from vllm.unison.testing.random_checkpoint import (
 )
 
 
-def spec_of(text_then_audio: bool = False, **more: tuple[int | str, ...]) -> SpeechSpec:
+def spec_of(text_then_audio: bool = False, **more: tuple[Any, ...]) -> SpeechSpec:
     layout = StreamLayout.from_dict(stream_layout(3, text_then_audio=text_then_audio))
     tasks = {name: tuple(parts) for name, parts in default_tasks().items()} | more
     return SpeechSpec(layout, tasks=tuple(TaskPrompt(name, parts) for name, parts in tasks.items()))
@@ -159,3 +162,43 @@ def test_a_refusal_is_a_value_error_that_names_its_field() -> None:
     with pytest.raises(InvalidRequestError) as inner:
         reports_invalid_request(lambda: refuse("a must"))()
     assert inner.value.parameter == "a"
+
+
+def test_a_recording_s_voice_decides_between_tasks() -> None:
+    spec = spec_of(like=(SPEAKER, "voice", BEGIN_TEXT, "text", BEGIN_AUDIO))
+    assert choose_task(spec, ["text"], ["audio"]).name == "text_to_speech"
+    assert choose_task(spec, ["text"], ["audio"], voice=True).name == "like"
+    with pytest.raises(InvalidRequestError, match=r"^sound must be given: task 'like' speaks with"):
+        choose_task(spec, ["text"], None, name="like", fields=FieldNames(voice="sound"))
+    with pytest.raises(InvalidRequestError, match=r"^words must not be given: task 'like' has no"):
+        choose_task(
+            spec,
+            ["text"],
+            None,
+            voice=True,
+            reference_text=True,
+            fields=FieldNames(reference_text="words"),
+        )
+
+
+def test_a_place_for_names_is_none_for_recordings() -> None:
+    named = TaskPrompt("named", ("voice", BEGIN_TEXT, "text", BEGIN_AUDIO))
+    both = TaskPrompt("both", ((SPEAKER, "reference_text"), *named.parts))
+    spec = replace(spec_of(), codec=CodecSource("codec"), tasks=(named, both))
+    assert choose_task(spec, ["text"], None, voice=True, recording=True).name == "named"
+    spec = replace(spec, voices={"slt": (6,)})
+    assert choose_task(spec, ["text"], None, voice=True).name == "named"
+    assert choose_task(spec, ["text"], None, voice=True, recording=True).name == "both"
+    for other in (replace(spec, tasks=(named,)), replace(spec, codec=None)):
+        with pytest.raises(
+            InvalidRequestError, match=r"^voice must not be given: task 'named' has no place for "
+        ):
+            choose_task(other, ["text"], None, voice=True, recording=True)
+
+
+def test_what_may_be_given_need_not_be() -> None:
+    spec = spec_of(both=(SPEAKER, ("audio", BEGIN_TEXT), "text", "flush", BEGIN_AUDIO))
+    for inputs in (["text"], ["text", "audio"]):
+        assert choose_task(spec, inputs, ["audio"], name="both").name == "both"
+    with pytest.raises(InvalidRequestError, match=r"task 'both' needs text, but the request"):
+        choose_task(spec, ["audio"], ["audio"], name="both")

@@ -72,3 +72,22 @@ def test_the_list_of_a_request_is_not_shared() -> None:
     params = SamplingParams(stream_temperature=values)
     per_stream(params, "temperature", 2)[0] = 9.0
     assert params.stream_temperature == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ras_win_len": -1}, r"ras_win_len must be an integer in \[0, 1024\], not -1"),
+        ({"ras_win_len": 1025}, r"ras_win_len must be an integer in \[0, 1024\], not 1025"),
+        ({"ras_win_len": 7.0}, r"ras_win_len must be an integer"),
+        ({"ras_win_len": True}, r"ras_win_len must be an integer"),
+        (
+            {"ras_win_len": 7, "ras_win_max_num_repeat": 0},
+            r"ras_win_max_num_repeat must be an integer in \[1, 1024\], not 0",
+        ),
+    ],
+)
+def test_windows_of_repetitions_are_checked(fields: dict[str, Any], message: str) -> None:
+    SamplingParams(ras_win_len=0, ras_win_max_num_repeat=1)
+    with pytest.raises(ValueError, match=message):
+        SamplingParams(**fields)

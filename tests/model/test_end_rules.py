@@ -61,7 +61,7 @@ def patterns(draw: st.DrawFn) -> StreamPattern:
             extra_steps=draw(st.integers(0, 1)),
             closing=tuple(draw(st.lists(ids, max_size=2))),
         ),
-        AnyStream(end_ids[0], first_step),
+        AnyStream(end_ids[:1] * streams, first_step),
         StreamsInTurn(end_ids[0], first_step),
         AfterTail(end_ids, first_step),
         AllZero(draw(st.sampled_from([(), (0,), (streams - 1,)])), first_step),
@@ -76,7 +76,8 @@ def patterns(draw: st.DrawFn) -> StreamPattern:
     fill = st.builds(Fill, ids, st.booleans(), st.booleans())
     last = fill
     if isinstance(rule, AnyStream | StreamsInTurn):
-        last = st.builds(Fill, st.just(end_ids[0]), st.booleans(), st.booleans())
+        sampled = st.just(False) if isinstance(rule, AnyStream) else st.booleans()
+        last = st.builds(Fill, st.just(end_ids[0]), st.booleans(), sampled)
     fills = tuple(
         StreamFills(draw(fill), draw(fill), draw(st.none() | last), draw(last))
         for _ in range(streams)
@@ -182,8 +183,8 @@ LENGTHS: list[tuple[str, StreamPattern, dict[tuple[int, int], int], dict[str, An
     # Six more rows than the end's own, and one frame per row before the end's.
     ("higgs 3", families.higgs_3(), {(E, 0): 1025}, {}, E + 7, E),
     ("higgs 3, early end", families.higgs_3(), {(5, 0): 1025, (E, 0): 1025}, {}, E + 7, E),
-    ("higgs 2", families.higgs_2(), {(E, 0): 1025}, {}, E + 9, E - 1),
-    ("higgs 2, stream 3 first", families.higgs_2(), {(E, 3): 1025}, {}, E + 9, E - 4),
+    ("higgs 2", families.higgs_2(), {(E, 0): 1025}, {}, E + 9, E),
+    ("higgs 2, stream 3 first", families.higgs_2(), {(E, 3): 1025}, {}, E + 9, E),
     ("dia", families.dia(), {(E, 0): 1024}, {}, E + 16, E),
     ("dia, limit", families.dia(), {}, {"limit": 25}, 25 + 16, 25),
     ("parler", families.parler(), {(E + k, k): 1024 for k in range(9)}, {}, E + 9, E),
@@ -435,8 +436,18 @@ REFUSALS: list[tuple[Callable[[], Any], str]] = [
         r"delays must be 0, since all streams end in one step, not \[0, 1\]",
     ),
     (
-        lambda: StreamPattern((0,), (FILLS,), AnyStream(0), 2),
-        r"fills\[0\] must end with end_rule\.end_id, 0, not 1",
+        lambda: StreamPattern((0,), (FILLS,), AnyStream((0,)), 2),
+        r"fills\[0\] must end with the id of end_rule, 0, not 1",
+    ),
+    (
+        lambda: StreamPattern((0,), (FILLS,), AnyStream((1, 1)), 2),
+        r"end_rule\.end_ids must have 1 entries, one per stream, not 2",
+    ),
+    (
+        lambda: StreamPattern(
+            (0,), (replace(FILLS, tail=Fill(1, sampled=True)),), AnyStream((1,)), 2
+        ),
+        r"fills\[0\] must be forced at the end",
     ),
     (
         lambda: StreamPattern((0, 0), (FILLS, FILLS), StreamsInTurn(1), 2),

@@ -58,6 +58,15 @@ def ends(**rule: Any) -> Callable[[dict[str, Any]], None]:
     return changed("phases", 1, "end_rule", to=rule)
 
 
+def any_ends(**fills: Any) -> Callable[[dict[str, Any]], None]:
+    def change(data: dict[str, Any]) -> None:
+        phase = data["phases"][1]
+        phase["transitions"], phase["end_rule"] = phase["transitions"][:1], {"kind": "any_stream"}
+        data["fills"] = fills
+
+    return change
+
+
 def without_transitions(data: dict[str, Any]) -> None:
     data["phases"][1]["transitions"] = []
     data["phases"][1]["end_rule"] = {"extra_steps": 1}
@@ -186,9 +195,53 @@ REFUSALS = [
     ),
     (ends(rule=1), "stream_layout.phases[1].end_rule has unknown keys ['rule']"),
     (
+        ends(kind="all_zero"),
+        "stream_layout.phases[1].end_rule.kind must be one of ['id_on_primary', 'after_tail', "
+        "'any_stream'], not 'all_zero'",
+    ),
+    (
+        ends(kind="any_stream", first_step=1),
+        "stream_layout.phases[1].end_rule has unknown keys ['first_step']",
+    ),
+    (
         ends(kind="any_stream"),
-        "stream_layout.phases[1].end_rule.kind must be 'id_on_primary' or 'after_tail', "
-        "not 'any_stream'",
+        "fills.tail.token_ids[0] must be the only token that ends phase 'audio', [2, 6], not 0",
+    ),
+    (
+        any_ends(tail={"token_ids": [6, 7, 8]}),
+        "fills.tail.token_ids[0] must be the only token that ends phase 'audio', [2], not 6",
+    ),
+    (
+        any_ends(tail={"token_ids": [2, 7, 8]}, end={"token_ids": [2, 7, 9]}),
+        "fills.end.token_ids must be those of fills.tail, which any stream of phase 'audio' ends",
+    ),
+    (
+        any_ends(tail={"token_ids": [2, 7, 8], "sampled": [False, True, False]}),
+        "fills.tail.sampled[1] must be false, since the tail of phase 'audio' is forced",
+    ),
+    (
+        any_ends(tail={"token_ids": [2, 7, 8]}, lead_in={"token_ids": [3, 7, 3]}),
+        "fills.lead_in.token_ids[1] must not be what ends phase 'audio', 7",
+    ),
+    (
+        any_ends(tail={"token_ids": [2, 0, 8]}, lead_in={"token_ids": 3}),
+        "pad_token_ids[1] must not be what ends phase 'audio', 0",
+    ),
+    (
+        changed("more_candidates", to=[[7]]),
+        "more_candidates must have 3 entries, one per stream, or none, not 1",
+    ),
+    (
+        changed("more_candidates", to=[[], [40], []]),
+        "more_candidates[1][0] must be in [0, 40), not 40",
+    ),
+    (
+        changed("more_candidates", to=[[], [7, 24], []]),
+        "more_candidates[1][1] must lie outside slices[1] = [24, 28), not 24",
+    ),
+    (
+        changed("more_candidates", to=[7, 7, 7]),
+        "stream_layout.more_candidates[0] must be a list of integers",
     ),
     (
         ends(kind="after_tail", extra_steps=1),
@@ -203,12 +256,12 @@ REFUSALS = [
         "stream_layout.phases[1].end_rule.forbids_earlier must be true or false, not 'yes'",
     ),
     (
-        changed("phases", 0, "end_rule", to={"first_step": 2}),
-        "phases[0].end_rule is only for audio phases that have transitions",
+        changed("phases", 0, "end_rule", to={"first_step": 2, "extra_steps": 1}),
+        "phases[0].end_rule of a text phase must hold first_step only",
     ),
     (
         without_transitions,
-        "phases[1].end_rule is only for audio phases that have transitions",
+        "phases[1].end_rule is only for phases that have transitions",
     ),
     (
         ends(kind="after_tail"),
@@ -239,7 +292,7 @@ def test_a_layout_that_is_no_object_is_refused(data: Any) -> None:
         StreamLayout.from_dict(data)
 
 
-@given(layouts())
+@given(layouts(any_stream=True))
 def test_a_layout_survives_json(layout: StreamLayout) -> None:
     assert StreamLayout.from_dict(json.loads(json.dumps(layout.to_dict()))) == layout
 
@@ -271,6 +324,13 @@ def test_fills_and_end_rules_are_read() -> None:
     assert layout.phases[1].end_rule == AudioEnd(False, 3, False, 1, (7,))
     assert layout.num_flush_steps == layout.max_delay + 2
     assert [layout.sampled_fills(stream) for stream in range(3)] == [[7], [8], [9]]
+    data = example(more_candidates=[[9], [], [8]])
+    any_ends(tail={"token_ids": [2, 7, 8]})(data)
+    any_stream = StreamLayout.from_dict(data)
+    assert any_stream.phases[1].end_rule == AudioEnd(any_stream=True, extra_steps=1)
+    assert any_stream.end_ids(any_stream.phases[1]) == (2, 7, 8)
+    assert [any_stream.more_than_codes(stream) for stream in range(3)] == [[9], [], [8]]
+    assert any_stream.num_flush_steps == any_stream.max_delay + 1
     after = StreamLayout.from_dict(
         with_end_rule(
             {"kind": "after_tail", "first_step": 4}, tail={"token_ids": 7, "sampled": True}
@@ -345,6 +405,28 @@ def test_rules_for_ids_outside_the_codebook(rule: str | int) -> None:
     assert StreamLayout.from_dict(example(outside_codebook=rule)).outside_codebook == rule
 
 
+def test_ids_that_a_stream_may_emit_besides_its_codes() -> None:
+    data = example(more_candidates=[[7], [], [9, 8]])
+    layout = StreamLayout.from_dict(data)
+    assert [layout.more_than_codes(stream) for stream in range(3)] == [[7], [], [8, 9]]
+    assert StreamLayout.from_dict(layout.to_dict()) == layout
+    assert StreamLayout.from_dict(example()).more_than_codes(1) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([[7]], r"^more_candidates must have 3 entries, one per stream, or none, not 1$"),
+        ([[], [40], []], r"^more_candidates\[1\]\[0\] must be in \[0, 40\), not 40$"),
+        ([[20], [], []], r"^more_candidates\[0\]\[0\] must lie outside slices\[0\] = \[20, 24\)"),
+        ([[], 5, []], r"^stream_layout\.more_candidates\[1\] must be a list"),
+    ],
+)
+def test_wrong_candidates_are_refused_by_their_place(more: list[Any], message: str) -> None:
+    with pytest.raises(LayoutError, match=message):
+        StreamLayout.from_dict(example(more_candidates=more))
+
+
 def test_opuslm_is_expressible() -> None:
     layout = StreamLayout.from_dict(published_layouts.opuslm_7b())
     assert layout.num_streams == 9
@@ -374,6 +456,6 @@ def test_bagpiper_is_expressible() -> None:
         )
     spec = SpeechSpec(layout, auxiliary_skip_ids=(0,))
     assert speech_lm_pattern(spec, 1) == stream_patterns.bagpiper()
-    assert layout.phases[0].transitions == (Transition(3, "audio", (6, 8)),)
+    assert layout.phases[0].transitions == tuple(Transition(t, "audio", (6, 8)) for t in (2, 3))
     assert not layout.text_can_follow_audio
     json.dumps(published_layouts.bagpiper())

@@ -111,17 +111,17 @@ def test_published_layouts_multiply_few_rows() -> None:
     heads, _ = heads_of(opuslm)
     # The SSL units and eos make a group, the eight DAC streams and their pad another.
     assert [g.candidate_ids.shape for g in heads.groups] == [(1, 5001), (8, 1025)]
-    assert heads.text_range == (5, 113870)
+    assert heads.text_range == (5, 113800)
     bagpiper = StreamLayout.from_dict(published_layouts.bagpiper())
     heads, _ = heads_of(bagpiper)
     assert [g.candidate_ids.shape for g in heads.groups] == [(8, 1027)]
-    assert heads.text_range == (3, 152192)
+    assert heads.text_range == (2, 152192)
 
 
 def test_a_model_without_text_has_no_text_candidates() -> None:
     data = published_layouts.opuslm_7b()
     data["text_slice"] = None
-    data["phases"] = data["phases"][1:]
+    data["phases"] = data["phases"][1:2]
     heads, table = heads_of(StreamLayout.from_dict(data))
     assert heads.text_range == (0, 0)
     assert heads.text_masks().shape == (2 * table.num_masks, 1, 0)

@@ -109,7 +109,7 @@ def test_advance_equals_the_reference(library: str, case: Case) -> None:
             device_table,
             before,
             make(positions),
-            make(tokens),
+            make(tokens)[:, None],
             make(case.limits),
             make([len(prompt) for prompt in case.prompts]),
         )

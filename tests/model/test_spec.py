@@ -105,7 +105,7 @@ def test_defaults() -> None:
             {"voices": {"a": [1]}, "tasks": {"a": ["voice", "voice"]}},
             r"tasks\.a must hold .* at most once each",
         ),
-        ({"tasks": {"a": ["voice"]}}, r"tasks\.a holds 'voice', so voices must be given"),
+        ({"tasks": {"a": ["voice"]}}, r"tasks\.a holds 'voice', so voices or codec must be given"),
         ({"voices": ["a"]}, r"voices must be an object"),
         ({"voices": {"": [1]}}, r"voices must not have an empty name"),
         ({"voices": {"a": []}}, r"voices\.a must hold at least one token id"),
@@ -162,19 +162,33 @@ def test_a_refusal_names_the_field(changes: dict[str, Any], message: str) -> Non
         SpeechSpec.from_config(config(**changes))
 
 
-def test_audio_in_prompts_is_laid_out_with_pads_only() -> None:
-    fills = {"lead_in": {"token_ids": 9}}
-    listens = {"speak": [1, "text", 5], "listen": ["audio", 1]}
-    message = "^tasks.listen must not hold 'audio' if delay_scope is 'segment'"
+def test_optional_sections_are_read() -> None:
+    parts = [1, [2, "reference_text"], [3, "voice"], "text", ["audio"], 5]
+    codec = {"name_or_path": "codec"}
+    (task,) = SpeechSpec.from_config(config(tasks={"speak": parts}, codec=codec)).tasks
+    assert task.parts == (1, (2, "reference_text"), (3, "voice"), "text", ("audio",), 5)
+    assert task.all_parts == (1, 2, "reference_text", 3, "voice", "text", "audio", 5)
+    assert (task.needs, task.takes) == ({"text"}, {"text", "audio"})
+    assert task.takes_voice and task.takes_reference_text
+    assert task.laid_with({"text"}) == (1, "text", 5)
+    assert task.laid_with({"text", "voice"}) == (1, 3, "voice", "text", 5)
+    assert task.laid_with({"audio"}) == (1, "text", "audio", 5)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([[1, 2]], r"tasks\.a\[0\] is an optional section and must hold one of"),
+        ([1, ["text", "audio"]], r"tasks\.a\[1\] is an optional section and must hold one of"),
+        ([[["text"]]], r"tasks\.a\[0\]\[0\] must be a token in"),
+        ([[1, "texts"]], r"tasks\.a\[0\]\[1\] must be a token in"),
+        (["text", [1, "text"]], r"tasks\.a must hold 'text', .* at most once each"),
+        (["reference_text"], r"tasks\.a holds 'reference_text', so it must hold 'voice'"),
+    ],
+)
+def test_a_refusal_of_a_section_names_its_place(parts: list[Any], message: str) -> None:
     with pytest.raises(LayoutError, match=message):
-        SpeechSpec.from_config(config(stream_layout=example(fills=fills), tasks=listens))
-    speaks = {"speak": [1, "text", 5]}
-    SpeechSpec.from_config(config(stream_layout=example(fills=fills), tasks=speaks))
-    # The delays run on beside what follows, so a prompt has none of these places.
-    layout = example(fills=fills, delay_scope="sequence")
-    assert len(SpeechSpec.from_config(config(stream_layout=layout, tasks=listens)).tasks) == 2
-    same = example(fills={"lead_in": {"token_ids": 0, "sampled": True}})
-    SpeechSpec.from_config(config(stream_layout=same, tasks=listens))
+        SpeechSpec.from_config(config(tasks={"a": parts}, codec={"name_or_path": "codec"}))
 
 
 def test_an_unknown_key_of_the_whole_is_refused() -> None:

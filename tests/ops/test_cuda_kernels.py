@@ -123,13 +123,14 @@ class TestEmulatedKernel:
         from tests.sampler import test_phase_machine as tests
 
         torch.ops.unison_emulation.set_launch(32, False)
-        for name in ("gather_streams", "constrain_streams", "commit_streams"):
+        for name in ("gather_streams", "constrain_streams", "find_repeats", "commit_streams"):
             emulated = getattr(torch.ops.unison_emulation, name)
             monkeypatch.setattr(torch.ops.unison, name, emulated)
         for seed in range(20):
             for layout in (tests.published_layout(), tests.layout_with_rules()):
                 tests.check_begin(layout, seed)
                 tests.check_advance(layout, seed, grouped=seed % 2 == 0)
+                tests.check_repeats(layout, seed)
         tests.check_gather(7, 5, torch.int64)
 
     def test_block_of_1024_threads(self) -> None:
@@ -199,12 +200,13 @@ class TestKernelOnGpu:
         """The rule's own tests, with every call made on copies of its arguments on the GPU."""
         from tests.sampler import test_phase_machine as tests
 
-        for name in ("gather_streams", "constrain_streams", "commit_streams"):
+        for name in ("gather_streams", "constrain_streams", "find_repeats", "commit_streams"):
             operator = _through_gpu(getattr(torch.ops.unison, name))
             monkeypatch.setattr(torch.ops.unison, name, operator)
         for seed in range(20):
             tests.check_begin(tests.published_layout(), seed)
             tests.check_advance(tests.published_layout(), seed, grouped=seed % 2 == 0)
+            tests.check_repeats(tests.published_layout(), seed)
         tests.check_gather(7, 5, torch.int64)
         tests.check_gather(8, 9, torch.int32)
 

@@ -41,7 +41,7 @@ def candidates(heads: Heads, mask_index: int) -> list[list[int]]:
 
 @settings(max_examples=300)
 @given(
-    layouts(kinds=(PhaseKind.AUDIO,), max_phases=1, max_streams=4),
+    layouts(kinds=(PhaseKind.AUDIO,), max_phases=1, max_streams=4, any_stream=True),
     st.integers(0, 3),
     st.integers(1, 12),
     st.integers(0, 2**32),
@@ -77,7 +77,7 @@ def test_every_column_is_the_patterns(
     while True:
         found = next_column(pattern, columns, limit=frame_limit, prompt=given_frames)
         ids = [row[0] for row in output]
-        now = replay(table, prompt, ids, limit)
+        now = replay(table, prompt, np.array(output).reshape(-1, layout.num_streams), limit)
         if found.ended:
             break
         assert now.segments == ()
@@ -101,8 +101,14 @@ def test_every_column_is_the_patterns(
         for stream, token in enumerate(list(row)):
             if token != NO_TOKEN:
                 continue
-            fills = set(layout.sampled_fills(stream))
-            if stream == 0:
+            fills = set(layout.more_than_codes(stream))
+            if phase.end_rule.any_stream:
+                end = layout.tail.token_ids[stream]
+                assert (end in allowed[stream]) == bool(found.may_end[stream])
+                if source.random() < 0.2:
+                    row[stream] = end
+                    continue
+            elif stream == 0:
                 in_audio = table.kind[now.state] == StateKind.AUDIO
                 counts = len(columns) >= num_given + phase.end_rule.first_step
                 may_end = in_audio and (counts or not phase.end_rule.forbids_earlier)
@@ -115,7 +121,7 @@ def test_every_column_is_the_patterns(
         step = machine.commit(position, torch.tensor([False]), torch.tensor([row]).int(), None)
         output.append(row)
         columns = np.concatenate([columns, np.array([row], np.int32)])
-        after = replay(table, prompt, [row[0] for row in output], limit)
+        after = replay(table, prompt, np.array(output), limit)
         assert step.outcome[1:, 0].tolist() == [after.state, after.segment_start]
     (segment,) = now.segments
     frames = num_whole_frames(pattern, columns, limit=frame_limit, prompt=given_frames)

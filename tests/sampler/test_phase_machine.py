@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tests.support.random_layouts import example, layouts
 from vllm.unison.model.layout import StreamLayout
-from vllm.unison.model.phases import PhaseTable
+from vllm.unison.model.phases import NO_TOKEN, PhaseTable
 from vllm.unison.ops.phase_step import gather_ids, gather_ids_reference
 from vllm.unison.ops.sample import KEEP_OUTPUT
-from vllm.unison.sampler.phase_machine import PhaseMachine
+from vllm.unison.sampler.phase_machine import Choices, PhaseMachine
 from vllm.unison.sampler.slot_table import SlotTable
 
 CPU = torch.device("cpu")
@@ -101,6 +101,10 @@ def check_advance(layout: StreamLayout, seed: int, grouped: bool) -> None:
     position = integers(0, MAX_MODEL_LEN + 3, num_rows)
     discard = torch.rand(num_rows, generator=generator) < 0.2
     tokens = integers(0, layout.vocabulary_size, num_rows, layout.num_streams).int()
+    ends = state.table.end_ids[None].repeat(num_rows, 0)
+    shown = torch.rand((num_rows, 1), generator=generator).round(decimals=1)
+    is_end = torch.rand(tokens.shape, generator=generator) < shown
+    tokens = torch.where(is_end, torch.from_numpy(ends).int(), tokens)
     tokens[torch.rand(tokens.shape, generator=generator) < 0.1] = -1
     groups = None
     if grouped:
@@ -135,16 +139,71 @@ def check_gather(seed: int, streams: int, dtype: torch.dtype) -> None:
     assert torch.equal(found, expected)
 
 
+def check_repeats(layout: StreamLayout, seed: int) -> None:
+    """Streams that are drawn again, operator against definition."""
+    generator = torch.Generator().manual_seed(seed)
+    state = random_state(layout, generator)
+    slots, rows = len(state.suffix_end), len(state.row_slots)
+    state.settings.repeat_window[:] = torch.randint(-1, 12, (slots,), generator=generator)
+    state.settings.max_repeats[:] = torch.randint(1, 4, (slots,), generator=generator)
+    machine = PhaseMachine(layout, state.table, state)
+    shape = (rows, layout.num_streams)
+    choices = Choices(
+        forced=torch.randint(-2, 1, (rows, 1 + layout.num_streams), generator=generator).int(),
+        mask_index=torch.zeros(rows, dtype=torch.int32),
+        tokens=torch.randint(-1, layout.vocabulary_size, shape, generator=generator).int(),
+    )
+    position = torch.randint(0, MAX_MODEL_LEN, (rows,), generator=generator)
+    redrawn = torch.full_like(choices.forced, POISON)
+    machine.find_repeats_call(position, choices, redrawn)()
+    assert torch.equal(redrawn, machine.find_repeats_reference(position, choices))
+
+
 @settings(max_examples=150)
-@given(layouts(max_streams=4, max_delay=3), st.integers(0, 2**32))
+@given(layouts(max_streams=4, max_delay=3, any_stream=True), st.integers(0, 2**32))
 def test_begin(layout: StreamLayout, seed: int) -> None:
     check_begin(layout, seed)
 
 
 @settings(max_examples=150)
-@given(layouts(max_streams=4, max_delay=3), st.integers(0, 2**32), st.booleans())
+@given(layouts(max_streams=4, max_delay=3, any_stream=True), st.integers(0, 2**32), st.booleans())
 def test_advance(layout: StreamLayout, seed: int, grouped: bool) -> None:
     check_advance(layout, seed, grouped)
+
+
+@settings(max_examples=150)
+@given(layouts(max_streams=4, max_delay=3), st.integers(0, 2**32))
+def test_repeats(layout: StreamLayout, seed: int) -> None:
+    check_repeats(layout, seed)
+
+
+def test_what_is_drawn_again() -> None:
+    """Cell by cell: a window, an id that is no code, a segment's start, and a forced stream."""
+    layout = published_layout()
+    state = SlotTable(layout, PhaseTable(layout), 2, MAX_MODEL_LEN, CPU)
+    state.row_slots = torch.tensor([0, 1])
+    state.settings.repeat_window[:2] = torch.tensor([3, 0])
+    state.settings.max_repeats[:2] = 2
+    state.progress.segment_start[:2] = 5
+    # Stream 0 has said 20 at 4, 6, 7; stream 1 its pad 0; stream 2 the code 30 at 5, 6, 7.
+    rows = [[20, 0, 9], [21, 0, 30], [20, 0, 30], [20, 0, 30]]
+    state.history[:2, 4:8] = torch.tensor(rows, dtype=torch.int32)
+    machine = PhaseMachine(layout, state.table, state)
+    forced = torch.full((2, 4), NO_TOKEN, dtype=torch.int32)
+    tokens = torch.tensor([[20, 0, 30]] * 2, dtype=torch.int32)
+    choices = Choices(forced, torch.zeros(2, dtype=torch.int32), tokens)
+
+    def again(position: int) -> list[list[int]]:
+        redrawn = torch.empty_like(forced)
+        machine.find_repeats_call(torch.tensor([position] * 2), choices, redrawn)()
+        return redrawn.tolist()
+
+    keep, draw = KEEP_OUTPUT, NO_TOKEN
+    assert again(8) == [[keep, draw, keep, draw], [keep] * 4]
+    # What was said before the segment does not count, and 20 has been said once in it.
+    assert again(7) == [[keep, keep, keep, draw], [keep] * 4]
+    forced[0, 3] = 30
+    assert again(8) == [[keep, draw, keep, keep], [keep] * 4]
 
 
 @settings(max_examples=50)

@@ -76,13 +76,20 @@ def text_candidates(layout: StreamLayout) -> list[int]:
 
 def audio_candidates(layout: StreamLayout, stream: int) -> list[int]:
     ends = {t.token for p in layout.phases if p.kind is PhaseKind.AUDIO for t in p.transitions}
-    moves = sorted(ends) if stream == 0 else []
+    if stream:
+        ends = {layout.tail.token_ids[stream] for p in layout.phases if p.end_rule.any_stream}
+    moves = sorted(ends)
     fills = [token for token in sampled_fills(layout, stream) if token not in moves]
     return [*range(*layout.slices[stream]), *moves, *fills]
 
 
 def choose(
-    request: Request, position: int, stream: int, allowed: list[int], is_text: bool = False
+    request: Request,
+    position: int,
+    stream: int,
+    allowed: list[int],
+    is_text: bool = False,
+    again: bool = False,
 ) -> int:
     """Sample one stream by the reference, which sees this one item only; greedily by hand."""
     params: Any = request.params
@@ -95,6 +102,8 @@ def choose(
         temperature = params.stream_temperature[stream]
         top_k = params.stream_top_k[stream]
         top_p = params.stream_top_p[stream]
+    if again:
+        temperature, top_k, top_p = 1.0, 0, 1.0
     if any(torch.isnan(logits[token]) for token in allowed):
         return -1
     if temperature == 0:
@@ -112,12 +121,26 @@ def choose(
             top_p=torch.full((1, 1), top_p, dtype=torch.float32),
             seed=torch.tensor([params.seed]),
             position=torch.tensor([position]),
-            first_stream=stream,
+            first_stream=stream + (64 if again else 0),
             forced=torch.full((1, 1), -1, dtype=torch.int32),
             tokens=token,
         ),
     )
     return int(token)
+
+
+def is_repeated(request: Request, reference: ReferenceRequest, stream: int, token: int) -> bool:
+    """Whether the code has been emitted too often in the last steps of the segment."""
+    window, most = request.params.ras_win_len, request.params.ras_win_max_num_repeat
+    begin, end = request.layout.slices[stream]
+    if not window or not begin <= token < end:
+        return False
+    first = max(reference.position - window, reference.segment_start)
+    prompt = [
+        [token, *row] for token, row in zip(request.prompt, request.auxiliary_ids, strict=False)
+    ]
+    past = [row[stream] for row in [*prompt, *request.expected][first:]]
+    return past.count(token) >= (most or 2)
 
 
 def run_reference(request: Request) -> None:
@@ -138,23 +161,32 @@ def run_reference(request: Request) -> None:
                 row.append(reference.forced_token)
             elif stream == 0 and reference.kind is StateKind.TEXT:
                 allowed = allowed_ids(layout, reference.phase, 0, may_end)
+                if not reference.may_move:
+                    moves = {t.token for t in reference.phase.transitions}
+                    allowed = [token for token in allowed if token not in moves]
                 row.append(choose(request, position, 0, allowed, is_text=True))
             elif in_audio and reference.forced_in_audio(stream) != NO_TOKEN:
                 row.append(reference.forced_in_audio(stream))
             elif in_audio:
                 fills = sampled_fills(layout, stream)
                 allowed = [*range(*layout.slices[stream]), *fills]
-                if stream == 0 and reference.kind is StateKind.AUDIO:
+                if reference.phase.end_rule.any_stream:
+                    may_end |= reference.kind is StateKind.FLUSH
+                    allowed = allowed_ids(layout, reference.phase, stream, may_end)
+                elif stream == 0 and reference.kind is StateKind.AUDIO:
                     allowed = allowed_ids(layout, reference.phase, 0, may_end)
                     if not reference.may_move and reference.phase.end_rule.forbids_earlier:
                         moves = {t.token for t in reference.phase.transitions} - set(fills)
                         allowed = [token for token in allowed if token not in moves]
-                row.append(choose(request, position, stream, allowed))
+                token = choose(request, position, stream, allowed)
+                if is_repeated(request, reference, stream, token):
+                    token = choose(request, position, stream, allowed, again=True)
+                row.append(token)
             else:
                 row.append(layout.pad_token_ids[stream])
         failed = min(row) < 0
         row = [token if token >= 0 else layout.pad_token_ids[k] for k, token in enumerate(row)]
-        reference.emit(row[0])
+        reference.emit(row)
         request.expected.append(row)
         request.finishes.append(Finish.ERROR if failed else reference.finish)
 
@@ -298,7 +330,7 @@ class Worker:
 
 @st.composite
 def request_batches(draw: st.DrawFn, may_fail: bool = False) -> list[Request]:
-    layout = draw(layouts(max_streams=4, max_delay=3))
+    layout = draw(layouts(max_streams=4, max_delay=3, any_stream=True))
     streams = layout.num_streams
     requests = []
     for number in range(draw(st.integers(1, 3))):
@@ -330,6 +362,8 @@ def request_batches(draw: st.DrawFn, may_fail: bool = False) -> list[Request]:
             max_tokens=max_tokens,
             min_tokens=draw(st.integers(0, max_tokens)),
             ignore_eos=draw(st.booleans()),
+            ras_win_len=draw(st.sampled_from([None, 0, 1, 3, 20])),
+            ras_win_max_num_repeat=draw(st.sampled_from([None, 1, 2])),
         )
         broken = None
         if may_fail:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vllm.unison.messages.conditioning import AudioInput
 from vllm.unison.messages.streams import StreamOutput
 from vllm.unison.model.phases import Finish
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
@@ -160,6 +161,7 @@ class FakeWorker:
         for lane_id in update.auxiliary_ids:
             row = self.rows[lane_id]
             encoder_input = update.encoder_inputs.get(lane_id)
+            assert not isinstance(encoder_input, AudioInput)
             row.text = [] if encoder_input is None else list(encoder_input.token_ids)
             needed = -(-len(row.text) // self.block_size)
             held = row.blocks_of_states

@@ -48,8 +48,8 @@ class Request:
 
     def replayed(self, table: PhaseTable, num_output: int) -> Replay:
         """What its prompt and first outputs say."""
-        ids = self.tokens[: self.num_prompt + num_output, 0]
-        prompt = ids[: self.num_prompt].tolist()
+        ids = self.tokens[: self.num_prompt + num_output]
+        prompt = ids[: self.num_prompt, 0].tolist()
         return replay(table, prompt, ids[self.num_prompt :], self.limit)
 
 
@@ -74,11 +74,16 @@ def make_request(
             token = likely_token(layout, layout.phases[int(progress.state)], source)
         position = len(rows)
         rows.append(_row(layout, token, source))
+        if table.any_ends[progress.state]:
+            ended = source.choice([0.0, 0.1, 0.7, 1.0])
+            for stream in range(1, layout.num_streams):
+                if source.random() < ended:
+                    rows[-1][stream] = layout.tail.token_ids[stream]
         progress = advance(
             table.on_host,
             progress,
             np.int64(position),
-            np.int64(token),
+            np.array(rows[-1], np.int64),
             np.int64(limit),
             np.int64(num_prompt),
         )

@@ -4,6 +4,7 @@
 Independent of the phase table: no states, no arrays. Written from the layout's docstrings.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vllm.unison.model.layout import END, Phase, PhaseKind, StreamLayout, Transition
@@ -83,15 +84,20 @@ class ReferenceRequest:
     def may_move(self) -> bool:
         """Whether tokens that leave the phase count."""
         first = max(self.segment_start, len(self.prompt)) + self.phase.end_rule.first_step
-        return self.kind is not StateKind.AUDIO or self.position >= first
+        return self.kind not in (StateKind.AUDIO, StateKind.TEXT) or self.position >= first
 
     @property
     def num_frames(self) -> int:
         """Frames of the segment whose flush is running."""
         return max(self.flush_end - self.layout.max_delay - self.segment_start, 0)
 
-    def emit(self, token: int) -> None:
-        """Stream 0 emits `token`."""
+    def emit(self, row: int | Sequence[int]) -> None:
+        """The streams emit a row; stream 0's id alone where no other stream may end audio."""
+        token = row if isinstance(row, int) else row[0]
+        if self.phase.end_rule.any_stream and self.kind in (StateKind.AUDIO, StateKind.FLUSH):
+            assert not isinstance(row, int)
+            self._emit_where_any_ends(row)
+            return
         counts = self.may_move
         position, self.position = self.position, self.position + 1
         if self.kind is StateKind.DONE:
@@ -105,7 +111,7 @@ class ReferenceRequest:
             return
         found = [t for t in self.phase.transitions if t.token == token]
         if self.kind is StateKind.TEXT:
-            if found:
+            if found and counts:
                 self._take(found[0])
             self._continue()
             return
@@ -116,6 +122,20 @@ class ReferenceRequest:
             self._flush(ends_at=ends_at, after=found[0])
         elif self.position >= self.limit:
             self._flush(ends_at=self.position, after=None)
+
+    def _emit_where_any_ends(self, row: Sequence[int]) -> None:
+        """The first sign binds stream 0 from the next step on, and a whole row of ends is last."""
+        tail = self.layout.fills.tail
+        assert tail is not None
+        ended = [token == end for token, end in zip(row, tail.token_ids, strict=True)]
+        position, self.position = self.position, self.position + 1
+        if self.kind is StateKind.AUDIO and (any(ended) or self.position >= self.limit):
+            transition = self.phase.transitions[0] if any(ended) else None
+            self._flush(ends_at=position + 1, after=transition)
+        if all(ended):
+            self.flush_end, self.last_step = position, position + 1
+        if self.kind is StateKind.FLUSH:
+            self._end_flush_when_due()
 
     def _flush(self, ends_at: int, after: Transition | None) -> None:
         """Stream 0 has frames up to `ends_at`; the others have as many, later."""

@@ -4,7 +4,7 @@
 from typing import Any
 
 OPUSLM_PAD, OPUSLM_END = 0, 5
-OPUSLM_BEGIN_AUDIO, OPUSLM_BEGIN_TEXT = 34, 35
+OPUSLM_END_OF_UTTERANCE, OPUSLM_ASSISTANT, OPUSLM_BEGIN_AUDIO = 11, 10, 34
 
 
 def opuslm_7b() -> dict[str, Any]:
@@ -12,31 +12,48 @@ def opuslm_7b() -> dict[str, Any]:
     first_dac = 5256
     dac = [[first_dac + 1024 * k, first_dac + 1024 * (k + 1)] for k in range(8)]
     end = {"token": OPUSLM_END, "to": "end"}
+    speak = [*[OPUSLM_PAD] * 8, OPUSLM_ASSISTANT, OPUSLM_BEGIN_AUDIO]
     return {
         "delays": list(range(9)),
         "vocabulary_size": 113870,
         "slices": [[256, 5256], *dac],
         "pad_token_ids": OPUSLM_PAD,
-        "text_slice": [13448, 113870],
+        "text_slice": [13448, 113800],
         "codebook_streams": list(range(1, 9)),
         "delay_scope": "sequence",
         "outside_codebook": 0,
         # Nothing is forced once stream 0 has ended: it samples among units and its end, and the
         # others among codes and the pad.
         "fills": {"tail": {"token_ids": [OPUSLM_END] + [OPUSLM_PAD] * 8, "sampled": True}},
+        # A task's id says in which phase its requests begin.
         "phases": [
             {
                 "name": "text",
                 "kind": "text",
-                "begin_tokens": [OPUSLM_BEGIN_TEXT],
+                "begin_tokens": [64, 80],
                 "transitions": [end],
             },
             {
                 "name": "audio",
                 "kind": "audio",
-                "begin_tokens": [OPUSLM_BEGIN_AUDIO],
+                "begin_tokens": [82, 81, 83],
                 "transitions": [end],
-                "end_rule": {"kind": "id_on_primary", "extra_steps": 1},
+                "end_rule": {"kind": "id_on_primary", "first_step": 3, "extra_steps": 1},
+            },
+            {
+                "name": "turn",
+                "kind": "text",
+                "begin_tokens": [88],
+                "transitions": [end, {"token": OPUSLM_END_OF_UTTERANCE, "to": "end"}],
+            },
+            {
+                "name": "reply",
+                "kind": "text",
+                "begin_tokens": [89],
+                "transitions": [
+                    {"token": token, "to": "audio", "forced": speak}
+                    for token in (OPUSLM_END, OPUSLM_END_OF_UTTERANCE)
+                ],
             },
         ],
     }
@@ -70,13 +87,12 @@ def bagpiper() -> dict[str, Any]:
                 "name": "text",
                 "kind": "text",
                 "begin_tokens": [BAGPIPER_TEXT],
+                # Whichever way the text ends, audio follows.
                 "transitions": [
-                    {
-                        "token": BAGPIPER_END_OF_TURN,
-                        "to": "audio",
-                        "forced": [BAGPIPER_ASSISTANT, BAGPIPER_AUDIO],
-                    }
+                    {"token": token, "to": "audio", "forced": [BAGPIPER_ASSISTANT, BAGPIPER_AUDIO]}
+                    for token in (BAGPIPER_END, BAGPIPER_END_OF_TURN)
                 ],
+                "end_rule": {"first_step": 1},
             },
             {
                 "name": "audio",

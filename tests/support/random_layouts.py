@@ -31,6 +31,7 @@ def layouts(
     max_phases: int = 3,
     kinds: tuple[PhaseKind, ...] = (PhaseKind.TEXT, PhaseKind.AUDIO),
     rules: bool = True,
+    any_stream: bool = False,
 ) -> StreamLayout:
     """A valid layout: specials, then text ids, then codec ids.
 
@@ -38,6 +39,7 @@ def layouts(
         max_streams, max_delay, max_phases: the most of each.
         kinds: of phases.
         rules: whether half of the layouts have fills and end rules of their own.
+        any_stream: whether some of those may have phases that any stream ends.
     """
     streams = draw(st.integers(1, max_streams))
     later = st.lists(st.integers(0, max_delay), min_size=streams - 1, max_size=streams - 1)
@@ -59,6 +61,14 @@ def layouts(
     delays = (0, *draw(later))
     after_tail = has_rules and draw(st.booleans())
     fills = draw(_audio_fills(streams, after_tail)) if has_rules else AudioFills()
+    any_ends = has_rules and any_stream and draw(st.booleans())
+    if any_ends:
+        fills = draw(_fills_that_end(streams))
+    pads = st.integers(0, FIRST_FILL - 1) if any_ends else specials
+    more: tuple[tuple[int, ...], ...] = ()
+    if has_rules and draw(st.booleans()):
+        one_more = st.lists(specials, max_size=1).map(tuple)
+        more = tuple(draw(one_more) for _ in range(streams))
     phases = []
     for index, name in enumerate(names):
         ids = st.integers(0, FIRST_FILL - 1) if after_tail else specials
@@ -74,8 +84,16 @@ def layouts(
         count = draw(st.integers(0, 2))
         kind = draw(st.sampled_from(kinds))
         end_rule = AudioEnd()
-        if has_rules and kind is PhaseKind.AUDIO and tokens:
+        if any_ends:
+            assert fills.tail is not None
+            if kind is PhaseKind.AUDIO:
+                end_rule = AudioEnd(any_stream=True, extra_steps=1)
+                to = draw(st.sampled_from([END, *names]))
+                transitions = (Transition(fills.tail.token_ids[0], to),)
+        elif has_rules and kind is PhaseKind.AUDIO and tokens:
             end_rule = draw(_ends(after_tail))
+        elif has_rules and tokens:
+            end_rule = AudioEnd(first_step=draw(st.integers(0, 4)))
         phases.append(
             Phase(name, kind, tuple(begins[2 * index : 2 * index + count]), transitions, end_rule)
         )
@@ -85,12 +103,13 @@ def layouts(
         delays=delays,
         vocabulary_size=begin,
         slices=tuple(slices),
-        pad_token_ids=tuple(draw(specials) for _ in range(streams)),
+        pad_token_ids=tuple(draw(pads) for _ in range(streams)),
         phases=tuple(phases),
         text_slice=(NUM_SPECIALS, first_code) if has_text or draw(st.booleans()) else None,
         codebook_streams=tuple(order[: draw(st.integers(1, streams))]),
         delay_scope=draw(st.sampled_from(DelayScope)),
         fills=fills,
+        more_candidates=more,
         # Fills that are sampled may stand where a frame is expected.
         outside_codebook=0 if has_rules else FAIL_REQUEST,
     )
@@ -117,6 +136,16 @@ def _audio_fills(draw: st.DrawFn, streams: int, after_tail: bool) -> AudioFills:
 
 
 @st.composite
+def _fills_that_end(draw: st.DrawFn, streams: int) -> AudioFills:
+    """Of layouts in which any stream may end audio: with its tail, which is forced."""
+    ids = st.lists(st.integers(FIRST_FILL, NUM_SPECIALS - 1), min_size=2, max_size=2, unique=True)
+    pairs = [draw(ids) for _ in range(streams)]
+    forced = (False,) * streams
+    lead_in = PlaceFill(tuple(pair[0] for pair in pairs), forced)
+    return AudioFills(lead_in, None, PlaceFill(tuple(pair[1] for pair in pairs), forced))
+
+
+@st.composite
 def _ends(draw: st.DrawFn, after_tail: bool) -> AudioEnd:
     first_step = draw(st.integers(0, 6))
     if after_tail:
@@ -135,6 +164,10 @@ def allowed_ids(layout: StreamLayout, phase: Phase, stream: int, may_end: bool =
     if phase.kind is PhaseKind.AUDIO:
         ids += range(*layout.slices[stream])
         ids += sampled_fills(layout, stream)
+        if phase.end_rule.any_stream and stream:
+            assert layout.fills.tail is not None
+            if may_end or phase.transitions[0].to != END:
+                ids.append(layout.fills.tail.token_ids[stream])
     elif stream == 0:
         assert layout.text_slice is not None
         ids += range(*layout.text_slice)
@@ -146,11 +179,12 @@ def allowed_ids(layout: StreamLayout, phase: Phase, stream: int, may_end: bool =
 
 
 def sampled_fills(layout: StreamLayout, stream: int) -> list[int]:
-    """Fills that a stream may emit itself."""
+    """Ids besides its codes and its end that a stream may emit itself."""
     fills = layout.fills
     places = [fills.lead_in, fills.end, fills.tail]
     given = [place for place in places if place is not None and place.sampled[stream]]
-    return sorted({place.token_ids[stream] for place in given})
+    more = layout.more_candidates[stream] if layout.more_candidates else ()
+    return sorted({place.token_ids[stream] for place in given}.union(more))
 
 
 def likely_token(layout: StreamLayout, phase: Phase, source: random.Random) -> int:

@@ -46,7 +46,7 @@ def higgs_2(streams: int = 8) -> StreamPattern:
     end = Fill(1025)
     fills = StreamFills(text=NOTHING, lead_in=Fill(1024), end=end, tail=end)
     delays = tuple(range(1, streams + 1))
-    return StreamPattern(delays, _same(streams, fills), AnyStream(1025), 1026)
+    return StreamPattern(delays, _same(streams, fills), AnyStream((1025,) * streams), 1026)
 
 
 def dia(delays: tuple[int, ...] = (0, *range(8, 16))) -> StreamPattern:
@@ -86,7 +86,7 @@ def opuslm() -> StreamPattern:
     pad = Fill(0, embeds=False)
     later = StreamFills(text=pad, lead_in=pad, tail=Fill(0, embeds=False, sampled=True))
     first = StreamFills(end=Fill(5, sampled=True), tail=Fill(0, sampled=True))
-    rule = IdOnPrimary((5,), extra_steps=1)
+    rule = IdOnPrimary((5,), first_step=3, extra_steps=1)
     return StreamPattern(tuple(range(9)), (first, *_same(8, later)), rule, 113870)
 
 
@@ -242,7 +242,8 @@ def _look(
             return finish
         for k in streams:
             ends = step - max(delays) + delays[k]
-            last[k] = ends if last[k] is None else min(ends, last[k])  # type: ignore[type-var]
+            known = last[k]
+            last[k] = ends if known is None else min(ends, known)
         return sooner(step + 1)
     if isinstance(rule, AllZero):
         if any(row[k] != 0 for k in rule.streams or streams):
@@ -251,14 +252,19 @@ def _look(
             last[k] = step if last[k] is None else last[k]
         return sooner(step + 1)
     if isinstance(rule, AnyStream):
-        here = [row[k] == rule.end_id and step >= delays[k] for k in streams]
+        here = [row[k] == rule.end_ids[k] and step >= delays[k] for k in streams]
         if any(here):
             for k in streams:
-                bound[k] = step + delays[k] if bound[k] is None else bound[k]
+                due = step + 1 + delays[k] - min(delays)
+                later = bound[k] is None or bound[k] > due  # type: ignore[operator]
+                bound[k] = due if later else bound[k]
+        if not all(here):
+            return finish
         for k in streams:
-            if here[k] or (bound[k] is not None and bound[k] <= step):  # type: ignore[operator]
-                last[k] = step if last[k] is None else last[k]
-        return sooner(step + 1) if all(here) else finish
+            ends = step - max(delays) + delays[k]
+            known = last[k]
+            last[k] = ends if known is None else min(ends, known)
+        return sooner(step + 1)
     for k in streams:
         if k and not (isinstance(turn := bound[k - 1], int) and turn < step):
             break

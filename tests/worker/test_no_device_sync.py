@@ -31,6 +31,7 @@ from vllm.unison.sampler.upload import upload
 from vllm.unison.testing.random_checkpoint import BEGIN_AUDIO, BEGIN_TEXT, FIRST_TEXT, PAD
 from vllm.unison.worker import stream_worker, v2_model_state
 from vllm.unison.worker.v2_model_state import StreamModelState
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 
 META = torch.device("meta")
 NUM_STREAMS = 4
@@ -56,7 +57,7 @@ STEADY = _EVERY_STEP | {"aten::index": 2, "unison::sample_streams": 2}
 
 ENTERING = STEADY | {
     "aten::_to_copy": 2 + 6 + 2,  # casts; what enters, and the batch's slots; the heads' rows
-    "aten::index_copy_": 12,  # one for each of the tensors of all slots
+    "aten::index_copy_": 14,  # one for each of the tensors of all slots
     "aten::sub": 1,
     "aten::repeat_interleave": 1,
     "aten::index_select": 1,
@@ -220,6 +221,7 @@ class Steps:
         self.state.begin_step(output, None)
         for number, request in enumerate(new):
             self.state.add_request(number, request)
+        self.state.prepare_attn(batch)
         self.state.prepare_inputs(batch, None)
         self._sampler(hidden, batch)
         self.state.worker._sampled = None
@@ -228,7 +230,8 @@ class Steps:
 
 @pytest.fixture
 def steps(speech_model: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[bool], Steps]]:
-    """Steps of a model on the second of two ranks, which decodes no audio."""
+    """Steps of a model on the second of two ranks, which decodes no audio; without attention."""
+    monkeypatch.setattr(DefaultModelState, "prepare_attn", lambda *_: {})
     monkeypatch.setattr(stream_worker, "get_tensor_model_parallel_rank", lambda: 1)
     yield lambda is_async: Steps(speech_model, is_async)
 

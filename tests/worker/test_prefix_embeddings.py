@@ -13,7 +13,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vllm.unison.conditioning.prefix_tokens import PrefixTokens
-from vllm.unison.messages.conditioning import PrefixInput
+from vllm.unison.messages.conditioning import AudioInput, PrefixInput, PromptStates
 from vllm.unison.worker.prefix_embeddings import PrefixedModel, PrefixEmbeddings
 
 NUM_SLOTS, MAX_TOKENS, WIDTH = 6, 16, 3
@@ -31,12 +31,12 @@ class Model:
         self.prefix_tokens = PrefixTokens(MAX_TOKENS, WIDTH)
         self.num_computed = 0
 
-    def prefix_states(self, inputs: Sequence[PrefixInput]) -> list[torch.Tensor]:
+    def prefix_states(self, inputs: Sequence[PromptStates]) -> list[torch.Tensor]:
         self.num_computed += len(inputs)
         return [states_of(prefix) for prefix in inputs]
 
 
-def states_of(prefix: PrefixInput) -> torch.Tensor:
+def states_of(prefix: PromptStates) -> torch.Tensor:
     seed = int.from_bytes(prefix.key[:4], "little")
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(prefix.num_positions, WIDTH, generator=generator)
@@ -55,20 +55,30 @@ class Operators(TorchDispatchMode):
 
 
 class Lane:
-    """A lane with a prompt of its prefix and one token."""
+    """A lane with a prompt of tokens, if states may come after any, states and one token."""
 
     def __init__(self, number: int) -> None:
-        num_text = random.randrange(4)
-        chroma = bytes(random.choices(range(12), k=random.randrange(1, 9)))
         self.name = f"lane {number}"
-        self.prefix = PrefixInput(chroma, [number] * num_text, num_text)
+        self.prefix: PromptStates
+        if random.random() < 0.5:
+            num_text = random.randrange(4)
+            chroma = bytes(random.choices(range(12), k=random.randrange(1, 9)))
+            self.prefix = PrefixInput(chroma, [number] * num_text, num_text)
+        else:
+            features = np.full((3, 2), number, np.float32)
+            self.prefix = AudioInput(features, random.randrange(6), random.randrange(1, 9))
         self.slot = -1
         self.computed = 0
 
     @property
     def num_known(self) -> int:
         """Tokens of the prompt; a generated one is known once all before it are computed."""
-        return max(self.prefix.num_positions + 1, self.computed + 1)
+        return max(self.num_prompt + 1, self.computed + 1)
+
+    @property
+    def num_prompt(self) -> int:
+        """Tokens up to the last state."""
+        return self.prefix.first_position + self.prefix.num_positions
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -110,9 +120,9 @@ def test_batches_of_lanes_in_all_parts_of_their_prompts(seed: int) -> None:
         embeddings = torch.randn(len(rows), WIDTH)
         expected = embeddings.clone()
         for index, (row, position) in enumerate(zip(rows, positions, strict=True)):
-            states = states_of(batch[row][0].prefix)
-            if position < len(states):
-                expected[index] = states[position]
+            prefix = batch[row][0].prefix
+            if 0 <= position - prefix.first_position < prefix.num_positions:
+                expected[index] = states_of(prefix)[position - prefix.first_position]
         model.prefix_tokens.replace(embeddings)
         assert torch.equal(embeddings, expected)
         unfinished = []
@@ -120,7 +130,7 @@ def test_batches_of_lanes_in_all_parts_of_their_prompts(seed: int) -> None:
             unfinished.append(lane.computed + count < lane.num_known)
             lane.computed += count
         prefixes.note_computed([lane.name for lane, _ in batch], np.array(unfinished))
-        in_prompt = [lane for lane in lanes if lane.computed <= lane.prefix.num_positions]
+        in_prompt = [lane for lane in lanes if lane.computed <= lane.num_prompt]
         assert prefixes.num_lanes >= len(in_prompt)
     assert model.num_computed > 12
 

@@ -192,13 +192,28 @@ class Reference:
                 frames += [[token, *self.pads[1:]] for token in ids]
             elif part == "audio":
                 assert clip is not None
-                frames += self.frames_of_clip(clip)
-                if self.segment_scope:
-                    frames += [list(self.pads) for _ in range(max(self.delays))]
+                spoken = self.frames_of_clip(clip)
+                frames += self._whole_segment(spoken) if self.segment_scope else spoken
             else:
                 assert isinstance(part, int)
                 frames.append([part, *self.pads[1:]])
         return self.delayed(frames)
+
+    def _whole_segment(self, frames: list[list[int]]) -> list[list[int]]:
+        """The steps of a stretch of audio that is over, with what fills them before and after."""
+        steps = []
+        for step in range(len(frames) + max(self.delays)):
+            row = []
+            for stream, delay in enumerate(self.delays):
+                if delay <= step < delay + len(frames):
+                    row.append(frames[step - delay][stream])
+                    continue
+                is_end = step == delay + len(frames) and "end" in self.fills
+                place = "lead_in" if step < delay else "end" if is_end else "tail"
+                ids = self.fills.get(place, {"token_ids": self.pads})["token_ids"]
+                row.append(ids if isinstance(ids, int) else ids[stream])
+            steps.append(row)
+        return steps
 
     def frames_of_clip(self, clip: torch.Tensor) -> list[list[int]]:
         """Frames of ids that transformers' own codec gives for a clip."""
@@ -210,8 +225,13 @@ class Reference:
         ]
 
     def delayed(self, frames: Sequence[Sequence[int]]) -> Prompt:
-        """Frame f of stream k goes to step f + delays[k]; what is left over is the suffix."""
+        """Frame f of stream k goes to step f + delays[k]; what is left over is the suffix.
+
+        Where delays start anew in every segment, these are steps already.
+        """
         count = len(frames)
+        if self.segment_scope:
+            return Prompt([list(frame) for frame in frames], [])
 
         def cell(step: int, stream: int) -> int | None:
             frame = step - self.delays[stream]
@@ -256,8 +276,9 @@ class Reference:
             is_audio = not forced and self.phases[phase]["kind"] == "audio"
             rule = self.phases[phase].get("end_rule", {}) if phase in self.phases else {}
             first_step = max(segment_start, start_of_output) + rule.get("first_step", 0)
-            counts = not is_audio or position >= first_step
-            barred = flush is not None or (not counts and rule.get("forbids_earlier", True))
+            counts = position >= first_step
+            early = flush is None and not counts and rule.get("forbids_earlier", True)
+            barred = flush is not None or early
             may_end = not settings.ignore_eos and position >= start_of_output + settings.min_tokens
             margins.append(float("inf"))
 
@@ -288,6 +309,7 @@ class Reference:
                     position,
                     settings,
                     barred,  # noqa: B023
+                    early,  # noqa: B023
                 )
                 margins[-1] = min(margins[-1], margin)
                 return token
@@ -423,6 +445,7 @@ class Reference:
         position: int,
         settings: Settings,
         barred: bool,
+        early: bool,
     ) -> tuple[int, float]:
         """The token of a stream, and by how much it won if the choice was greedy."""
         kind = self.phases[phase]["kind"]
@@ -450,7 +473,7 @@ class Reference:
         def is_allowed(token: int) -> bool:
             if token in own:
                 return True
-            if stream == 0 and token in ended and ended[token] and not may_end:
+            if stream == 0 and token in ended and (early or (ended[token] and not may_end)):
                 return False
             return token in fills or (stream == 0 and token in ended and not barred)
 

@@ -89,5 +89,6 @@ TORCH_LIBRARY_IMPL(unison_emulation, CPU, m) {
   m.impl("embed_streams", unison::embed_streams<unison::Emulated>);
   m.impl("gather_streams", unison::gather_streams<unison::Emulated>);
   m.impl("constrain_streams", unison::constrain_streams<unison::Emulated>);
+  m.impl("find_repeats", unison::find_repeats<unison::Emulated>);
   m.impl("commit_streams", unison::commit_streams<unison::Emulated>);
 }

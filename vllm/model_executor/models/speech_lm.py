@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import PreTrainedConfig
 
 from vllm.config import VllmConfig
 from vllm.distributed import (
@@ -25,7 +26,7 @@ from vllm.model_executor.models.utils import (
 )
 from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
-from vllm.unison.formats.expected_tensors import expected_tensors
+from vllm.unison.formats.expected_tensors import ExpectedTensors, expected_tensors
 from vllm.unison.model.output_heads import Heads
 from vllm.unison.model.spec import SpeechSpec, multistream_spec
 from vllm.unison.ops.embed import embed_streams
@@ -53,12 +54,7 @@ class SpeechLMForConditionalGeneration(nn.Module):
         spec = multistream_spec(vllm_config.model_config)
         assert spec is not None
         config = vllm_config.model_config.hf_config.backbone_config
-        self.backbone = init_vllm_registered_model(
-            vllm_config=vllm_config,
-            hf_config=config,
-            architectures=config.architectures,
-            prefix=maybe_prefix(prefix, "backbone"),
-        )
+        self.backbone = self._make_backbone(vllm_config, config, maybe_prefix(prefix, "backbone"))
         self._spec = spec
         self._backbone_config = config
         self._heads = Heads(spec.layout, spec.table)
@@ -119,6 +115,17 @@ class SpeechLMForConditionalGeneration(nn.Module):
             self.head_offsets = nn.Parameter(
                 torch.zeros(layout.num_streams, hidden), requires_grad=False
             )
+
+    def _make_backbone(
+        self, vllm_config: VllmConfig, config: PreTrainedConfig, prefix: str
+    ) -> nn.Module:
+        """vLLM's class of the configuration's architecture."""
+        return init_vllm_registered_model(
+            vllm_config=vllm_config,
+            hf_config=config,
+            architectures=config.architectures,
+            prefix=prefix,
+        )
 
     @staticmethod
     def get_model_state_cls() -> type:
@@ -192,11 +199,17 @@ class SpeechLMForConditionalGeneration(nn.Module):
         Raises:
             ValueError: naming a tensor that is missing, unknown or of a wrong shape.
         """
+        expected = self.expected_tensors()
+        return self.load_checked(weights if expected is None else expected.checked(weights))
+
+    def expected_tensors(self) -> ExpectedTensors | None:
+        """The tensors of a checkpoint; None if transformers does not know the backbone."""
         offsets = self.head_offsets
         others = {} if offsets is None else {"head_offsets": tuple(offsets.shape)}
-        expected = expected_tensors(self._backbone_config, others)
-        if expected is not None:
-            weights = expected.checked(weights)
+        return expected_tensors(self._backbone_config, others)
+
+    def load_checked(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+        """Load tensors of these names."""
         return AutoWeightsLoader(self).load_weights(weights)
 
     def _embeds_by_table(self, embedding: VocabParallelEmbedding) -> bool:
@@ -217,14 +230,18 @@ class SpeechLMForConditionalGeneration(nn.Module):
         if not self._tensor_parallel and self._embeds_by_table(embedding):
             self._primary_table = embedding.weight.detach()
         self._auxiliary_embedding[1:] = _whole_rows(embedding, self._auxiliary_vocabulary)
-        head = embedding if self._tied else self.backbone.lm_head
-        rows = _whole_rows(head, self._candidates.clamp(min=0))
+        rows = self._head_rows(self._candidates.clamp(min=0))
         self._audio_head.copy_(rows * self._logit_scale)
         if self.head_offsets is not None:
             self._fill_audio_bias(rows, self.head_offsets.float())
         if current_platform.is_cpu() and self._audio_head.dtype == torch.bfloat16:
             self._audio_product = packed_product(self._audio_head, self._audio_bias)
             self._audio_head = self._audio_head[:0]
+
+    def _head_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        """[len(ids), hidden_size] rows of the head for some ids."""
+        head = self.backbone.model.embed_tokens if self._tied else self.backbone.lm_head
+        return _whole_rows(head, ids)
 
     def _fill_audio_bias(self, head_rows: torch.Tensor, offsets: torch.Tensor) -> None:
         for group in self._heads.groups:
@@ -253,6 +270,8 @@ def _auxiliary_vocabulary(spec: SpeechSpec) -> torch.Tensor:
     ids: set[int] = set()
     for place in (layout.pads, layout.lead_in, layout.end, layout.tail):
         ids |= set(place.token_ids[1:])
+    for more in layout.more_candidates[1:]:
+        ids |= set(more)
     for begin, end in layout.slices[1:]:
         ids |= set(range(begin, end))
     return torch.tensor(sorted(ids - set(spec.auxiliary_skip_ids)), dtype=torch.long)

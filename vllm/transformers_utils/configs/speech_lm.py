@@ -32,8 +32,8 @@ class SpeechLMConfig(PreTrainedConfig):
             embedding on stream 0 and on the other streams.
         head_offsets: whether the checkpoint holds `head_offsets` [num_streams, hidden_size].
         codec: `name_or_path` and `revision` of the codec, or None.
-        tasks: task prompts by name; each a list of token ids and of "text", "audio", "voice"
-            and "flush".
+        tasks: task prompts by name; each a list of token ids and of "text", "audio", "voice",
+            "reference_text" and "flush", and of optional sections, which are such lists.
         guidance: `null_prompt` (token ids, or "pads") and `audio_only`, or None.
         voices: token ids by the voice's name, or None.
         default_voice: the voice of a request that names none, or None.
@@ -50,7 +50,7 @@ class SpeechLMConfig(PreTrainedConfig):
         embedding: dict[str, Any] | None = None,
         head_offsets: bool = False,
         codec: dict[str, Any] | None = None,
-        tasks: dict[str, list[int | str]] | None = None,
+        tasks: dict[str, list[int | str | list[int | str]]] | None = None,
         guidance: dict[str, Any] | None = None,
         voices: dict[str, list[int]] | None = None,
         default_voice: str | None = None,

@@ -133,7 +133,7 @@ class FrameCollector:
         in_audio = self._in_audio[self._state[own]]
         self.had_audio[own] |= in_audio
 
-        last = self._last_positions(own, position, tokens[rows, 0], state[rows])
+        last = self._last_positions(own, position, tokens[rows], state[rows])
         frame = position - self._max_delay
         complete = np.flatnonzero(in_audio & (frame >= self._begin[own]) & (position < last))
         failed = np.empty(0, np.int64)
@@ -158,17 +158,20 @@ class FrameCollector:
         self,
         slots: NDArray[np.int64],
         position: NDArray[np.int64],
-        token: NDArray[np.int32],
+        tokens: NDArray[np.int32],
         state: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """Positions by which the segments' last frames are complete, after a token of stream 0.
+        """Positions by which the segments' last frames are complete, after a step's tokens.
 
         Args:
             slots: [num_rows] of the rows.
-            position, token: [num_rows] of stream 0.
-            state: [num_rows] after the token.
+            position: [num_rows] of the tokens.
+            tokens: [num_rows, num_streams].
+            state: [num_rows] after the tokens.
         """
         table, before = self._table, self._state[slots]
+        any_ends, ended = table.any_ends[before] == 1, tokens == table.end_ids
+        token = np.where(any_ends & ended.any(axis=1), table.end_ids[0], tokens[:, 0])
         after = table.next_state[before, table.token_class[token]]
         counts = position >= self._begin[slots] + table.first_step[before]
         in_audio = table.kind[before] == StateKind.AUDIO
@@ -176,7 +179,8 @@ class FrameCollector:
         # Where the limit ends audio without a flush, the frame of its last step is one.
         at_limit = in_audio & ~ends & (table.by_limit[state] == 1)
         end = position + np.where(at_limit, 1, table.end_shift[after])
-        return np.where(ends | at_limit, end + self._max_delay, self._last[slots])
+        last = np.where(ends | at_limit, end + self._max_delay, self._last[slots])
+        return np.where(any_ends & ended.all(axis=1), position, last)
 
     def take(self, slot: int) -> NDArray[np.int32]:
         """The [num_new, num_codebooks] codes of the frames completed since the last call."""

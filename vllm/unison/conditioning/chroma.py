@@ -51,9 +51,11 @@ class ChromaExtractor:
     Attributes:
         sample_rate: of the clips, in Hz.
         num_channels: of the clips: one.
+        min_clip_samples: up to which clips are completed with zeros: none.
     """
 
     num_channels = 1
+    min_clip_samples = 0
 
     def __init__(self, melody: MelodySpec) -> None:
         self._melody = melody

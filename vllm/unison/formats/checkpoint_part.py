@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 
+from vllm.unison.formats.bagpiper_weights import WEIGHTS_FILE
+from vllm.unison.formats.espnet_checkpoint import EspnetCheckpoint
 from vllm.unison.formats.musicgen_weights import CODEC, CODEC_FILE, read_audiocraft_codec
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -34,7 +36,14 @@ class CheckpointPart:
     tensors: dict[str, torch.Tensor]
 
 
-def read_part(name_or_path: str, part: str, revision: str | None = None) -> CheckpointPart:
+def read_part(
+    name_or_path: str,
+    part: str,
+    revision: str | None = None,
+    *,
+    config_key: str | None = None,
+    default_config: str | None = None,
+) -> CheckpointPart:
     """Read a part of a model's checkpoint.
 
     Args:
@@ -42,6 +51,9 @@ def read_part(name_or_path: str, part: str, revision: str | None = None) -> Chec
             the cache.
         part: its key in config.json; with a dot, the prefix of its tensors.
         revision: of a hub id.
+        config_key: its key in config.json, if that is not the prefix.
+        default_config: JSON text of what config.json holds of it if it has no such key, or null;
+            None: it must have one.
 
     Raises:
         ValueError: if there is no such part, or a file cannot be read.
@@ -54,9 +66,12 @@ def read_part(name_or_path: str, part: str, revision: str | None = None) -> Chec
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise ValueError(f"model {name_or_path!r} must have a config.json")
-    config = json.loads(config_file.read_text(encoding="utf-8")).get(part)
+    key = config_key or part
+    config = json.loads(config_file.read_text(encoding="utf-8")).get(key)
+    if config is None and default_config is not None:
+        config = json.loads(default_config)
     if not isinstance(config, dict):
-        raise ValueError(f"config.json must hold an object {part!r}, not {config!r}")
+        raise ValueError(f"config.json must hold an object {key!r}, not {config!r}")
     prefix = f"{part}."
     return CheckpointPart(name_or_path, prefix, config, dict(_tensors(folder, prefix)))
 
@@ -72,6 +87,9 @@ def _tensors(folder: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
     files = _files_with(folder, prefix)
     if not files and prefix == CODEC and (folder / CODEC_FILE).is_file():
         yield from read_audiocraft_codec(folder / CODEC_FILE)
+        return
+    if not files and (folder / WEIGHTS_FILE).is_file():
+        yield from EspnetCheckpoint(folder / WEIGHTS_FILE).in_turn(prefix)
         return
     if not files:
         raise ValueError(f"{folder} must hold *.safetensors with tensors named {prefix}*")

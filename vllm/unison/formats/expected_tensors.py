@@ -35,10 +35,12 @@ class ExpectedTensors:
     Attributes:
         shapes: by name.
         optional: names that may be missing, since another tensor stands for them.
+        settings: the file that says the shapes, for errors.
     """
 
     shapes: Mapping[str, Shape]
     optional: frozenset[str] = frozenset()
+    settings: str = "config.json"
 
     def checked(
         self, weights: Iterable[tuple[str, torch.Tensor]]
@@ -59,7 +61,7 @@ class ExpectedTensors:
             if tuple(tensor.shape) != shape:
                 raise ValueError(
                     f"the checkpoint's tensor {name!r} must have shape {list(shape)}, as "
-                    f"config.json says, not {list(tensor.shape)}"
+                    f"{self.settings} says, not {list(tensor.shape)}"
                 )
             missing.pop(name, None)
             yield name, tensor

@@ -153,7 +153,12 @@ def read_audiocraft_codec(file: Path) -> Tensors:
         ValueError: if it does not hold them.
     """
     for name, tensor in _load_state(file).items():
-        yield _renamed(name, _CODEC + _WEIGHT_NORM), tensor
+        yield encodec_name(name), tensor
+
+
+def encodec_name(name: str) -> str:
+    """The name of a codec's tensor in transformers, by that in audiocraft or its descendants."""
+    return _renamed(name, _CODEC + _WEIGHT_NORM)
 
 
 def read_audiocraft_settings(file: Path) -> object:

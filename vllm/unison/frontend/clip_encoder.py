@@ -14,7 +14,7 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, ParamSpec, Protocol, TypeVar
@@ -47,14 +47,29 @@ class AudioEncoder(Protocol):
     Attributes:
         sample_rate: of the samples, in Hz.
         num_channels: of the samples.
+        min_clip_samples: up to which a clip is completed with zeros.
     """
 
     sample_rate: int
     num_channels: int
+    min_clip_samples: int
 
     def encode(self, samples: torch.Tensor) -> torch.Tensor:
         """int32 codes [num_frames, num_codebooks] of samples as a Codec takes them."""
         ...
+
+
+class KeptClip:
+    """A clip whose codes are kept for as long as it is, however many others come after it.
+
+    Attributes:
+        audio: see `read_clip`.
+        codes: of it, once it has been encoded.
+    """
+
+    def __init__(self, audio: Any) -> None:
+        self.audio = audio
+        self.codes: NDArray[np.int32] | None = None
 
 
 class ClipEncoder:
@@ -91,11 +106,16 @@ class ClipEncoder:
         """int32 codes [num_frames, num_codebooks] of a clip; on a thread of the encoder's only.
 
         Args:
-            audio: see `read_clip`; without a rate, at the codec's.
+            audio: see `read_clip`; without a rate, at the codec's. Or a KeptClip of such.
 
         Raises:
             ValueError: naming the field.
         """
+        if isinstance(audio, KeptClip):
+            # Threads that come at the same time share one encoding, as for every other clip.
+            if audio.codes is None:
+                audio.codes = self.encode(audio.audio)
+            return audio.codes
         samples, rate = read_clip(audio)
         key = hashlib.sha256(f"{rate}:{samples.shape}:".encode() + samples.tobytes()).digest()
         with self._lock:
@@ -129,6 +149,8 @@ class ClipEncoder:
         else:
             # Mixed to mono, which a codec of several channels gives each of them.
             heard = resample(samples, from_rate, codec.sample_rate)
+        missing = max(0, codec.min_clip_samples - len(heard))
+        heard = np.pad(heard, [(0, missing)] + [(0, 0)] * (heard.ndim - 1))
         codes: NDArray[np.int32] = codec.encode(torch.from_numpy(heard)).numpy()
         return codes
 
@@ -162,10 +184,16 @@ class PromptsAhead(Sequence[Any]):
 
     def _begin(self, prompt: Any) -> None:
         data = prompt.get("multi_modal_data") if isinstance(prompt, dict) else None
-        audio = data.get("audio") if isinstance(data, dict) else None
-        if audio is not None:
-            # What is wrong with it is said when the prompt is built.
-            self._encoder.submit(self._encoder.encode, audio)
+        clips = [data.get(name) for name in ("audio", "voice")] if isinstance(data, dict) else []
+        for clip in clips:
+            if clip is not None and not is_given_as_codes(clip):
+                # What is wrong with it is said when the prompt is built.
+                self._encoder.submit(self._encoder.encode, clip)
+
+
+def is_given_as_codes(clip: Any) -> bool:
+    """Whether a request gives a clip as its codes, {"codes": codes}, and not as samples."""
+    return isinstance(clip, Mapping) and "codes" in clip
 
 
 def _use_one_thread() -> None:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vllm.platforms import current_platform
+from vllm.unison.frontend.conversations import MESSAGES
 from vllm.unison.frontend.defaults import DefaultSamplingParams
 from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.frontend.windows import in_windows
@@ -14,6 +16,7 @@ from vllm.unison.model.spec import multistream_spec
 
 if TYPE_CHECKING:
     from vllm import LLM
+    from vllm.outputs import RequestOutput
 
 _GENERATE = "use LLM.generate, with {'prompt': text, 'multi_modal_data': {'audio': clip}}"
 _REFUSED = {
@@ -42,10 +45,44 @@ def adapt_llm(llm: LLM) -> None:
         llm.generate = in_windows(llm)  # type: ignore[method-assign]
     llm.get_default_sampling_params = DefaultSamplingParams  # type: ignore[method-assign]
     for name, why in _REFUSED.items():
-        if hasattr(llm, name):
+        if name == "chat" and spec.conversations:
+            llm.chat = functools.partial(_chat, llm)  # type: ignore[method-assign]
+        elif hasattr(llm, name):
             setattr(llm, name, functools.partial(_refuse, name, why))
     if current_platform.is_cpu():
         llm.sleep = functools.partial(_pause, llm.sleep)  # type: ignore[method-assign]
+
+
+def _chat(
+    llm: LLM,
+    messages: Sequence[Any],
+    sampling_params: Any = None,
+    use_tqdm: bool = True,
+    *,
+    task: str | None = None,
+    **options: Any,
+) -> list[RequestOutput]:
+    """`LLM.chat` of a model that goes on with conversations.
+
+    Args:
+        llm: the engine.
+        messages: a conversation, or a list of them; see PromptBuilder.build.
+        sampling_params, use_tqdm: as for `LLM.generate`.
+        task: one of the model's conversations; None: its first.
+        options: upstream's, none of which has a meaning here.
+    """
+    if given := sorted(name for name, value in options.items() if value is not None):
+        raise InvalidRequestError(
+            f"{given[0]} is not supported by LLM.chat for multi-stream models: the model's "
+            "conversations are written in one way"
+        )
+    conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
+    named = {} if task is None else {"task": task}
+    prompts: Any = [
+        {"prompt": "", "mm_processor_kwargs": {MESSAGES: list(conversation), **named}}
+        for conversation in conversations
+    ]
+    return llm.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
 
 def _refuse(name: str, why: str, *args: Any, **kwargs: Any) -> NoReturn:

@@ -2,9 +2,10 @@
 """From a user's prompt to the ids of all streams.
 
 A task prompt of the model's config.json says where text and audio go. Audio is encoded by the
-model's codec into frames; text and special tokens are frames whose auxiliary streams are pads. All
-frames together are laid out by the delay pattern. What is delayed past the prompt's last step, its
-*delayed suffix*, is emitted beside the first generated tokens.
+model's codec into frames; text and special tokens are frames whose auxiliary streams are pads. The
+frames are laid out by the delay pattern: all together, or each stretch of audio on its own, with
+the layout's fills before and after it. What is delayed past the prompt's last step, its *delayed
+suffix*, is emitted beside the first generated tokens.
 
 A model with a text encoder has no text in its prompt: the text's ids go to the worker beside it.
 One with prefix embeddings has placeholders in its prompt, in whose place the worker puts the states
@@ -14,8 +15,9 @@ of a melody and the text.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,24 +25,45 @@ from numpy.typing import NDArray
 
 from vllm.inputs.engine import TokensInput, tokens_input
 from vllm.unison.codecs.of_model import codec_of
+from vllm.unison.codecs.unit_encoder import frame_encoder_of
 from vllm.unison.conditioning.chroma import ChromaExtractor
-from vllm.unison.frontend.clip_encoder import AudioEncoder, ClipEncoder, PromptsAhead
-from vllm.unison.frontend.errors import reports_invalid_request
+from vllm.unison.conditioning.mel_features import MelFeatures, num_states
+from vllm.unison.frontend.clip_encoder import (
+    AudioEncoder,
+    ClipEncoder,
+    PromptsAhead,
+    is_given_as_codes,
+)
+from vllm.unison.frontend.conversations import (
+    MESSAGES,
+    has_recording,
+    rows_of_content,
+    turns_of,
+)
+from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
 from vllm.unison.frontend.tasks import choose_task
+from vllm.unison.model.conversation import Recording, TurnGrammar
 from vllm.unison.model.delay_pattern import interleave
-from vllm.unison.model.layout import DelayScope, StreamLayout
-from vllm.unison.model.phases import NO_TOKEN
+from vllm.unison.model.dialogue import Dialogue
+from vllm.unison.model.layout import DelayScope, PhaseKind, StreamLayout
+from vllm.unison.model.phases import NO_TOKEN, start_of_generation
 from vllm.unison.model.spec import (
+    AUDIO_FEATURES,
     ENCODER_TEXT,
     MELODY,
     PREFIX,
+    REFERENCE_TEXT,
     SpeechSpec,
     TaskPrompt,
     TextEncoderSpec,
     multistream_spec,
 )
 
-_OPTIONS = ("task", "voice", "auxiliary_token_ids")
+_OPTIONS = ("task", "voice", REFERENCE_TEXT, "auxiliary_token_ids")
+_GRAMMAR_OPTIONS = ("task", REFERENCE_TEXT, MESSAGES)
+"""Of models whose prompts are conversations."""
+_CLIPS = ("audio", "voice")
+"""What a request may hold that is encoded."""
 EXTEND_STRIDE = "extend_stride"
 """Option of a request whose audio is longer than a window; see `windows`."""
 _ENCODER_OPTIONS = ("task", "duration", EXTEND_STRIDE)
@@ -61,15 +84,78 @@ class StreamPrompt:
     auxiliary_ids: NDArray[np.int32]
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of a prompt, as frames.
+
+    Attributes:
+        frames: [num_frames, num_streams] ids.
+        is_audio: whether they are frames of audio, and not of tokens with pads beside them.
+    """
+
+    frames: NDArray[np.int32]
+    is_audio: bool = False
+
+
+def lay_out(layout: StreamLayout, pieces: Sequence[Piece]) -> StreamPrompt:
+    """Lay a prompt's pieces, at least one, out in steps.
+
+    Where delays run through the whole sequence, all frames are delayed together. Where they start
+    anew in every segment, a piece of audio has steps of its own, in which each stream carries the
+    layout's fills before and after its frames; only what generation goes on from stays open: audio
+    at the prompt's end, or what follows the token that begins a phase of audio.
+    """
+    if layout.delay_scope is DelayScope.SEQUENCE:
+        return apply_delay_pattern(layout, np.concatenate([piece.frames for piece in pieces]))
+    state, _ = start_of_generation(layout, _primary_ids(pieces))
+    goes_on = layout.phases[state].kind is PhaseKind.AUDIO
+    rows: list[NDArray[np.int32]] = []
+    num_closed = num_rows = 0
+    for piece in pieces:
+        is_closed = piece.is_audio and not (goes_on and piece is pieces[-1])
+        rows.append(closed_segment(layout, piece.frames) if is_closed else piece.frames)
+        num_rows += len(rows[-1])
+        num_closed = num_rows if is_closed else num_closed
+    frames = np.concatenate(rows)
+    _, start = start_of_generation(layout, frames[:, 0].tolist())
+    start = max(start, num_closed) if goes_on else num_rows
+    opened = _delayed(layout, frames[start:], layout.lead_in.token_ids)
+    steps = np.concatenate([frames[:start], opened])
+    return StreamPrompt(frames[:, 0].tolist(), np.ascontiguousarray(steps[:, 1:]))
+
+
+def _primary_ids(pieces: Sequence[Piece]) -> list[int]:
+    return [token for piece in pieces for token in piece.frames[:, 0].tolist()]
+
+
 def apply_delay_pattern(layout: StreamLayout, frames: NDArray[np.int32]) -> StreamPrompt:
-    """Lay a prompt's frames [num_frames, num_streams] out in steps."""
-    count = len(frames)
-    steps = interleave(frames, layout.delays, layout.pad_token_ids)
+    """Lay a prompt's frames [num_frames, num_streams] out in steps, all together."""
+    steps = _delayed(layout, frames, layout.pad_token_ids)
+    return StreamPrompt(frames[:, 0].tolist(), np.ascontiguousarray(steps[:, 1:]))
+
+
+def closed_segment(layout: StreamLayout, frames: NDArray[np.int32]) -> NDArray[np.int32]:
+    """A segment of audio [num_frames, num_streams] in steps, up to its last stream's last frame.
+
+    Returns:
+        [num_frames + max delay, num_streams] int32 ids; none for no frames.
+    """
+    steps = _delayed(layout, frames, layout.lead_in.token_ids)
     for stream, delay in enumerate(layout.delays):
-        steps[count + delay :, stream] = NO_TOKEN
-    return StreamPrompt(
-        frames[:, 0].tolist(), np.ascontiguousarray(steps[: count + layout.max_delay, 1:])
-    )
+        end = len(frames) + delay
+        steps[end : end + 1, stream] = layout.end.token_ids[stream]
+        steps[end + 1 :, stream] = layout.tail.token_ids[stream]
+    return steps
+
+
+def _delayed(
+    layout: StreamLayout, frames: NDArray[np.int32], lead_in: Sequence[int]
+) -> NDArray[np.int32]:
+    """[num_frames + max delay, num_streams] steps of frames, NO_TOKEN after each stream's last."""
+    steps = interleave(frames, layout.delays, lead_in)
+    for stream, delay in enumerate(layout.delays):
+        steps[len(frames) + delay :, stream] = NO_TOKEN
+    return steps
 
 
 def frames_of_tokens(layout: StreamLayout, token_ids: Sequence[int]) -> NDArray[np.int32]:
@@ -81,16 +167,16 @@ def frames_of_tokens(layout: StreamLayout, token_ids: Sequence[int]) -> NDArray[
 
 
 def frames_of_codes(layout: StreamLayout, codes: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Frames of codec codes [num_frames, num_codebooks].
+    """Frames of the codes [num_frames, num_columns] of all streams that have any.
 
     Raises:
-        ValueError: if the codec does not cover all streams, so that frames would lack ids.
+        ValueError: if codes of some streams are missing.
     """
     missing = sorted(set(range(layout.num_streams)) - set(layout.codebook_streams))
-    if missing:
+    if missing and codes.shape[1] == len(layout.codebook_streams):
         raise ValueError(f"audio: the model's codec gives no ids for streams {missing}")
     frames = np.empty((len(codes), layout.num_streams), np.int32)
-    for column, stream in enumerate(layout.codebook_streams):
+    for column, stream in enumerate(layout.coded_streams):
         frames[:, stream] = codes[:, column] + layout.slices[stream][0]
     return frames
 
@@ -135,33 +221,48 @@ class PromptBuilder:
         spec: the model's specification.
         max_model_len: steps of the engine's context, by which audio to continue is refused; None:
             admission refuses what is too long.
+        tokenize: ids of a text, without special tokens around it; None: there is no tokenizer.
     """
 
-    def __init__(self, spec: SpeechSpec, max_model_len: int | None = None) -> None:
+    def __init__(
+        self,
+        spec: SpeechSpec,
+        max_model_len: int | None = None,
+        tokenize: Callable[[str], list[int]] | None = None,
+    ) -> None:
         self._spec = spec
         self._max_model_len = max_model_len
+        self._tokenize = tokenize
         self.encoder = ClipEncoder(self._load_encoder)
 
     def _load_encoder(self) -> AudioEncoder:
-        melody = self._spec.melody
-        return codec_of(self._spec, "cpu") if melody is None else ChromaExtractor(melody)
+        spec = self._spec
+        if spec.audio_encoder is not None:
+            return MelFeatures(spec.audio_encoder, spec.model_path)
+        if spec.melody is not None:
+            return ChromaExtractor(spec.melody)
+        return frame_encoder_of(spec, codec_of)
 
     def build(self, prompt: Mapping[str, Any]) -> TokensInput:
         """Turn a tokenized prompt of vLLM into an engine input with all its streams.
 
         Args:
             prompt: `prompt_token_ids`, and if given `prompt` (the text that they were made from),
-                `multi_modal_data` with `audio`, `cache_salt`, and `mm_processor_kwargs` with `task`
-                (a task prompt's name), `voice` (a voice's name) or `auxiliary_token_ids` (all
-                streams given in steps). For a model with a text encoder `prompt_token_ids` are ids
-                of the text, the options are `task` and `duration` (seconds of new audio), and
-                `multi_modal_data` may hold `codes` [num_frames, num_codebooks] in place of audio;
-                for a model that follows melodies, audio is one.
+                `multi_modal_data` with `audio` or `voice` (a recording to speak like), each a clip
+                or {"codes": [num_frames, num_columns]}, the codes of all streams that have any,
+                `cache_salt`, and `mm_processor_kwargs` with `task` (a task prompt's name), `voice`
+                (a voice's name), `reference_text` (what is said in the recording), `messages` (a
+                conversation, alone or with `task`, for a model that has dialogues) or
+                `auxiliary_token_ids` (all streams given in steps). For a model with a text encoder
+                `prompt_token_ids` are ids of the text, the options are `task` and `duration`
+                (seconds of new audio), and `multi_modal_data` may hold `codes` [num_frames,
+                num_codebooks] in place of audio; for a model that follows melodies, audio is one.
 
         Returns:
             An engine input with the extra keys `auxiliary_token_ids`, `task` if the prompt is one
             of a task, `encoder_token_ids` for a model with a text encoder, `chroma` (see
-            PrefixInput) for one that follows melodies, and `duration` as given.
+            PrefixInput) for one that follows melodies, `audio_features` (the arguments of an
+            AudioInput) for one that hears audio with an encoder, and `duration` as given.
 
         Raises:
             ValueError: naming the field and what is accepted.
@@ -181,6 +282,10 @@ class PromptBuilder:
         encoder = self._spec.text_encoder
         options = prompt.get("mm_processor_kwargs") or {}
         known = _OPTIONS if encoder is None else _ENCODER_OPTIONS
+        if self._spec.grammar is not None:
+            known = _GRAMMAR_OPTIONS
+        elif self._spec.dialogue is not None:
+            known = (*known, MESSAGES)
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise ValueError(f"mm_processor_kwargs must hold only {list(known)}, not {unknown}")
@@ -196,9 +301,13 @@ class PromptBuilder:
         data = prompt.get("multi_modal_data") or {}
         self._check_data(data)
         audio = data.get("audio") if data.get("codes") is None else _Codes(data["codes"])
+        voice = None
+        if self._spec.grammar is None:
+            voice = self._voice(data.get("voice"), options)
         text = prompt.get("prompt")
         task = None
         chroma: bytes | None = None
+        heard: _Heard | None = None
         encoder_ids: list[int] | None = None
         if encoder is not None:
             field = "prompt_token_ids" if text is None else "prompt"
@@ -206,19 +315,24 @@ class PromptBuilder:
             self._check_prefix_room(field, len(encoder_ids))
         if self._spec.melody is not None:
             chroma = self._spec.melody.null_chroma if audio is None else self._chroma(audio)
-        if "auxiliary_token_ids" in options:
-            if audio is not None or len(options) > 1:
+        if self._spec.grammar is not None:
+            task, built = self._from_conversation(self._spec.grammar, prompt, options, data)
+        elif self._spec.dialogue is not None and options.get(MESSAGES) is not None:
+            if text or data or set(options) - {"task", MESSAGES}:
+                raise ValueError(f"{MESSAGES} must come without other inputs")
+            task, built = self._from_messages(self._spec.dialogue, options)
+        elif "auxiliary_token_ids" in options:
+            if audio is not None or voice is not None or len(options) > 1:
                 raise ValueError("auxiliary_token_ids must come without audio, task and voice")
             built = self._from_steps(prompt["prompt_token_ids"], options["auxiliary_token_ids"])
-        elif text is not None or audio is not None or options or encoder_ids is not None:
-            task = self._task(prompt, audio, options.get("task"), options.get("voice"))
+        elif any(given is not None for given in (text, audio, voice, encoder_ids)) or options:
+            task = self._task(prompt, audio, options.get("task"), voice)
             num_prefix = len(chroma or ()) + len(encoder_ids or ())
-            built = self._from_task(
-                task, prompt["prompt_token_ids"], audio, options.get("voice"), num_prefix
-            )
+            ids = prompt["prompt_token_ids"]
+            built, heard = self._from_task(task, ids, audio, voice, num_prefix)
         else:
-            built = apply_delay_pattern(
-                self._spec.layout, self._checked_tokens(prompt["prompt_token_ids"])
+            built = lay_out(
+                self._spec.layout, [Piece(self._checked_tokens(prompt["prompt_token_ids"]))]
             )
         engine_input = tokens_input(built.token_ids)
         for key in ("prompt", "cache_salt"):
@@ -231,13 +345,128 @@ class PromptBuilder:
             engine_input["encoder_token_ids"] = encoder_ids  # type: ignore[typeddict-unknown-key]
         if chroma is not None:
             engine_input["chroma"] = chroma  # type: ignore[typeddict-unknown-key]
+        if heard is not None:
+            engine_input["audio_features"] = heard  # type: ignore[typeddict-unknown-key]
         if options.get("duration") is not None:
             engine_input["duration"] = options["duration"]  # type: ignore[typeddict-unknown-key]
         return engine_input
 
+    def _from_conversation(
+        self,
+        grammar: TurnGrammar,
+        prompt: Mapping[str, Any],
+        options: Mapping[str, Any],
+        data: Mapping[str, Any],
+    ) -> tuple[TaskPrompt | None, StreamPrompt]:
+        """A conversation, or the text or the token ids of one up to where audio begins."""
+        text, messages = prompt.get("prompt"), options.get(MESSAGES)
+        voice, transcript = data.get("voice"), options.get(REFERENCE_TEXT)
+        if voice is None and transcript is not None:
+            raise ValueError(
+                f"{REFERENCE_TEXT} must come with what it is the text of: the recording of a "
+                "voice, as multi_modal_data['voice']"
+            )
+        if messages is not None:
+            if text or voice is not None:
+                raise ValueError(f"{MESSAGES} must come without prompt and voice")
+            turns = turns_of(messages)
+        elif text is None:
+            if voice is not None:
+                raise ValueError("voice must come with the text that it speaks, as prompt")
+            ids = self._checked_tokens(prompt["prompt_token_ids"])
+            rows = rows_of_content(self._spec.layout, [""], lambda _: ids, self._rows_of_recording)
+            return None, StreamPrompt(rows[:, 0].tolist(), np.ascontiguousarray(rows[:, 1:]))
+        else:
+            if not text.strip():
+                raise ValueError(f"prompt must hold text, not {text!r}")
+            if voice is not None and not (isinstance(transcript, str) and transcript.strip()):
+                raise ValueError(
+                    f"{REFERENCE_TEXT} must be the text of what is said in the recording of the "
+                    f"voice, not {transcript!r}"
+                )
+            recording = None if voice is None else Recording(voice)
+            turns = grammar.speak(text, recording, transcript or "")
+        task = self._task(
+            {"prompt": None, "prompt_token_ids": [0]}, None, options.get("task"), None
+        )
+        rows = rows_of_content(
+            self._spec.layout, grammar.render(turns), self._rows_of_text, self._rows_of_recording
+        )
+        return task, StreamPrompt(rows[:, 0].tolist(), np.ascontiguousarray(rows[:, 1:]))
+
+    def _rows_of_text(self, text: str) -> NDArray[np.int32]:
+        if self._tokenize is None:
+            raise ValueError("prompt as text needs a tokenizer; give prompt_token_ids")
+        return frames_of_tokens(self._spec.layout, self._tokenize(text))
+
+    def _rows_of_recording(self, clip: Any) -> NDArray[np.int32]:
+        layout = self._spec.layout
+        return closed_segment(layout, frames_of_codes(layout, self._encode(clip)))
+
+    def _from_messages(
+        self, dialogue: Dialogue, options: Mapping[str, Any]
+    ) -> tuple[TaskPrompt, StreamPrompt]:
+        """A conversation, up to where it is answered."""
+        name = options.get("task") or next(iter(dialogue.begins))
+        if name not in dialogue.begins:
+            raise ValueError(f"task must be one of {list(dialogue.begins)}, not {name!r}")
+        layout = self._spec.layout
+        turns = turns_of(options[MESSAGES])
+        if turns[-1].role == dialogue.assistant:
+            raise ValueError(
+                f"{MESSAGES}[{len(turns) - 1}].role must not be {dialogue.assistant!r}: "
+                "the last message is answered"
+            )
+        pads = frames_of_tokens(layout, [layout.pad_token_ids[0]] * layout.max_delay)
+        pieces = [Piece(frames_of_tokens(layout, dialogue.begins[name]))]
+        for index, turn in enumerate(turns):
+            if turn.role not in dialogue.roles:
+                raise ValueError(
+                    f"{MESSAGES}[{index}].role must be one of {list(dialogue.roles)}, "
+                    f"not {turn.role!r}"
+                )
+            role = dialogue.roles[turn.role]
+            for content in turn.content:
+                if isinstance(content, Recording):
+                    is_voice = dialogue.voice is not None and turn.role == dialogue.voice_role
+                    kind = dialogue.voice if is_voice else dialogue.audio
+                    said = self._frames_of_recording(content.clip, is_voice)
+                else:
+                    kind, said = dialogue.text, self._frames_of_text(content, index)
+                assert kind is not None
+                pieces.append(Piece(frames_of_tokens(layout, [role, kind])))
+                pieces.append(Piece(said, is_audio=isinstance(content, Recording)))
+                if turn.role == dialogue.assistant:
+                    pieces.append(Piece(frames_of_tokens(layout, [dialogue.end])))
+                pieces.append(Piece(pads))
+        answer = [dialogue.roles[dialogue.assistant], dialogue.text]
+        pieces.append(Piece(frames_of_tokens(layout, answer)))
+        task = next(task for task in self._spec.tasks if task.name == name)
+        return task, lay_out(layout, pieces)
+
+    def _frames_of_text(self, text: str, index: int) -> NDArray[np.int32]:
+        if self._tokenize is None:
+            raise ValueError(f"{MESSAGES} need a tokenizer; give prompt_token_ids")
+        ids = self._tokenize(text)
+        if not ids:
+            raise ValueError(f"{MESSAGES}[{index}].content must hold text, not {text!r}")
+        return frames_of_tokens(self._spec.layout, ids)
+
+    def _frames_of_recording(self, clip: Any, is_voice: bool) -> NDArray[np.int32]:
+        """Frames of a clip; of the recording of a voice as many as the model has for it."""
+        layout, length = self._spec.layout, self._spec.voice_frames
+        frames = frames_of_codes(layout, self._encode(clip))
+        if is_voice and length is not None:
+            pads = np.tile(np.array(layout.pad_token_ids, np.int32), (length, 1))
+            frames = np.concatenate([frames, pads])[:length]
+        return frames
+
     def _check_data(self, data: Mapping[str, Any]) -> None:
-        continues = self._spec.text_encoder is not None and self._spec.melody is None
-        known = ("audio", "codes") if continues else ("audio",)
+        known: tuple[str, ...]
+        if self._spec.text_encoder is None:
+            known = ("audio", "voice")
+        else:
+            known = ("audio", "codes") if self._spec.melody is None else ("audio",)
         if unknown := sorted(set(data) - set(known)):
             words = " or ".join(map(repr, known))
             raise ValueError(f"multi_modal_data must hold only {words}, not {unknown}")
@@ -258,21 +487,23 @@ class PromptBuilder:
             return self._checked_codes(data["codes"])
         if data.get("audio") is not None:
             return self.encoder.submit(self._encode, data["audio"]).result()
-        return np.empty((0, len(self._spec.layout.codebook_streams)), np.int32)
+        return np.empty((0, len(self._spec.layout.coded_streams)), np.int32)
 
     def _checked_codes(self, value: Any) -> NDArray[np.int32]:
         layout = self._spec.layout
-        codes, books = _array("codes", value), len(layout.codebook_streams)
-        size = layout.slices[layout.codebook_streams[0]]
-        num_codes = size[1] - size[0]
-        right_shape = codes.ndim == 2 and len(codes) > 0 and codes.shape[1] == books
+        codes, streams = _array("codes", value), layout.coded_streams
+        right_shape = codes.ndim == 2 and len(codes) > 0 and codes.shape[1] == len(streams)
         if not right_shape or not np.issubdtype(codes.dtype, np.integer):
             raise ValueError(
-                f"codes must be integers of shape [num_frames, {books}], "
+                f"codes must be integers of shape [num_frames, {len(streams)}], "
                 f"not {codes.dtype} of shape {list(codes.shape)}"
             )
-        if (wrong := codes[(codes < 0) | (codes >= num_codes)]).size:
-            raise ValueError(f"codes must be in [0, {num_codes}), not {int(wrong[0])}")
+        for column, stream in enumerate(streams):
+            begin, end = layout.slices[stream]
+            values = codes[:, column]
+            if (wrong := values[(values < 0) | (values >= end - begin)]).size:
+                where = "" if streams == layout.codebook_streams else f" of column {column}"
+                raise ValueError(f"codes{where} must be in [0, {end - begin}), not {int(wrong[0])}")
         return codes.astype(np.int32)
 
     def _from_steps(self, token_ids: list[int], auxiliary: Any) -> StreamPrompt:
@@ -300,7 +531,44 @@ class PromptBuilder:
         self._checked_tokens(token_ids)
         return StreamPrompt(list(token_ids), ids.astype(np.int32))
 
-    def _task(self, prompt: Mapping[str, Any], audio: Any, name: Any, voice: Any) -> TaskPrompt:
+    def _voice(self, recording: Any, options: Mapping[str, Any]) -> _Voice | None:
+        """The voice that a request asks for, if it does."""
+        name, text = options.get("voice"), options.get(REFERENCE_TEXT)
+        if recording is None:
+            if text is not None:
+                raise ValueError(
+                    f"{REFERENCE_TEXT} must come with what it is the text of: the recording of a "
+                    "voice, as multi_modal_data['voice']"
+                )
+            if name is None:
+                return None
+            if not (isinstance(name, str) and name in self._spec.voices):
+                raise ValueError(f"voice must be one of {sorted(self._spec.voices)}, not {name!r}")
+            return _Voice(token_ids=self._spec.voices[name])
+        if name is not None:
+            raise ValueError("voice must be given once: by its name, or as a recording")
+        return _Voice(recording, None if text is None else self._reference_ids(text))
+
+    def _reference_ids(self, text: Any) -> list[int]:
+        if isinstance(text, str):
+            if self._tokenize is None:
+                raise ValueError(f"{REFERENCE_TEXT} as text needs a tokenizer; give token ids")
+            ids: Any = self._tokenize(text)
+        else:
+            ids = text
+        is_list = isinstance(ids, Sequence) and not isinstance(ids, (str, bytes))
+        if not is_list or not all(isinstance(token, (int, np.integer)) for token in ids):
+            raise ValueError(f"{REFERENCE_TEXT} must be a text, or its token ids, not {text!r}")
+        if not ids:
+            raise ValueError(
+                f"{REFERENCE_TEXT} must hold text that the model's tokenizer knows, not {text!r}"
+            )
+        self._checked_tokens(ids, REFERENCE_TEXT)
+        return list(ids)
+
+    def _task(
+        self, prompt: Mapping[str, Any], audio: Any, name: Any, voice: _Voice | None
+    ) -> TaskPrompt:
         text, token_ids = prompt.get("prompt"), prompt["prompt_token_ids"]
         if text and not token_ids:
             raise ValueError(
@@ -310,66 +578,109 @@ class PromptBuilder:
         if audio is None and not token_ids and needs_input:
             raise ValueError("prompt must hold text, or multi_modal_data must hold audio")
         given = ({"text"} if token_ids else set()) | (set() if audio is None else {"audio"})
-        if voice is not None and not (isinstance(voice, str) and voice in self._spec.voices):
-            raise ValueError(f"voice must be one of {sorted(self._spec.voices)}, not {voice!r}")
         if not self._spec.tasks and given == {"text"} and name is None and voice is None:
             return TaskPrompt("", ("text",))
-        return choose_task(self._spec, given, None, name=name, voice=voice is not None)
+        return choose_task(
+            self._spec,
+            given,
+            None,
+            name=name,
+            voice=voice is not None,
+            recording=voice is not None and voice.recording is not None,
+            reference_text=voice is not None and voice.text_ids is not None,
+        )
 
     def _from_task(
         self,
         task: TaskPrompt,
         text_ids: list[int],
         audio: Any,
-        voice: Any,
+        voice: _Voice | None,
         num_prefix: int,
-    ) -> StreamPrompt:
+    ) -> tuple[StreamPrompt, _Heard | None]:
+        """The prompt, and what its placeholders for audio stand for."""
         layout = self._spec.layout
-        pieces: list[NDArray[np.int32]] = []
-        for part in task.parts:
-            if part == "text":
-                pieces.append(self._checked_tokens(text_ids))
-            elif part in (ENCODER_TEXT, MELODY):
+        heard: _Heard | None = None
+        if voice is None and self._spec.default_voice is not None:
+            voice = _Voice(token_ids=self._spec.voices[self._spec.default_voice])
+        given = {"flush"} | ({"text"} if text_ids else set())
+        given |= set() if audio is None else {"audio"}
+        if voice is not None:
+            given |= {"voice"} | (set() if voice.text_ids is None else {REFERENCE_TEXT})
+        pieces: list[Piece] = []
+        for part in task.laid_with(given):
+            if part in (ENCODER_TEXT, MELODY):
                 continue
+            if part == "text":
+                substitutes = self._spec.text_substitutes
+                ids = [substitutes.get(token, token) for token in text_ids]
+                pieces.append(Piece(self._checked_tokens(ids)))
             elif part == PREFIX:
                 placeholder = layout.pad_token_ids[0]
-                pieces.append(frames_of_tokens(layout, [placeholder] * num_prefix))
+                pieces.append(Piece(frames_of_tokens(layout, [placeholder] * num_prefix)))
+            elif part == AUDIO_FEATURES:
+                heard = self._hear(audio, sum(len(piece.frames) for piece in pieces))
+                placeholders = [layout.pad_token_ids[0]] * heard[2]
+                pieces.append(Piece(frames_of_tokens(layout, placeholders)))
             elif part == "audio":
-                pieces.append(frames_of_codes(layout, self._encode(audio)))
-                self._check_room(len(pieces[-1]))
-                if layout.delay_scope is DelayScope.SEGMENT:
-                    pieces.append(self._pads())
+                pieces.append(Piece(frames_of_codes(layout, self._encode(audio)), is_audio=True))
+                self._check_room(len(pieces[-1].frames))
             elif part == "voice":
-                chosen = self._spec.default_voice if voice is None else voice
-                if chosen is not None:
-                    pieces.append(frames_of_tokens(layout, self._spec.voices[chosen]))
+                if voice is not None:
+                    pieces.append(self._piece_of_voice(voice))
+            elif part == REFERENCE_TEXT:
+                if voice is not None and voice.text_ids is not None:
+                    pieces.append(Piece(frames_of_tokens(layout, voice.text_ids)))
+                elif voice is not None and voice.recording is not None:
+                    raise ValueError(
+                        f"{REFERENCE_TEXT} must be given: task {task.name!r} needs what is said in "
+                        "the recording"
+                    )
             elif part == "flush":
-                pieces.append(self._pads())
+                pads = [layout.pad_token_ids[0]] * layout.max_delay
+                pieces.append(Piece(frames_of_tokens(layout, pads)))
             else:
                 assert isinstance(part, int)
-                pieces.append(frames_of_tokens(layout, [part]))
-        return apply_delay_pattern(layout, np.concatenate(pieces))
+                pieces.append(Piece(frames_of_tokens(layout, [part])))
+        return lay_out(layout, pieces), heard
 
-    def _pads(self) -> NDArray[np.int32]:
+    def _piece_of_voice(self, voice: _Voice) -> Piece:
+        """What stands for a voice in the prompt: its ids, or the frames of its recording."""
         layout = self._spec.layout
-        return frames_of_tokens(layout, [layout.pad_token_ids[0]] * layout.max_delay)
+        if voice.recording is None:
+            return Piece(frames_of_tokens(layout, voice.token_ids))
+        try:
+            return Piece(self._frames_of_recording(voice.recording, is_voice=True), is_audio=True)
+        except ValueError as error:
+            raise InvalidRequestError(str(error)).renamed({"audio": "voice"}) from error
 
-    def _checked_tokens(self, token_ids: list[int]) -> NDArray[np.int32]:
+    def _checked_tokens(
+        self, token_ids: Sequence[int], field: str = "prompt_token_ids"
+    ) -> NDArray[np.int32]:
         layout = self._spec.layout
         ids = np.asarray(token_ids, np.int64)
         wrong = ids[(ids < 0) | (ids >= layout.vocabulary_size)]
         if len(wrong):
             raise ValueError(
-                f"prompt_token_ids must be in [0, {layout.vocabulary_size}), not {int(wrong[0])}"
+                f"{field} must be in [0, {layout.vocabulary_size}), not {int(wrong[0])}"
             )
         return frames_of_tokens(layout, ids.tolist())
 
     def _encode(self, audio: Any) -> NDArray[np.int32]:
         if isinstance(audio, _Codes):
             return self._checked_codes(audio.codes)
+        if is_given_as_codes(audio):
+            return self._checked_codes(audio["codes"])
         if not self._spec.has_codec:
             raise ValueError("audio is not accepted: the model has no codec")
         return self.encoder.encode(audio)
+
+    def _hear(self, audio: Any, position: int) -> _Heard:
+        """What the model's audio encoder gets of a clip, at a position of the prompt."""
+        encoder = self._spec.audio_encoder
+        assert encoder is not None
+        features: NDArray[Any] = self.encoder.encode(audio)
+        return features, position, num_states(len(features), encoder.chunk)
 
     def _chroma(self, audio: Any) -> bytes:
         """The bins of a clip's melody, which is repeated or cut to the positions that it has."""
@@ -405,6 +716,10 @@ class PromptBuilder:
             )
 
 
+_Heard = tuple[NDArray[Any], int, int]
+"""Features of a clip, the prompt's first position for it, and how many they are."""
+
+
 @dataclass(frozen=True)
 class _Codes:
     """Audio that is given as its codes."""
@@ -412,9 +727,26 @@ class _Codes:
     codes: Any
 
 
+@dataclass(frozen=True)
+class _Voice:
+    """The voice of a request.
+
+    Attributes:
+        recording: a clip of it.
+        text_ids: of what is said in the clip.
+        token_ids: of stream 0 that stand for a named voice.
+    """
+
+    recording: Any = None
+    text_ids: list[int] | None = None
+    token_ids: tuple[int, ...] = ()
+
+
 def _has_audio(prompt: Mapping[str, Any]) -> bool:
-    data = prompt.get("multi_modal_data")
-    return isinstance(data, Mapping) and data.get("audio") is not None
+    data, options = prompt.get("multi_modal_data"), prompt.get("mm_processor_kwargs")
+    if isinstance(options, Mapping) and has_recording(options.get(MESSAGES)):
+        return True
+    return isinstance(data, Mapping) and any(data.get(name) is not None for name in _CLIPS)
 
 
 def _array(name: str, value: Any) -> NDArray[Any]:
@@ -432,9 +764,15 @@ def stream_prompt_builder(renderer: Any) -> PromptBuilder | None:
             renderer._stream_prompt_builder = None
         else:
             max_model_len = getattr(renderer.model_config, "max_model_len", None)
-            renderer._stream_prompt_builder = PromptBuilder(spec, max_model_len)
+            tokenizer = getattr(renderer, "tokenizer", None)
+            tokenize = None if tokenizer is None else partial(_ids_of, tokenizer)
+            renderer._stream_prompt_builder = PromptBuilder(spec, max_model_len, tokenize)
     builder: PromptBuilder | None = renderer._stream_prompt_builder
     return builder
+
+
+def _ids_of(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer.encode(text, add_special_tokens=False))
 
 
 def encode_ahead(renderer: Any, prompts: Sequence[Any]) -> Sequence[Any]:

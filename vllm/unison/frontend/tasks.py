@@ -31,13 +31,15 @@ class FieldNames:
     Attributes:
         text, audio: the inputs.
         output: what says which output is wanted; empty where nothing does.
-        voice: what names a voice.
+        voice: what names a voice, or is the recording of one.
+        reference_text: the transcript of that recording.
     """
 
     text: str = "prompt"
     audio: str = "audio"
     output: str = ""
     voice: str = "voice"
+    reference_text: str = "reference_text"
 
     def rename(self, error: InvalidRequestError) -> InvalidRequestError:
         """An error of the engine's, whose own names are the defaults, in the request's words."""
@@ -47,6 +49,7 @@ class FieldNames:
                 "prompt_token_ids": self.text,
                 "audio": self.audio,
                 "voice": self.voice,
+                "reference_text": self.reference_text,
             }
         )
 
@@ -61,6 +64,8 @@ def choose_task(
     *,
     name: str | None = None,
     voice: bool = False,
+    recording: bool = False,
+    reference_text: bool = False,
     fields: FieldNames = ENGINE_NAMES,
 ) -> TaskPrompt:
     """The task for a request.
@@ -70,14 +75,17 @@ def choose_task(
         inputs: what the request holds, any of "text" and "audio".
         modalities: of the output, any of "text" and "audio"; None: whatever is made.
         name: the task that it names, if it names one.
-        voice: whether it names a voice.
+        voice: whether it names a voice, or gives the recording of one.
+        recording: whether it gives a recording.
+        reference_text: whether it gives the transcript of that recording.
         fields: the names of its fields.
 
     Returns:
-        The named task, if it fits. Else, of the tasks that need exactly what is given and emit at
-        least what is wanted, the first that emits nothing else; without one, the first. A task that
-        takes a voice comes before one that does not if a voice is named. Text that a request did
-        not ask for is not lost on its way to audio, so it may come along; audio must be wanted.
+        The named task, if it fits. Else, of the tasks that need no more than is given, take all of
+        it and emit at least what is wanted, the first that emits nothing else; without one, the
+        first. A task that takes a voice comes before one that does not if there is a voice, and one
+        that speaks with a recording's voice alone needs one. Text that a request did not ask for is
+        not lost on its way to audio, so it may come along; audio must be wanted.
 
     Raises:
         InvalidRequestError: if there is none, or the named one does not fit.
@@ -86,18 +94,86 @@ def choose_task(
         task = _named_task(spec, name, inputs, modalities)
     else:
         fitting = [
-            (voice and not task.takes_voice, _surplus(spec, task, modalities), index)
+            (
+                not voice and needs_voice(spec, task),
+                voice and not _takes_voice(spec, task, recording),
+                _surplus(spec, task, modalities),
+                index,
+            )
             for index, task in enumerate(spec.tasks)
-            if task.needs == set(inputs) and _makes(spec, task, modalities)
+            if task.is_chosen and _takes(task, inputs) and _makes(spec, task, modalities)
         ]
         if not fitting:
             raise InvalidRequestError(_no_task(spec, inputs, modalities, fields))
         task = spec.tasks[min(fitting)[-1]]
-    if voice and not task.takes_voice:
+    if not voice and needs_voice(spec, task):
         raise InvalidRequestError(
-            f"{fields.voice} must not be given: task {task.name!r} has no place for one"
+            f"{fields.voice} must be given: task {task.name!r} speaks with the voice of a recording"
+        )
+    if voice and not _takes_voice(spec, task, recording):
+        what = "the recording of a voice" if recording else "one"
+        raise InvalidRequestError(
+            f"{fields.voice} must not be given: task {task.name!r} has no place for {what}"
+        )
+    if reference_text and not task.takes_reference_text:
+        raise InvalidRequestError(
+            f"{fields.reference_text} must not be given: task {task.name!r} has no place for one"
         )
     return task
+
+
+def needs_voice(spec: SpeechSpec, task: TaskPrompt) -> bool:
+    """Whether a task speaks with the voice of a recording and no other."""
+    return "voice" in task.parts and not spec.voices
+
+
+def takes_recording(spec: SpeechSpec, task: TaskPrompt) -> bool:
+    """Whether a recording may stand for a task's voice.
+
+    In a model with voices of its own the place is for their ids, unless what is said in a recording
+    has a place beside it.
+    """
+    is_for_recordings = not spec.voices or task.takes_reference_text
+    return task.takes_voice and spec.has_codec and is_for_recordings
+
+
+def _takes_voice(spec: SpeechSpec, task: TaskPrompt, is_recording: bool) -> bool:
+    return takes_recording(spec, task) if is_recording else task.takes_voice
+
+
+def _takes(task: TaskPrompt, inputs: Collection[str]) -> bool:
+    return task.needs <= set(inputs) <= task.takes
+
+
+def choose_dialogue(
+    spec: SpeechSpec,
+    modalities: Collection[str],
+    name: str | None = None,
+    fields: FieldNames = ENGINE_NAMES,
+) -> TaskPrompt:
+    """The task for a conversation, of a model that has any.
+
+    Args:
+        spec: the model's specification.
+        modalities: of the answer, any of "text" and "audio".
+        name: the task that the request names, if it names one.
+        fields: the names of its fields.
+
+    Raises:
+        InvalidRequestError: if there is none, or the named one does not fit.
+    """
+    tasks = [task for task in spec.tasks if task.name in spec.conversations]
+    named = [task for task in tasks if name in (None, task.name)]
+    if not named:
+        raise InvalidRequestError(f"task must be one of {list(spec.conversations)}, not {name!r}")
+    fitting = [task for task in named if _makes(spec, task, modalities)]
+    if not fitting:
+        made = {task.name: _words(emits(spec.layout, task)) for task in named}
+        raise InvalidRequestError(
+            f"{fields.output or 'modalities'}: no conversation is answered with "
+            f"{_words(modalities)}; the model has {made}"
+        )
+    return min(fitting, key=lambda task: _surplus(spec, task, modalities))
 
 
 def _named_task(
@@ -107,7 +183,7 @@ def _named_task(
     if name not in tasks:
         raise InvalidRequestError(f"task must be one of {sorted(tasks)}, not {name!r}")
     task = tasks[name]
-    if task.needs != set(inputs):
+    if not _takes(task, inputs):
         raise InvalidRequestError(
             f"task {name!r} needs {_words(task.needs)}, but the request gives {_words(inputs)}"
         )
@@ -138,7 +214,7 @@ def _no_task(
     fields: FieldNames,
 ) -> str:
     """The error of a request for which the model has no task; it blames the field to change."""
-    others = [task for task in spec.tasks if task.needs == set(inputs)]
+    others = [task for task in spec.tasks if _takes(task, inputs)]
     field = fields.output if others and fields.output else fields.text
     if "audio" in inputs and field == fields.text:
         field = fields.audio
@@ -155,8 +231,11 @@ def _words(names: Collection[str]) -> str:
 
 
 def _start(layout: StreamLayout, task: TaskPrompt) -> int:
+    if task.phase is not None:
+        return layout.phase_index(task.phase)
     # Texts, codes and voices hold no begin tokens, so the task's own tokens decide.
-    return start_of_generation(layout, [part for part in task.parts if isinstance(part, int)])[0]
+    ids = [part for part in task.all_parts if isinstance(part, int)]
+    return start_of_generation(layout, ids)[0]
 
 
 def _reachable(layout: StreamLayout, start: int) -> frozenset[str]:

@@ -56,6 +56,11 @@ class PrefixInput(msgspec.Struct, array_like=True, gc=False, frozen=True, tag=Tr
     num_text: int
 
     @property
+    def first_position(self) -> int:
+        """The first position of the prompt that a state stands in."""
+        return 0
+
+    @property
     def num_positions(self) -> int:
         """Positions of the prompt that the states stand in."""
         return len(self.chroma) + self.num_text
@@ -73,5 +78,35 @@ class PrefixInput(msgspec.Struct, array_like=True, gc=False, frozen=True, tag=Tr
         return hashlib.sha256(sizes + self.chroma + ids).digest()
 
 
-LaneConditioning = EncoderInput | PrefixInput
+class AudioInput(msgspec.Struct, array_like=True, gc=False, frozen=True, tag=True):
+    """A clip that the worker encodes, whose states stand in positions of a lane's prompt.
+
+    As with PrefixInput, the prompt has placeholders there.
+
+    Attributes:
+        features: [num_frames, num_mel_bins] float32 log-mel features.
+        first_position: of the prompt that a state stands in.
+        num_positions: states.
+    """
+
+    features: np.ndarray
+    first_position: int
+    num_positions: int
+
+    @property
+    def num_states(self) -> int:
+        """Encoder states that have keys and values of their own: none beside the prompt's."""
+        return 0
+
+    @property
+    def key(self) -> bytes:
+        """Hash of the clip and of where it stands; what hashes of KV blocks have of it."""
+        sizes = np.array([*self.features.shape, self.first_position], "<i8").tobytes()
+        return hashlib.sha256(sizes + np.asarray(self.features, "<f4").tobytes()).digest()
+
+
+PromptStates = PrefixInput | AudioInput
+"""What stands in the place of embeddings of a prompt."""
+
+LaneConditioning = EncoderInput | PrefixInput | AudioInput
 """What a lane has besides its tokens."""

@@ -61,6 +61,7 @@ class GuidanceInputs(msgspec.Struct, array_like=True, gc=False):
             last None means to the end.
         audio_only: whether only audio phases are guided.
         pad_token_ids: per stream the id of a pad (single-stream: empty).
+        null_ending: ids of stream 0 in the last steps of a prompt of pads, in their place.
     """
 
     weight: float
@@ -69,6 +70,7 @@ class GuidanceInputs(msgspec.Struct, array_like=True, gc=False):
     last: int | None = None
     audio_only: bool = False
     pad_token_ids: list[int] = []
+    null_ending: list[int] = []
 
 
 def _is_finite(value: Any) -> bool:

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
 STREAM_FIELDS = ("stream_temperature", "stream_top_k", "stream_top_p")
 
+REPEAT_FIELDS = ("ras_win_len", "ras_win_max_num_repeat")
+"""Repetition-aware sampling (arXiv 2406.05370), under the names that published configurations have:
+a code that its stream has emitted `ras_win_max_num_repeat` times in the last `ras_win_len` steps is
+drawn again, without temperature and filters. No window: never."""
+
+DEFAULT_MAX_REPEATS = 2
+"""Of a request that gives a window alone; as in the published configurations that have one."""
+
 _INT32_MAX = 2**31 - 1
 
 
@@ -78,6 +86,8 @@ RANGES: Mapping[str, Range] = {
     "seed": Range(-(2**63), 2**63 - 2, is_integer=True),
     "max_tokens": Range(1, _INT32_MAX, is_integer=True),
     "guidance_scale": Range(0, 100),
+    "ras_win_len": Range(0, 1024, is_integer=True),
+    "ras_win_max_num_repeat": Range(1, 1024, is_integer=True),
 }
 """By SamplingParams field; temperature and top_p are upstream's ranges."""
 
@@ -107,6 +117,9 @@ _ACCEPTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 def verify_stream_fields(params: SamplingParams) -> None:
     """Refuse values that no model accepts. Raises ValueError naming the field and the range."""
+    for name in REPEAT_FIELDS:
+        if getattr(params, name) is not None:
+            verify_range(name, getattr(params, name))
     for name, (accepts, words) in _ACCEPTED.items():
         value = getattr(params, name)
         if value is None:

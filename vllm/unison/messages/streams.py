@@ -50,6 +50,8 @@ class StreamInputs(msgspec.Struct, array_like=True, gc=False):
         state: state of the phase table in which generation starts.
         segment_start: position at which the audio segment begins that the prompt ends in.
         encoder_input: what the conditional lane is conditioned on besides its tokens, if anything.
+        start_phase: the phase in which generation starts, if the request's task says so and not
+            its prompt.
     """
 
     auxiliary_ids: np.ndarray
@@ -58,6 +60,7 @@ class StreamInputs(msgspec.Struct, array_like=True, gc=False):
     state: int = 0
     segment_start: int = 0
     encoder_input: LaneConditioning | None = None
+    start_phase: int | None = None
 
 
 @dataclass
@@ -72,11 +75,14 @@ class StreamUpdate:
             the scheduler has received.
         encoder_inputs: per request id, of those that have any, what it is conditioned on besides
             its tokens.
+        start_phases: per request id, of those whose task says so, the phase that generation starts
+            in.
     """
 
     auxiliary_ids: dict[str, NDArray[np.int32]] = field(default_factory=dict)
     audio_frames: dict[str, int] = field(default_factory=dict)
     encoder_inputs: dict[str, LaneConditioning] = field(default_factory=dict)
+    start_phases: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass

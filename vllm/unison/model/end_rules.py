@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 
 from vllm.unison.model.delay_pattern import interleave
 from vllm.unison.model.fills import Fill, StreamFills
-from vllm.unison.model.layout import MAX_STREAMS, LayoutError, Phase, PlaceFill
+from vllm.unison.model.layout import (
+    MAX_STREAMS,
+    LayoutError,
+    Phase,
+    PlaceFill,
+    StreamLayout,
+)
 from vllm.unison.model.phases import NO_TOKEN
 from vllm.unison.model.spec import SpeechSpec
 
@@ -131,26 +137,33 @@ class _OneEndId:
 
 
 @dataclass(frozen=True)
-class AnyStream(_OneEndId):
-    """An id on any stream is the first sign; then streams are bound in the order of their delays.
+class AnyStream:
+    """An end on any stream is the first sign; then streams are bound in the order of their delays.
 
-    That is `delays[k]` steps after it for stream k. The audio ends with the first column that holds
-    the id on all streams (Higgs Audio v2). A stream's own end does not bind it: it may emit codes
-    again before it is its turn, which belong to no frame.
+    The first stream is, in the step after it. The audio ends with the first column that holds an
+    end on all streams (Higgs Audio v2), and has the frames that the columns before it hold whole. A
+    stream's own end does not bind it: it may emit codes again before it is its turn.
 
     Args:
-        end_id: the id; all streams' end and tail.
-        first_step: the first step at which it counts, and is allowed.
+        end_ids: per stream the id of its end and tail.
+        first_step: the first step at which they count, and are allowed.
     """
 
+    end_ids: tuple[int, ...]
+    first_step: int = 0
+    extra_steps = 1
+    closing: tuple[int, ...] = ()
+
     def ends(self, columns: Columns, delays: Steps, first: int) -> Ends:
-        """The earlier of a stream's own end and its turn."""
+        """The streams' turns, and the column that ends all of them."""
         started = np.arange(len(columns))[:, None] >= delays
-        is_end = (columns == self.end_id) & started
-        turns = np.minimum(_first_step(is_end.any(axis=1), first) + delays, NEVER)
-        own = [_first_step(is_end[:, stream], first) for stream in range(len(delays))]
+        is_end = (columns == np.array(self.end_ids)) & started
+        order = 1 + delays - delays.min()
+        turns = np.minimum(_first_step(is_end.any(axis=1), first) + order, NEVER)
         whole = _first_step(is_end.all(axis=1), first)
-        return Ends(np.minimum(turns, own), turns, min(whole + 1, NEVER))
+        if whole == NEVER:
+            return Ends.at(turns, NEVER)
+        return Ends(whole - int(delays.max()) + delays, turns, whole + 1)
 
     def may_end(self, step: int, delays: Steps, first: int, ends: Ends) -> NDArray[np.bool_]:
         """Every stream that has started."""
@@ -329,16 +342,18 @@ def speech_lm_pattern(spec: SpeechSpec, phase_index: int) -> StreamPattern:
             )
             for stream in range(layout.num_streams)
         ),
-        end_rule=_end_rule(layout.phases[phase_index]),
+        end_rule=_end_rule(layout, layout.phases[phase_index]),
         vocabulary_size=layout.vocabulary_size,
     )
 
 
-def _end_rule(phase: Phase) -> EndRule:
+def _end_rule(layout: StreamLayout, phase: Phase) -> EndRule:
     rule = phase.end_rule
     tokens = tuple(transition.token for transition in phase.transitions)
     if not tokens:
         return FixedLength()
+    if rule.any_stream:
+        return AnyStream(layout.end_ids(phase))
     if rule.after_tail:
         return AfterTail(tokens, rule.first_step)
     return IdOnPrimary(
@@ -537,11 +552,21 @@ def _validate_rule(pattern: StreamPattern) -> None:
             f"not {list(pattern.delays)}"
         )
     if isinstance(rule, AnyStream | StreamsInTurn):
-        # The rule looks for the id that the fills write.
-        for k, fills in enumerate(pattern.fills):
+        ends = rule.end_ids if isinstance(rule, AnyStream) else rule.end_ids * pattern.num_streams
+        if len(ends) != pattern.num_streams:
+            raise LayoutError(
+                f"end_rule.end_ids must have {pattern.num_streams} entries, one per stream, "
+                f"not {len(ends)}"
+            )
+        # The rule looks for the ids that the fills write.
+        for k, (fills, end_id) in enumerate(zip(pattern.fills, ends, strict=True)):
             for fill in (fills.end, fills.tail):
-                if fill is not None and fill.token_id != rule.end_id:
+                if fill is not None and fill.token_id != end_id:
                     raise LayoutError(
-                        f"fills[{k}] must end with end_rule.end_id, {rule.end_id}, "
+                        f"fills[{k}] must end with the id of end_rule, {end_id}, "
                         f"not {fill.token_id}"
+                    )
+                if fill is not None and fill.sampled and isinstance(rule, AnyStream):
+                    raise LayoutError(
+                        f"fills[{k}] must be forced at the end, since the first sign binds streams"
                     )

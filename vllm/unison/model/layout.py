@@ -81,11 +81,14 @@ class AudioEnd:
     """How the tokens that leave an audio phase end its segment.
 
     Attributes:
+        any_stream: whether the tail's id on any stream is the first sign of the end. From the next
+            step on it is forced on one stream after another, as they are delayed, and the segment
+            ends with the first step that holds it on all. False: stream 0 says it alone.
         after_tail: whether the token ends all streams at once, after a tail that they emit
             themselves. False: it ends stream 0, and each other stream as many steps later as it is
             delayed.
         first_step: first step of the segment, counted from where generation starts in it, at which
-            the tokens count.
+            the tokens count. A text phase may have one too, counted from the prompt's end.
         forbids_earlier: whether they are masked before; False: they are emitted and ignored.
         extra_steps: steps that the segment runs on after its last frame's, 0 or 1.
         closing: ids that stream 0 is forced to emit after that.
@@ -96,6 +99,7 @@ class AudioEnd:
     forbids_earlier: bool = True
     extra_steps: int = 0
     closing: tuple[int, ...] = ()
+    any_stream: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,9 @@ class Transition:
 class Phase:
     """One phase of a request.
 
-    A prompt whose last begin token is in `begin_tokens` starts generation in this phase. `end_rule`
-    is for audio phases.
+    A prompt whose last begin token is in `begin_tokens` starts generation in this phase. Of
+    `end_rule` text phases have `first_step` only. A text phase that `chooses` emits no text: its
+    transitions' tokens are all there is to choose from.
     """
 
     name: str
@@ -124,6 +129,7 @@ class Phase:
     begin_tokens: tuple[int, ...] = ()
     transitions: tuple[Transition, ...] = ()
     end_rule: AudioEnd = AudioEnd()
+    chooses: bool = False
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,8 @@ class StreamLayout:
             its slice (a pad, an end token): FAIL_REQUEST, DROP_FRAME, or a code that takes the
             place of each such id. The codec never sees one.
         fills: what the streams carry in audio segments where they have no frame.
+        more_candidates: per stream the ids outside its slice that the sampler may choose in audio
+            where it chooses a code, and that mean nothing there; empty: none of any stream.
 
     Raises:
         LayoutError: naming the field and the accepted range.
@@ -161,6 +169,7 @@ class StreamLayout:
     delay_scope: DelayScope = DelayScope.SEQUENCE
     outside_codebook: str | int = FAIL_REQUEST
     fills: AudioFills = AudioFills()
+    more_candidates: tuple[tuple[int, ...], ...] = ()
     _phase_by_name: dict[str, int] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -173,6 +182,14 @@ class StreamLayout:
     def num_streams(self) -> int:
         """Number of streams K."""
         return len(self.delays)
+
+    @cached_property
+    def coded_streams(self) -> tuple[int, ...]:
+        """The streams whose codes make a frame of audio: the codec's, in its order, or all streams
+        where some of them are not the codec's."""
+        all_streams = tuple(range(self.num_streams))
+        has_others = set(self.codebook_streams) != set(all_streams)
+        return all_streams if has_others else self.codebook_streams
 
     @property
     def max_delay(self) -> int:
@@ -209,6 +226,15 @@ class StreamLayout:
         """Ids of fills that are candidates of a stream in audio, sorted."""
         places = (self.lead_in, self.end, self.tail)
         return sorted({place.token_ids[stream] for place in places if place.sampled[stream]})
+
+    def more_than_codes(self, stream: int) -> list[int]:
+        """Ids that a stream may emit in audio besides its codes, but for what ends it; sorted."""
+        more = self.more_candidates[stream] if self.more_candidates else ()
+        return sorted({*self.sampled_fills(stream), *more})
+
+    def end_ids(self, phase: Phase) -> tuple[int, ...]:
+        """Per stream the id that may end an audio phase that any stream may end; else empty."""
+        return self.tail.token_ids if phase.end_rule.any_stream else ()
 
     @property
     def has_audio(self) -> bool:
@@ -247,7 +273,7 @@ class StreamLayout:
         """
         known = {
             "delays", "vocabulary_size", "slices", "pad_token_ids", "phases", "text_slice",
-            "codebook_streams", "delay_scope", "outside_codebook", "fills",
+            "codebook_streams", "delay_scope", "outside_codebook", "fills", "more_candidates",
         }  # fmt: skip
         _refuse_unknown("stream_layout", data, known)
         for name in ("delays", "vocabulary_size", "slices", "pad_token_ids", "phases"):
@@ -283,6 +309,12 @@ class StreamLayout:
             delay_scope=DelayScope[scope],
             outside_codebook=data.get("outside_codebook", FAIL_REQUEST),
             fills=_fills("stream_layout.fills", data.get("fills"), len(delays)),
+            more_candidates=tuple(
+                _integers(f"stream_layout.more_candidates[{k}]", ids)
+                for k, ids in enumerate(
+                    _list("stream_layout.more_candidates", data.get("more_candidates", ()))
+                )
+            ),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -292,7 +324,9 @@ class StreamLayout:
             for name in _PLACES
             if (place := getattr(self.fills, name)) is not None
         }
-        more = {"fills": fills} if fills else {}
+        more: dict[str, Any] = {"fills": fills} if fills else {}
+        if self.more_candidates:
+            more["more_candidates"] = [list(ids) for ids in self.more_candidates]
         return more | {
             "delays": list(self.delays),
             "vocabulary_size": self.vocabulary_size,
@@ -319,7 +353,7 @@ class StreamLayout:
 
 
 _PLACES = ("lead_in", "end", "tail")
-_ID_ON_PRIMARY, _AFTER_TAIL = "id_on_primary", "after_tail"
+_ID_ON_PRIMARY, _AFTER_TAIL, _ANY_STREAM = "id_on_primary", "after_tail", "any_stream"
 
 
 def _validate(layout: StreamLayout) -> None:
@@ -372,6 +406,7 @@ def _validate(layout: StreamLayout) -> None:
             f"[0, {smallest - 1}], not {rule!r}"
         )
     _validate_fills(layout)
+    _validate_more_candidates(layout)
     _validate_phases(layout)
 
 
@@ -393,6 +428,23 @@ def _validate_fills(layout: StreamLayout) -> None:
                 raise LayoutError(
                     f"fills.{name}.token_ids[{k}] must lie outside slices[{k}] = "
                     f"[{begin}, {end}), not {token}"
+                )
+
+
+def _validate_more_candidates(layout: StreamLayout) -> None:
+    if len(layout.more_candidates) not in (0, layout.num_streams):
+        raise LayoutError(
+            f"more_candidates must have {layout.num_streams} entries, one per stream, or none, "
+            f"not {len(layout.more_candidates)}"
+        )
+    for k, ids in enumerate(layout.more_candidates):
+        begin, end = layout.slices[k]
+        for i, token in enumerate(ids):
+            name = f"more_candidates[{k}][{i}]"
+            _check_token(name, token, layout.vocabulary_size)
+            if begin <= token < end:
+                raise LayoutError(
+                    f"{name} must lie outside slices[{k}] = [{begin}, {end}), not {token}"
                 )
 
 
@@ -440,14 +492,18 @@ def _validate_end(where: str, layout: StreamLayout, phase: Phase) -> None:
     rule = phase.end_rule
     if rule == AudioEnd():
         return
-    if phase.kind is not PhaseKind.AUDIO or not phase.transitions:
-        raise LayoutError(f"{where} is only for audio phases that have transitions")
+    if not phase.transitions:
+        raise LayoutError(f"{where} is only for phases that have transitions")
+    if phase.kind is PhaseKind.TEXT and rule != AudioEnd(first_step=rule.first_step):
+        raise LayoutError(f"{where} of a text phase must hold first_step only")
     if rule.first_step < 0:
         raise LayoutError(f"{where}.first_step must be at least 0, not {rule.first_step}")
     if rule.extra_steps not in (0, 1):
         raise LayoutError(f"{where}.extra_steps must be 0 or 1, not {rule.extra_steps}")
     for i, token in enumerate(rule.closing):
         _check_token(f"{where}.closing[{i}]", token, layout.vocabulary_size)
+    if rule.any_stream:
+        _validate_any_stream(where, layout, phase)
     if not rule.after_tail:
         return
     if rule.extra_steps or rule.closing or not rule.forbids_earlier:
@@ -469,6 +525,37 @@ def _validate_end(where: str, layout: StreamLayout, phase: Phase) -> None:
                 f"fills.{place}.token_ids[0] must not be a token that ends phase {phase.name!r}, "
                 f"not {token}"
             )
+
+
+def _validate_any_stream(where: str, layout: StreamLayout, phase: Phase) -> None:
+    """The end is read from the tail's ids, which must mean nothing else."""
+    rule = phase.end_rule
+    if rule != AudioEnd(any_stream=True, extra_steps=1):
+        raise LayoutError(f"{where} must have no other fields if any stream ends the segment")
+    ends = [transition.token for transition in phase.transitions]
+    if ends != [layout.tail.token_ids[0]]:
+        raise LayoutError(
+            f"fills.tail.token_ids[0] must be the only token that ends phase {phase.name!r}, "
+            f"{ends}, not {layout.tail.token_ids[0]}"
+        )
+    if layout.end.token_ids != layout.tail.token_ids:
+        raise LayoutError(
+            f"fills.end.token_ids must be those of fills.tail, which any stream of phase "
+            f"{phase.name!r} ends with, not {list(layout.end.token_ids)}"
+        )
+    for k, token in enumerate(layout.tail.token_ids):
+        if layout.tail.sampled[k] or layout.end.sampled[k]:
+            raise LayoutError(
+                f"fills.tail.sampled[{k}] must be false, since the tail of phase {phase.name!r} "
+                "is forced"
+            )
+        others = {
+            f"fills.lead_in.token_ids[{k}]": layout.lead_in.token_ids[k],
+            f"pad_token_ids[{k}]": layout.pad_token_ids[k],
+        }
+        for name, other in others.items():
+            if token == other:
+                raise LayoutError(f"{name} must not be what ends phase {phase.name!r}, {token}")
 
 
 def _check_token(name: str, token: int, vocabulary_size: int) -> None:
@@ -576,10 +663,12 @@ def _end(name: str, data: Any) -> AudioEnd:
     every = {"kind", "first_step", "forbids_earlier", "extra_steps", "closing"}
     _refuse_unknown(name, data, every)
     kind = data.get("kind", _ID_ON_PRIMARY)
-    if kind not in (_ID_ON_PRIMARY, _AFTER_TAIL):
-        raise LayoutError(
-            f"{name}.kind must be {_ID_ON_PRIMARY!r} or {_AFTER_TAIL!r}, not {kind!r}"
-        )
+    kinds = (_ID_ON_PRIMARY, _AFTER_TAIL, _ANY_STREAM)
+    if kind not in kinds:
+        raise LayoutError(f"{name}.kind must be one of {list(kinds)}, not {kind!r}")
+    if kind == _ANY_STREAM:
+        _refuse_unknown(name, data, {"kind"})
+        return AudioEnd(any_stream=True, extra_steps=1)
     if kind == _AFTER_TAIL:
         _refuse_unknown(name, data, {"kind", "first_step"})
     return AudioEnd(
@@ -594,6 +683,8 @@ def _end(name: str, data: Any) -> AudioEnd:
 def _end_to_dict(rule: AudioEnd) -> dict[str, Any]:
     if rule == AudioEnd():
         return {}
+    if rule.any_stream:
+        return {"end_rule": {"kind": _ANY_STREAM}}
     data: dict[str, Any] = {"kind": _AFTER_TAIL, "first_step": rule.first_step}
     if not rule.after_tail:
         data |= {

@@ -78,9 +78,9 @@ class Heads:
             return []
         per_stream = []
         for stream, (begin, end) in enumerate(self.layout.slices):
-            moves = [] if stream else self._transition_tokens(PhaseKind.AUDIO)
-            fills = [i for i in self.layout.sampled_fills(stream) if i not in moves]
-            per_stream.append(np.array([*range(begin, end), *moves, *fills], np.int32))
+            moves = self._end_ids(stream)
+            others = [i for i in self.layout.more_than_codes(stream) if i not in moves]
+            per_stream.append(np.array([*range(begin, end), *moves, *others], np.int32))
         groups: list[StreamGroup] = []
         column = start = 0
         for stop in range(1, len(per_stream) + 1):
@@ -105,18 +105,20 @@ class Heads:
 
         Row 2 * state is the state's allowed set; row 2 * state + 1 the same without the tokens that
         end the request (for min_tokens and ignore_eos). Rows from 2 * num_states on are those of
-        audio phases before their first step that may end.
+        phases before their first step that may end.
         """
         begin, end = self.text_range
         masks = np.zeros((2 * self._table.num_masks, 1, end - begin), np.bool_)
         for index, phase in enumerate(self.layout.phases):
             if phase.kind is not PhaseKind.TEXT or self.layout.text_slice is None:
                 continue
+            first, last = (token - begin for token in self.layout.text_slice)
+            early = int(self._table.early_mask[index])
             for variant in (0, 1):
-                mask = masks[2 * index + variant, 0]
-                mask[self.layout.text_slice[0] - begin : self.layout.text_slice[1] - begin] = True
+                for row in (early, index):
+                    masks[2 * row + variant, 0, first:last] = not phase.chooses
                 for token in self._allowed_transitions(index, variant):
-                    mask[token - begin] = True
+                    masks[2 * index + variant, 0, token - begin] = True
         return masks
 
     def audio_masks(self, group: StreamGroup) -> NDArray[np.bool_]:
@@ -128,9 +130,18 @@ class Heads:
             stream = group.first_stream + row
             begin, end = self.layout.slices[stream]
             ids = group.candidate_ids[row]
-            own = (ids >= begin) & (ids < end) | np.isin(ids, self.layout.sampled_fills(stream))
+            own = (ids >= begin) & (ids < end) | np.isin(ids, self.layout.more_than_codes(stream))
             for state in range(self._table.num_states):
                 if kinds[state] not in (StateKind.AUDIO, StateKind.FLUSH):
+                    continue
+                if self._table.any_ends[state]:
+                    # Other streams may end by themselves until it is their turn.
+                    ends = own | (ids == self._table.end_ids[stream])
+                    may_end = kinds[state] == StateKind.FLUSH or bool(
+                        self._allowed_transitions(state, 1)
+                    )
+                    masks[2 * state, row] = ends
+                    masks[2 * state + 1, row] = ends if may_end else own
                     continue
                 early = int(self._table.early_mask[state])
                 for variant in (0, 1):
@@ -139,9 +150,10 @@ class Heads:
                         moves = self._allowed_transitions(state, variant)
                         # An id that also fills the tail is a candidate like any fill, but not where
                         # the request must not end.
-                        refused = set(self._phase_moves(state)).difference(moves)
-                        before = own & ~np.isin(ids, list(refused))
-                        allowed = before | np.isin(ids, moves)
+                        ends = self._phase_moves(state)
+                        refused = set(ends).difference(moves)
+                        before = own & ~np.isin(ids, ends)
+                        allowed = own & ~np.isin(ids, list(refused)) | np.isin(ids, moves)
                     masks[2 * early + variant, row] = before
                     masks[2 * state + variant, row] = allowed
         return masks
@@ -155,6 +167,13 @@ class Heads:
 
     def _phase_moves(self, phase_index: int) -> list[int]:
         return [t.token for t in self.layout.phases[phase_index].transitions]
+
+    def _end_ids(self, stream: int) -> list[int]:
+        """Ids with which a stream may end audio."""
+        if stream == 0:
+            return self._transition_tokens(PhaseKind.AUDIO)
+        ends = (self.layout.end_ids(phase) for phase in self.layout.phases)
+        return sorted({ids[stream] for ids in ends if ids})
 
     def _transition_tokens(self, kind: PhaseKind) -> list[int]:
         return sorted(

@@ -63,6 +63,8 @@ class PhaseTable:
             frame, counted from the token that starts them.
         extra_steps: [num_states] for flush states the steps that they last past the flush's end.
         by_limit: [num_states] 1 for flush states that max_tokens leads to.
+        any_ends: [num_states] 1 for the states of phases that any stream may end, flushes included.
+        end_ids: [num_streams] the id with which each stream ends those.
         at_limit: [num_states] state after the last token that max_tokens allows.
         finish: [num_states] Finish.
     """
@@ -103,11 +105,14 @@ class PhaseTable:
         def add_flush(end: AudioEnd, following: int, limited: bool) -> int:
             for token in reversed(end.closing):
                 following = add(StateKind.FLUSH, token, following, limited=limited)
-            # A flush that the limit starts has no end token: stream 0 ends one position later.
-            shift = 1 if limited else -self.max_delay if end.after_tail else 0
+            # A flush that the limit starts has no end token: stream 0 ends one position later, as
+            # it does where another stream may have been the one to end.
+            is_next = limited or end.any_stream
+            shift = 1 if is_next else -self.max_delay if end.after_tail else 0
             token = _flush_token(layout, limited)
             return add(StateKind.FLUSH, token, following, shift, end.extra_steps, limited)
 
+        any_ends: dict[int, int] = {}
         tokens = sorted({t.token for phase in layout.phases for t in phase.transitions})
         class_of = {token: index + 1 for index, token in enumerate(tokens)}
         moves: dict[tuple[int, int], int] = {}
@@ -120,12 +125,15 @@ class PhaseTable:
                     target = add(StateKind.FORCED, token, target)
                 if phase.kind is PhaseKind.AUDIO:
                     target = add_flush(phase.end_rule, target, limited=False)
+                    any_ends[target] = int(phase.end_rule.any_stream)
                 moves[index, class_of[transition.token]] = target
         limits = {
             index: add_flush(phase.end_rule, self.end_length, limited=True)
             for index, phase in enumerate(layout.phases)
             if phase.end_rule.extra_steps or phase.end_rule.closing
         }
+        for index, flush in limits.items():
+            any_ends[index] = any_ends[flush] = int(layout.phases[index].end_rule.any_stream)
 
         states = len(kind)
         self.token_class = np.zeros(layout.vocabulary_size, np.int64)
@@ -147,6 +155,8 @@ class PhaseTable:
         self.end_shift = np.array(end_shift, np.int64)
         self.extra_steps = np.array(extra_steps, np.int64)
         self.by_limit = np.array(by_limit, np.int64)
+        self.any_ends = np.array([any_ends.get(state, 0) for state in range(states)], np.int64)
+        self.end_ids = np.array(layout.tail.token_ids, np.int64)
         self.first_step = np.zeros(states, np.int64)
         self.early_mask = np.arange(states)
         self.num_masks = states
@@ -207,6 +217,8 @@ class PhaseTable:
             by_limit=move(self.by_limit),
             first_step=move(self.first_step),
             early_mask=move(self.early_mask),
+            any_ends=move(self.any_ends),
+            end_ids=move(self.end_ids),
             end_length=self.end_length,
             max_delay=self.max_delay,
             where=torch.where,
@@ -228,6 +240,8 @@ class PhaseTable:
             by_limit=self.by_limit,
             first_step=self.first_step,
             early_mask=self.early_mask,
+            any_ends=self.any_ends,
+            end_ids=self.end_ids,
             end_length=self.end_length,
             max_delay=self.max_delay,
             where=np.where,
@@ -250,6 +264,8 @@ class DeviceTable:
     by_limit: Any
     first_step: Any
     early_mask: Any
+    any_ends: Any
+    end_ids: Any
     end_length: int
     max_delay: int
     where: Any
@@ -275,17 +291,18 @@ def advance(
     table: DeviceTable,
     progress: Progress,
     position: Any,
-    token: Any,
+    tokens: Any,
     limit: Any,
     num_prompt: Any = 0,
 ) -> Progress:
-    """Progress after stream 0 emitted `token` at `position`.
+    """Progress after the streams emitted `tokens` at `position`.
 
     Args:
         table: the phase table, in the array library of the other arguments.
         progress: [num_rows] each, before the token.
-        position: [num_rows] position of the token.
-        token: [num_rows] ids, at least 0.
+        position: [num_rows] position of the tokens.
+        tokens: [num_rows, num_streams] ids, at least 0; of streams 1.. those count only in phases
+            that any stream may end.
         limit: [num_rows] position at which stream 0 may emit no more (prompt plus max_tokens).
         num_prompt: [num_rows] length of the prompt, at which generation starts.
 
@@ -296,6 +313,8 @@ def advance(
     state = progress.state
     flushing = kind[state] == StateKind.FLUSH
     early = is_early(table, state, progress.segment_start, position, num_prompt)
+    any_ends, ended = table.any_ends[state] == 1, tokens == table.end_ids
+    token = where(any_ends & ended.any(-1), table.end_ids[0], tokens[..., 0])
     after = table.next_state[state, where(early, 0, table.token_class[token])]
     free = (kind[after] != StateKind.FLUSH) & (kind[after] != StateKind.DONE)
     after = where((position + 1 >= limit) & ~flushing & free, table.at_limit[state], after)
@@ -303,6 +322,7 @@ def advance(
     starts_flush = (kind[after] == StateKind.FLUSH) & ~flushing
     end = position + table.end_shift[after]
     flush_end = where(starts_flush, end + table.max_delay, progress.flush_end)
+    flush_end = where(any_ends & ended.all(-1), position, flush_end)
     last = flush_end + table.extra_steps[after]
     flushed = (kind[after] == StateKind.FLUSH) & (position + 1 >= last)
     following = table.after_flush[after]
@@ -360,37 +380,48 @@ def replay(
     output: Sequence[int] | NDArray[np.int32],
     limit: int,
     until_done: bool = False,
+    start_phase: int | None = None,
 ) -> Replay:
-    """Recover a request's progress from the tokens of stream 0.
+    """Recover a request's progress from its tokens.
 
-    Generation starts in the phase of the prompt's last begin token, whose segment starts right
-    after it, or in the first phase at the prompt's end if there is none.
+    Generation starts as `start_of_generation` says.
 
     Args:
         table: the phase table.
         prompt: ids of stream 0 in the prompt.
-        output: ids that stream 0 has emitted, flush pads included.
+        output: [num_steps, num_streams] ids that it has emitted, flush pads included; [num_steps]
+            of stream 0 will do where no other stream may end audio.
         limit: position at which stream 0 may emit no more.
         until_done: stop at the request's end and leave what comes after it unread.
+        start_phase: the phase that it starts in, if its task says so.
     """
-    state, segment_start = start_of_generation(table.layout, prompt)
+    state, segment_start = start_of_generation(table.layout, prompt, start_phase)
     host = table.on_host
     flush_end = 0
     segments: list[Segment] = []
     class_of, next_state, kind = table.token_class, table.next_state, table.kind
-    ids = np.asarray(output).tolist()
-    for position, token in enumerate(ids, start=len(prompt)):
+    steps = np.asarray(output, np.int64)
+    steps = steps[:, None] if steps.ndim == 1 else steps
+    ended = (steps == table.end_ids).any(axis=1).tolist() if table.any_ends.any() else None
+    for position, token in enumerate(steps[:, 0].tolist(), start=len(prompt)):
         if until_done and kind[state] == StateKind.DONE:
             break
+        row = position - len(prompt)
         if (
             kind[state] == StateKind.AUDIO
             and next_state[state, class_of[token]] == state
             and position + 1 < limit
+            and not (ended is not None and table.any_ends[state] and ended[row])
         ):
             continue
         was = Progress(np.int64(state), np.int64(segment_start), np.int64(flush_end))
         now = advance(
-            host, was, np.int64(position), np.int64(token), np.int64(limit), np.int64(len(prompt))
+            host,
+            was,
+            np.int64(position),
+            steps[row],
+            np.int64(limit),
+            np.int64(len(prompt)),
         )
         left_audio = kind[state] in (StateKind.AUDIO, StateKind.FLUSH)
         moved = int(now.state) != state or int(now.segment_start) != segment_start
@@ -413,8 +444,22 @@ def _flush_token(layout: StreamLayout, by_limit: bool) -> int:
     return tail.token_ids[0] if end.token_ids[0] == tail.token_ids[0] else NO_TOKEN
 
 
-def start_of_generation(layout: StreamLayout, prompt: Sequence[int]) -> tuple[int, int]:
-    """State and segment start that a prompt leads to (see `replay`)."""
+def start_of_generation(
+    layout: StreamLayout, prompt: Sequence[int], start_phase: int | None = None
+) -> tuple[int, int]:
+    """State and segment start that a prompt leads to.
+
+    That is the phase of the prompt's last begin token, whose segment starts right after it, or the
+    first phase at the prompt's end if there is none.
+
+    Args:
+        layout: the stream layout.
+        prompt: ids of stream 0.
+        start_phase: the phase instead, if the request's task says so; it starts at the prompt's
+            end.
+    """
+    if start_phase is not None:
+        return start_phase, len(prompt)
     phase_of = {
         token: index for index, phase in enumerate(layout.phases) for token in phase.begin_tokens
     }

@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import re
 import weakref
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vllm.unison.model.layout import DelayScope, LayoutError, StreamLayout, _list, _refuse_unknown
+from vllm.unison.model.dialogue import Dialogue
+from vllm.unison.model.layout import LayoutError, StreamLayout, _list, _refuse_unknown
 from vllm.unison.model.phases import PhaseTable
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
+    from vllm.unison.model.conversation import TurnGrammar
 
-PROMPT_PARTS = ("text", "audio", "voice", "flush")
+REFERENCE_TEXT = "reference_text"
+"""The part of a task prompt that takes the transcript of the voice's recording."""
+
+PROMPT_PARTS = ("text", "audio", "voice", REFERENCE_TEXT, "flush")
 """What a task prompt may hold besides token ids; "flush" is max(delays) pads."""
+
+_INPUT_PARTS = ("text", "audio", "voice", REFERENCE_TEXT)
+"""Those of them that a request gives, each at most once in a task prompt."""
 
 ENCODER_TEXT = "encoder_text"
 """The part of a task prompt that takes the request's text and lays nothing into the prompt: the
@@ -34,6 +42,10 @@ PREFIX = "prefix"
 MELODY = "melody"
 """The part of a task prompt that takes the request's audio and lays nothing into the prompt: the
 prefix has its melody."""
+
+AUDIO_FEATURES = "audio_features"
+"""The part of a task prompt that takes the positions of what the model's audio encoder hears in the
+request's audio, with placeholders."""
 
 PADS, SAME_PROMPT = "pads", "same"
 """Null prompts that follow the conditional lane: as many pads as it has steps before guidance, or
@@ -48,8 +60,14 @@ GENERATION_DEFAULTS = (
     "stream_temperature",
     "stream_top_k",
     "stream_top_p",
+    "ras_win_len",
+    "ras_win_max_num_repeat",
 )
 """SamplingParams fields for which a task may have defaults of its own."""
+
+
+Part = int | str
+"""A token id of stream 0, or the name of what a request gives."""
 
 
 @dataclass(frozen=True)
@@ -58,23 +76,65 @@ class TaskPrompt:
 
     Attributes:
         name: the task's name, as requests give it.
-        parts: token ids of stream 0, and names of PROMPT_PARTS.
+        parts: token ids of stream 0, and names of PROMPT_PARTS. A tuple among them is an optional
+            section, laid only if the request gives the part that it names.
+        phase: name of the phase that generation starts in; None: that of the prompt's last begin
+            token.
+        is_chosen: whether requests that name no task may get it.
     """
 
     name: str
-    parts: tuple[int | str, ...]
+    parts: tuple[Part | tuple[Part, ...], ...]
+    phase: str | None = None
+    is_chosen: bool = True
+
+    @property
+    def all_parts(self) -> tuple[Part, ...]:
+        """The parts in their order, those of optional sections among them."""
+        found: list[Part] = []
+        for part in self.parts:
+            found += part if isinstance(part, tuple) else (part,)
+        return tuple(found)
 
     @property
     def needs(self) -> frozenset[str]:
-        """The inputs that the prompt holds: any of "text" and "audio"."""
-        inputs = {ENCODER_TEXT: "text", MELODY: "audio"}
-        names = (inputs.get(part, part) for part in self.parts if isinstance(part, str))
-        return frozenset(name for name in names if name in ("text", "audio"))
+        """The inputs that a request must give: any of "text" and "audio"."""
+        return _inputs_of(self.parts)
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The inputs that a request may give: those that it must, and those of the sections."""
+        return _inputs_of(self.all_parts)
 
     @property
     def takes_voice(self) -> bool:
-        """Whether the prompt has a place for the ids of a named voice."""
-        return "voice" in self.parts
+        """Whether the prompt has a place for a voice."""
+        return "voice" in self.all_parts
+
+    @property
+    def takes_reference_text(self) -> bool:
+        """Whether the prompt has a place for the transcript of the voice's recording."""
+        return REFERENCE_TEXT in self.all_parts
+
+    def laid_with(self, given: Collection[str]) -> tuple[Part, ...]:
+        """The parts of a prompt, optional sections opened or left out.
+
+        Args:
+            given: names of PROMPT_PARTS that the request gives.
+        """
+        found: list[Part] = []
+        for part in self.parts:
+            if not isinstance(part, tuple):
+                found.append(part)
+            elif any(name in given for name in part if isinstance(name, str)):
+                found += part
+        return tuple(found)
+
+
+def _inputs_of(parts: Iterable[Any]) -> frozenset[str]:
+    inputs = {ENCODER_TEXT: "text", MELODY: "audio", AUDIO_FEATURES: "audio"}
+    names = (inputs.get(part, part) for part in parts if isinstance(part, str))
+    return frozenset(name for name in names if name in ("text", "audio"))
 
 
 @dataclass(frozen=True)
@@ -88,12 +148,16 @@ class CodecSource:
             configuration in config.json, and, with a dot, the prefix of its tensors' names.
         num_channels: of the audio, each coded by the codec on its own; their codes take turns in
             the streams.
+        config_key: of a part whose configuration has another key than its tensors' prefix.
+        default_config: JSON text of a part's configuration, for config.json without that key.
     """
 
     name_or_path: str
     revision: str | None = None
     part: str | None = None
     num_channels: int = 1
+    config_key: str | None = None
+    default_config: str | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +214,21 @@ class MelodySpec:
 
 
 @dataclass(frozen=True)
+class AudioEncoderSpec:
+    """The encoder of a model whose prompts hold what it hears in the request's audio.
+
+    Attributes:
+        sample_rate: in Hz, of the clips that it hears.
+        hop: samples from frame to frame of its features.
+        chunk: frames that become states together.
+    """
+
+    sample_rate: int
+    hop: int
+    chunk: int
+
+
+@dataclass(frozen=True)
 class SpeechSpec:
     """Stream layout, embedding rule, heads, codec and task prompts of a model.
 
@@ -164,6 +243,7 @@ class SpeechSpec:
         null_prompt: prompt of the unconditional lane: ids of stream 0, PADS or SAME_PROMPT; None if
             the model is not made for guidance.
         guides_audio_only: whether guidance starts with the audio, not with the text.
+        null_ending: ids of stream 0 in the last steps of a null prompt of PADS, in their place.
         model_path: folder of the model, if it is one.
         voices: ids of stream 0 by the voice's name.
         default_voice: the voice of a request that names none; None: no voice.
@@ -176,6 +256,15 @@ class SpeechSpec:
             that requests may give that in seconds; None for other models.
         melody: of the prefix that the model's prompts begin with, before the text's states; None
             for a model whose layers attend to the text, or that has it in its prompt.
+        grammar: how conversations are written, for a model that goes on with one; a text is then
+            the last turn of one. The lead-in begins all streams in a step of its own.
+        voice_frames: frames that a recording of a voice has in a prompt: of a longer one the first,
+            and a shorter one has pads behind it; None: all frames of the recording.
+        speech_units: hub id, or folder (relative ones lie in the model's own), of the encoder whose
+            units stream 0 carries beside the codec's codes; None for a model without units.
+        dialogue: how conversations are laid into a prompt; None: the model has none.
+        audio_encoder: of a model whose prompts hold its states; None for other models.
+        text_substitutes: ids that stand for ids of a text in prompts, by the latter.
     """
 
     layout: StreamLayout
@@ -187,6 +276,7 @@ class SpeechSpec:
     model_path: str = ""
     null_prompt: tuple[int, ...] | str | None = None
     guides_audio_only: bool = False
+    null_ending: tuple[int, ...] = ()
     voices: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     default_voice: str | None = None
     generation_defaults: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -194,17 +284,25 @@ class SpeechSpec:
     text_encoder: TextEncoderSpec | None = None
     frames_per_second: Fraction | None = None
     melody: MelodySpec | None = None
+    grammar: TurnGrammar | None = None
+    voice_frames: int | None = None
+    speech_units: str | None = None
+    dialogue: Dialogue | None = None
+    audio_encoder: AudioEncoderSpec | None = None
+    text_substitutes: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        takes = {ENCODER_TEXT in task.parts for task in self.tasks}
+        takes = {ENCODER_TEXT in task.all_parts for task in self.tasks}
         if takes - {self.text_encoder is not None}:
             raise LayoutError(
                 f"tasks must take {ENCODER_TEXT!r}, all of them, if the model has a text encoder, "
                 "and none otherwise"
             )
-        takes = {PREFIX in task.parts for task in self.tasks}
+        takes = {PREFIX in task.all_parts for task in self.tasks}
         if takes - {self.melody is not None}:
             raise LayoutError(f"tasks must take {PREFIX!r}, all of them, if the model has a melody")
+        if self.audio_encoder is None and any(AUDIO_FEATURES in t.all_parts for t in self.tasks):
+            raise LayoutError(f"tasks must not take {AUDIO_FEATURES!r}: there is no audio encoder")
         if self.null_prompt == SAME_PROMPT and self.text_encoder is None:
             raise LayoutError(
                 f"null_prompt {SAME_PROMPT!r} is for models with a text encoder: the lanes of "
@@ -218,10 +316,22 @@ class SpeechSpec:
         """The layout's phase table."""
         return PhaseTable(self.layout)
 
+    def start_phase(self, task_name: str) -> int | None:
+        """The phase that a task says generation starts in, if it says so."""
+        phase = next((task.phase for task in self.tasks if task.name == task_name), None)
+        return None if phase is None else self.layout.phase_index(phase)
+
     @property
     def has_codec(self) -> bool:
         """Whether the model turns audio into tokens and back."""
         return self.codec is not None
+
+    @property
+    def conversations(self) -> tuple[str, ...]:
+        """Tasks that take a conversation; of several for a request the first is the default."""
+        if self.grammar is not None:
+            return tuple(task.name for task in self.tasks)
+        return () if self.dialogue is None else tuple(self.dialogue.begins)
 
     @classmethod
     def from_config(cls, config: Any, model_path: str = "") -> SpeechSpec:
@@ -248,7 +358,6 @@ class SpeechSpec:
             codec = CodecSource(str(config.codec["name_or_path"]), config.codec.get("revision"))
         tasks = config.tasks or {}
         _refuse_unknown("tasks", tasks, set(tasks))
-        _check_audio_prompts(tasks, layout)
         voices = _voices(getattr(config, "voices", None), layout)
         default_voice = getattr(config, "default_voice", None)
         if default_voice is not None and default_voice not in voices:
@@ -267,43 +376,62 @@ class SpeechSpec:
             auxiliary_skip_ids=tuple(embedding.get("auxiliary_skip_ids", ())),
             has_head_offsets=bool(config.head_offsets),
             codec=codec,
-            tasks=tuple(_task(name, parts, layout, voices) for name, parts in tasks.items()),
+            tasks=tuple(
+                _task(name, parts, layout, voices, codec is not None)
+                for name, parts in tasks.items()
+            ),
             model_path=model_path,
             **_guidance(config.guidance, layout),
         )
 
 
-def _task(name: str, parts: Any, layout: StreamLayout, voices: Mapping[str, Any]) -> TaskPrompt:
-    for index, part in enumerate(_list(f"tasks.{name}", parts)):
+def _task(
+    name: str, parts: Any, layout: StreamLayout, voices: Mapping[str, Any], has_codec: bool
+) -> TaskPrompt:
+    where = f"tasks.{name}"
+
+    def read(spot: str, part: Any) -> Part:
         is_token = isinstance(part, int) and 0 <= part < layout.vocabulary_size
         if not is_token and part not in PROMPT_PARTS:
             raise LayoutError(
-                f"tasks.{name}[{index}] must be a token in [0, {layout.vocabulary_size}) or one "
-                f"of {list(PROMPT_PARTS)}, not {part!r}"
+                f"{spot} must be a token in [0, {layout.vocabulary_size}) or one of "
+                f"{list(PROMPT_PARTS)}, not {part!r}"
             )
-    if any(parts.count(part) > 1 for part in ("text", "audio", "voice")):
-        raise LayoutError(f"tasks.{name} must hold 'text', 'audio' and 'voice' at most once each")
-    if not layout.has_text and "text" in parts and layout.text_slice is None:
-        raise LayoutError(f"tasks.{name} holds 'text', so stream_layout.text_slice must be given")
-    if "voice" in parts and not voices:
-        raise LayoutError(f"tasks.{name} holds 'voice', so voices must be given")
-    return TaskPrompt(name, tuple(parts))
+        return part  # type: ignore[no-any-return]
 
-
-def _check_audio_prompts(tasks: Mapping[str, Any], layout: StreamLayout) -> None:
-    """Refuse audio in prompts that lay pads where the model has other fills."""
-    places = (layout.lead_in, layout.end, layout.tail)
-    if layout.delay_scope is DelayScope.SEQUENCE or all(
-        place.token_ids == layout.pad_token_ids for place in places
-    ):
-        return
-    for name, parts in tasks.items():
-        if "audio" in _list(f"tasks.{name}", parts):
+    def section(spot: str, part: Sequence[Any]) -> tuple[Part, ...]:
+        found = tuple(read(f"{spot}[{index}]", inner) for index, inner in enumerate(part))
+        if sum(name in _INPUT_PARTS for name in found) != 1:
             raise LayoutError(
-                f"tasks.{name} must not hold 'audio' if delay_scope is 'segment' and "
-                "stream_layout.fills has other ids than pad_token_ids: prompts are laid out with "
-                "pads"
+                f"{spot} is an optional section and must hold one of {list(_INPUT_PARTS)}, "
+                f"not {list(part)}"
             )
+        return found
+
+    task = TaskPrompt(
+        name,
+        tuple(
+            section(f"{where}[{index}]", part)
+            if isinstance(part, (list, tuple))
+            else read(f"{where}[{index}]", part)
+            for index, part in enumerate(_list(where, parts))
+        ),
+    )
+    if any(task.all_parts.count(part) > 1 for part in _INPUT_PARTS):
+        words = [repr(part) for part in _INPUT_PARTS]
+        raise LayoutError(
+            f"{where} must hold {', '.join(words[:-1])} and {words[-1]} at most once each"
+        )
+    takes_text = "text" in task.takes or task.takes_reference_text
+    if not layout.has_text and takes_text and layout.text_slice is None:
+        raise LayoutError(f"{where} holds 'text', so stream_layout.text_slice must be given")
+    if task.takes_voice and not (voices or has_codec):
+        raise LayoutError(f"{where} holds 'voice', so voices or codec must be given")
+    if task.takes_reference_text and not (task.takes_voice and has_codec):
+        raise LayoutError(
+            f"{where} holds {REFERENCE_TEXT!r}, so it must hold 'voice', and codec must be given"
+        )
+    return task
 
 
 def _voices(data: Any, layout: StreamLayout) -> dict[str, tuple[int, ...]]:

@@ -91,6 +91,8 @@ class PhaseMachine:
         self._delays = torch.tensor(layout.delays, dtype=torch.int64, device=device)
         self._pads = torch.tensor(layout.pad_token_ids, dtype=torch.int32, device=device)
         self._fills = _fills_of(layout, device)
+        slices = torch.tensor(layout.slices, dtype=torch.int64, device=device)
+        self._code_begin, self._code_end = slices.T.contiguous()
         self._num_streams = layout.num_streams
         self._forced = torch.empty(
             (slots.max_requests, 1 + layout.num_streams), dtype=torch.int32, device=device
@@ -143,6 +145,52 @@ class PhaseMachine:
             choices.tokens,
         )
 
+    def find_repeats_call(
+        self, position: torch.Tensor, choices: Choices, redrawn: torch.Tensor
+    ) -> Callable[[], None]:
+        """The call that says which of the sampled streams are drawn again.
+
+        A stream is if it has emitted the code `max_repeats` times in the last `repeat_window` steps
+        of its audio segment; ids that are no codes are not counted.
+
+        Args:
+            position: [num_rows] int64 position of the sampled tokens.
+            choices: of the step, its `tokens` sampled.
+            redrawn: [num_rows, 1 + num_streams] int32, written: NO_TOKEN where a stream is drawn
+                again, KEEP_OUTPUT elsewhere; column 0 is for text, of which nothing is.
+        """
+        slots = self._slots
+        return partial(
+            torch.ops.unison.find_repeats.default,
+            self._code_begin,
+            self._code_end,
+            slots.settings.repeat_window,
+            slots.settings.max_repeats,
+            slots.progress.segment_start,
+            slots.history,
+            slots.row_slots,
+            position,
+            choices.forced,
+            choices.tokens,
+            redrawn,
+        )
+
+    def find_repeats_reference(self, position: torch.Tensor, choices: Choices) -> torch.Tensor:
+        """The definition of `find_repeats_call`: what it writes."""
+        state, slots = self._slots, self._slots.row_slots
+        tokens, window = choices.tokens, state.settings.repeat_window[slots]
+        past = torch.arange(state.history.shape[1], device=position.device)
+        first = torch.maximum(position - window, state.progress.segment_start[slots])
+        is_looked_at = (past >= first[:, None]) & (past < position[:, None])
+        same = (state.history[slots] == tokens[:, None]) & is_looked_at[:, :, None]
+        is_code = (tokens >= self._code_begin) & (tokens < self._code_end)
+        often = same.sum(dim=1) >= state.settings.max_repeats[slots, None]
+        is_drawn = choices.forced[:, 1:] == NO_TOKEN
+        again = is_drawn & is_code & often & (window > 0)[:, None]
+        redrawn = torch.full_like(choices.forced, KEEP_OUTPUT)
+        redrawn[:, 1:][again] = NO_TOKEN
+        return redrawn
+
     def commit(
         self,
         position: torch.Tensor,
@@ -188,6 +236,8 @@ class PhaseMachine:
             table.end_shift,
             table.extra_steps,
             table.first_step,
+            table.any_ends,
+            table.end_ids,
             self._pads,
             table.max_delay,
             table.end_length,
@@ -269,7 +319,7 @@ class PhaseMachine:
             table,
             before,
             position[first],
-            own[:, 0].long(),
+            own.long(),
             state.settings.limit[slots],
             state.settings.num_prompt[slots],
         )

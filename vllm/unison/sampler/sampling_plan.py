@@ -127,11 +127,16 @@ class PlannedHead:
         logits_of: multiplies it: [num_head_rows, hidden_size] to [num_head_rows, columns].
         gather: where its rows come from.
         calls: of the sampling operator, for its output.
+        redraws: its calls for streams that are drawn again, after `find_repeats`; empty if no
+            request has a repeat window.
+        find_repeats: says which streams are.
     """
 
     logits_of: Callable[[torch.Tensor], torch.Tensor]
     gather: HeadGather
     calls: list[PlannedCall]
+    redraws: list[PlannedCall]
+    find_repeats: Callable[[], None]
 
 
 class SamplingPlan:
@@ -195,6 +200,10 @@ class SamplingPlan:
         for head in self._heads:
             logits = head.logits_of(head.gather.read(hidden_states))
             for call in head.calls:
+                call.run(logits)
+            if head.redraws:
+                head.find_repeats()
+            for call in head.redraws:
                 call.run(logits)
         self._commit()
         return self._step

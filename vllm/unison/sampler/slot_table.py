@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from vllm.sampling_params import SamplingParams
-from vllm.unison.messages.sampling_fields import per_stream
+from vllm.unison.messages.sampling_fields import DEFAULT_MAX_REPEATS, per_stream
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.phases import PhaseTable, Progress, Replay, replay
 from vllm.unison.ops.extension import load_extension
@@ -48,12 +48,14 @@ class SlotRecord:
         request_id: of the request.
         num_prompt_tokens: length of its prompt.
         limit: position at which stream 0 may emit no more.
+        start_phase: the phase that generation starts in, if its task says so.
         is_decoded: whether its whole audio has been decoded.
     """
 
     request_id: str
     num_prompt_tokens: int
     limit: int
+    start_phase: int | None = None
     is_decoded: bool = False
 
 
@@ -111,9 +113,13 @@ class SlotTable:
             limit=table_of(NEVER, torch.int64),
             earliest_end=table_of(0, torch.int64),
             num_prompt=table_of(0, torch.int64),
+            repeat_window=table_of(0, torch.int64),
+            max_repeats=table_of(0, torch.int64),
         )
         self.known_state = np.full(rows, table.end_stop, np.int64)
         """Per slot the newest state that the host knows of; at most one token old."""
+        self.draws_repeats_again = np.zeros(rows, np.bool_)
+        """Per slot whether its request has a repeat window."""
         self.row_slots_host: NDArray[np.int64] = np.empty(0, np.int64)
         self.row_slots = torch.empty(0, dtype=torch.int64, device=device)
 
@@ -146,6 +152,7 @@ class SlotTable:
         output: Sequence[int],
         auxiliary_ids: NDArray[np.int32],
         params: SamplingParams,
+        start_phase: int | None = None,
     ) -> Replay:
         """Give a request a slot and stage what it writes there; returns what its tokens say.
 
@@ -156,22 +163,26 @@ class SlotTable:
             auxiliary_ids: [n, num_streams - 1] ids of the other streams, n at least
                 num_prompt + len(output); later rows are the prompt's delayed suffix.
             params: the request's sampling parameters, validated at admission.
+            start_phase: the phase that generation starts in, if the request's task says so.
         """
         known = len(prompt) + len(output)
         limit = stream_limit(self.layout, len(prompt), params, self.max_model_len)
         if request_id in self._slot_of:
             raise RuntimeError(f"request {request_id} has a slot already")
-        progress = replay(self.table, prompt, output, limit)
+        steps = stack_streams(prompt, output, auxiliary_ids[: self.max_model_len])
+        emitted = steps[len(prompt) : known]
+        progress = replay(self.table, prompt, emitted, limit, start_phase=start_phase)
         slot = self._free.pop()
         self._slot_of[request_id] = slot
-        self._records[slot] = SlotRecord(request_id, len(prompt), limit)
+        self._records[slot] = SlotRecord(request_id, len(prompt), limit, start_phase)
         self.known_state[slot] = progress.state
+        self.draws_repeats_again[slot] = bool(params.ras_win_len)
         streams, seed = self.layout.num_streams, params.seed
         assert seed is not None
         self._staged.append(
             SlotWrite(
                 slot=slot,
-                streams=stack_streams(prompt, output, auxiliary_ids[: self.max_model_len]),
+                streams=steps,
                 suffix_end=len(auxiliary_ids) if len(auxiliary_ids) > known else 0,
                 state=progress.state,
                 segment_start=progress.segment_start,
@@ -183,6 +194,8 @@ class SlotTable:
                 limit=limit,
                 earliest_end=NEVER if params.ignore_eos else len(prompt) + params.min_tokens,
                 num_prompt=len(prompt),
+                repeat_window=params.ras_win_len or 0,
+                max_repeats=params.ras_win_max_num_repeat or DEFAULT_MAX_REPEATS,
             )
         )
         return progress

@@ -28,6 +28,8 @@ class SlotSettings:
         limit: [num_slots] position at which stream 0 may emit no more.
         earliest_end: [num_slots] position before which the request may not end by itself.
         num_prompt: [num_slots] length of the prompt.
+        repeat_window, max_repeats: [num_slots] a code that a stream has emitted so often in so many
+            steps is drawn again; a window of 0: none is.
     """
 
     temperature: torch.Tensor
@@ -37,6 +39,8 @@ class SlotSettings:
     limit: torch.Tensor
     earliest_end: torch.Tensor
     num_prompt: torch.Tensor
+    repeat_window: torch.Tensor
+    max_repeats: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ class SlotWrite:
         streams: [n, num_streams] int32 ids of all streams from position 0 on.
         suffix_end, state, segment_start, flush_end: where the request stands.
         temperature, top_k, top_p: [1 + num_streams] each.
-        seed, limit, earliest_end, num_prompt: its other settings.
+        seed, limit, earliest_end, num_prompt, repeat_window, max_repeats: its other settings.
     """
 
     slot: int
@@ -64,6 +68,8 @@ class SlotWrite:
     limit: int
     earliest_end: int
     num_prompt: int
+    repeat_window: int
+    max_repeats: int
 
 
 def write_slots(
@@ -94,6 +100,8 @@ def write_slots(
                 write.limit,
                 write.earliest_end,
                 write.num_prompt,
+                write.repeat_window,
+                write.max_repeats,
             )
             for write in writes
         ],
@@ -109,6 +117,8 @@ def write_slots(
         settings.limit,
         settings.earliest_end,
         settings.num_prompt,
+        settings.repeat_window,
+        settings.max_repeats,
     )
     for target, column in zip(targets, columns, strict=True):
         target.index_copy_(0, slots, column)

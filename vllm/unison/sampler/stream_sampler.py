@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vllm.unison.model.layout import StreamLayout
+from vllm.unison.model.layout import MAX_STREAMS, StreamLayout
 from vllm.unison.model.output_heads import Heads
 from vllm.unison.model.phases import PhaseTable, StateKind
 from vllm.unison.ops.cfg_merge import cfg_merge
@@ -29,6 +29,10 @@ from vllm.unison.sampler.slot_writes import SlotSettings
 from vllm.unison.sampler.upload import upload
 
 _AUDIO_KINDS = frozenset({StateKind.AUDIO, StateKind.FLUSH})
+
+_SECOND_DRAW = MAX_STREAMS
+"""What numbers of streams are raised by where a stream is drawn again, which gives it random
+numbers of its own."""
 
 
 class HeadModel(Protocol):
@@ -116,12 +120,39 @@ class _StreamGroup:
         self._top_k = settings.top_k[:, self._settings_columns]
         self._top_p = settings.top_p[:, self._settings_columns]
         self._seed = settings.seed
+        # What stands in for the settings of a stream that is drawn again.
+        shape = self._temperature.shape
+        self._one = torch.ones((), device=device).expand(shape)
+        self._off = torch.zeros((), dtype=torch.int32, device=device).expand(shape)
 
     def sample(self, logits: torch.Tensor, head: HeadInputs, rows: BatchInputs) -> None:
         """Write the tokens of the group's streams, given the head's output."""
         sample_streams(
             logits[:, self._columns].view(len(logits), *self._shape), self._arguments(head, rows)
         )
+
+    def redraw(
+        self, logits: torch.Tensor, redrawn: torch.Tensor, head: HeadInputs, rows: BatchInputs
+    ) -> None:
+        """Draw streams again from the softmax of their logits; `redrawn` says which."""
+        sample_streams(
+            logits[:, self._columns].view(len(logits), *self._shape),
+            self._again(self._arguments(head, rows), redrawn),
+        )
+
+    def _again(self, arguments: SampleArguments, redrawn: torch.Tensor) -> SampleArguments:
+        return replace(
+            arguments,
+            temperature=self._one,
+            top_k=self._off,
+            top_p=self._one,
+            first_stream=_SECOND_DRAW + self._first_stream,
+            forced=redrawn[:, self._settings_columns],
+        )
+
+    def planned_redraw(self, call: PlannedCall, redrawn: torch.Tensor) -> PlannedCall:
+        """`redraw` for many steps, after a planned call of this group."""
+        return replace(call, arguments=self._again(call.arguments, redrawn))
 
     def planned(
         self, num_rows: int, num_columns: int, head: HeadInputs, rows: BatchInputs
@@ -253,6 +284,11 @@ class StreamSampler:
                 logits = logits_of(head.hidden_states)
                 for stream_group in stream_groups:
                     stream_group.sample(logits, head, rows)
+                if stream_groups is self._audio and self._draws_again():
+                    redrawn = torch.empty_like(choices.forced)
+                    self._machine.find_repeats_call(position, choices, redrawn)()
+                    for stream_group in stream_groups:
+                        stream_group.redraw(logits, redrawn, head, rows)
         return self._machine.commit(
             position, discard, choices.tokens, None if groups is None else groups.members
         )
@@ -270,6 +306,8 @@ class StreamSampler:
         discard = torch.zeros(num_rows, dtype=torch.bool, device=device)
         outcome = torch.empty((3, num_rows), dtype=torch.int64, device=device)
         choices = self._machine.constrain(position)
+        redrawn = torch.empty_like(choices.forced)
+        find_repeats = self._machine.find_repeats_call(position, choices, redrawn)
         rows = BatchInputs(
             hidden_states[:0], position, self._slots.row_slots, groups, None, choices
         )
@@ -284,7 +322,13 @@ class StreamSampler:
                 head = HeadInputs(rows.hidden_states, gather.rows, None)
                 num_columns = stream_groups[-1].end_column
                 calls = [g.planned(len(chosen), num_columns, head, rows) for g in stream_groups]
-                heads.append(PlannedHead(logits_of, gather, calls))
+                redraws: list[PlannedCall] = []
+                if stream_groups is self._audio and self._draws_again():
+                    redraws = [
+                        group.planned_redraw(call, redrawn)
+                        for group, call in zip(stream_groups, calls, strict=True)
+                    ]
+                heads.append(PlannedHead(logits_of, gather, calls, redraws, find_repeats))
         members = None if groups is None else groups.members
         return SamplingPlan(
             self._slots.row_slots_host,
@@ -296,6 +340,11 @@ class StreamSampler:
             heads,
             StepTokens(choices.tokens, outcome),
         )
+
+    def _draws_again(self) -> bool:
+        """Whether a request of the batch has a repeat window."""
+        slots = self._slots
+        return bool(slots.draws_repeats_again[slots.row_slots_host].any())
 
     def _groups_by_head(
         self, states: NDArray[np.int64], states_are_current: bool

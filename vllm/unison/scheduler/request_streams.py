@@ -32,6 +32,7 @@ class RequestStreams:
         state: state of the phase table in which generation starts.
         segment_start: position at which the audio segment begins that the prompt ends in.
         encoder_input: what the request is conditioned on besides its tokens, if anything.
+        start_phase: the phase in which generation starts, if its task says so.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class RequestStreams:
         state: int = 0,
         segment_start: int = 0,
         encoder_input: LaneConditioning | None = None,
+        start_phase: int | None = None,
     ) -> None:
         if prompt.ndim != 2 or len(prompt) < num_prompt_tokens:
             raise ValueError(
@@ -52,6 +54,7 @@ class RequestStreams:
         self.state = state
         self.segment_start = segment_start
         self.encoder_input = encoder_input
+        self.start_phase = start_phase
         self._block_prefix = b"" if encoder_input is None else encoder_input.key
         self._ids = np.array(prompt, np.int32)
         self._suffix_end = len(prompt)
@@ -124,6 +127,7 @@ def make_request_streams(
         inputs.state,
         inputs.segment_start,
         inputs.encoder_input,
+        inputs.start_phase,
     )
 
 
@@ -178,6 +182,8 @@ def enter_worker(update: StreamUpdate, lane_id: str, request: Request, has_audio
     update.auxiliary_ids[lane_id] = request.streams.ids()
     if request.streams.encoder_input is not None:
         update.encoder_inputs[lane_id] = request.streams.encoder_input
+    if request.streams.start_phase is not None:
+        update.start_phases[lane_id] = request.streams.start_phase
     params = request.sampling_params
     if has_audio and params is not None and params.output_kind != RequestOutputKind.FINAL_ONLY:
         update.audio_frames[lane_id] = request.streams.num_audio_frames

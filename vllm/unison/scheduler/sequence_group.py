@@ -224,7 +224,8 @@ class SequenceGroup:
         token_ids, auxiliary = lane.prompt_token_ids, lane.auxiliary_ids
         pads = self.inputs.pad_token_ids
         if token_ids is None:
-            token_ids = [pads[0]] * guided_from
+            ending = self.inputs.null_ending[:guided_from]
+            token_ids = [pads[0]] * (guided_from - len(ending)) + ending
         if main.streams is not None and auxiliary is None:
             auxiliary = np.empty((len(token_ids), self.num_streams - 1), np.int32)
             auxiliary[:] = pads[1:]

@@ -6,6 +6,7 @@ signals neither vanish nor explode on their way: random codes decode to audible 
 uses many entries of every codebook.
 """
 
+import copy
 import math
 import re
 from pathlib import Path
@@ -15,6 +16,8 @@ import torch
 import transformers
 from torch import nn
 
+from vllm.unison.codecs.higgs_audio_codec import tokenizer_class
+
 # Root mean square of decoded random codes, full scale being 1.
 DECODED_LEVEL = 0.1
 # Gain of the branch of a residual unit. Variance preserving branches would double the variance at
@@ -22,6 +25,8 @@ DECODED_LEVEL = 0.1
 RESIDUAL_GAIN = 0.25
 # Frames of noise from which codebooks are scaled, and of random codes from which the level is.
 CALIBRATION_FRAMES = 32
+
+HIGGS_AUDIO = "higgs_audio_v2_tokenizer"
 
 # Architectures are those of the published checkpoints, with few channels.
 _SMALL_CONFIGS: dict[str, dict[str, Any]] = {
@@ -67,6 +72,29 @@ _SMALL_CONFIGS: dict[str, dict[str, Any]] = {
             "layerdrop": 0.0,
         },
     },
+    # bosonai/higgs-audio-v2-tokenizer
+    HIGGS_AUDIO: {
+        "acoustic_model_config": {
+            "encoder_hidden_size": 4,
+            "decoder_hidden_size": 32,
+            "hidden_size": 16,
+            "downsampling_ratios": [8, 5, 4, 2, 3],
+            "upsampling_ratios": [8, 5, 4, 2, 3],
+            "hop_length": 960,
+        },
+        "semantic_model_config": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "conv_dim": [16] * 7,
+            "num_conv_pos_embeddings": 16,
+            "num_conv_pos_embedding_groups": 4,
+            "layerdrop": 0.0,
+        },
+        "codebook_dim": 8,
+        "target_bandwidths": [0.5, 1, 1.5, 2],
+    },
 }
 
 _CLASS_NAMES = {
@@ -74,6 +102,7 @@ _CLASS_NAMES = {
     "encodec": ("EncodecConfig", "EncodecModel", "EncodecFeatureExtractor"),
     "mimi": ("MimiConfig", "MimiModel", "EncodecFeatureExtractor"),
     "xcodec": ("XcodecConfig", "XcodecModel", "DacFeatureExtractor"),
+    HIGGS_AUDIO: ("HiggsAudioV2TokenizerConfig", "", "DacFeatureExtractor"),
 }
 
 
@@ -85,7 +114,7 @@ def write_random_codec(
     Args:
         folder: made if it does not exist; gets config.json, model.safetensors and
             preprocessor_config.json.
-        model_type: dac, encodec, mimi or xcodec.
+        model_type: dac, encodec, higgs_audio_v2_tokenizer, mimi or xcodec.
         seed: of the weights; equal seeds give equal files. The global random state is untouched.
         config_overrides: fields of the transformers configuration class that replace the small
             defaults, for example ``n_codebooks=8`` for dac.
@@ -98,22 +127,32 @@ def write_random_codec(
     """
     if model_type not in _CLASS_NAMES:
         raise ValueError(f"model_type must be one of {sorted(_CLASS_NAMES)}, got {model_type!r}")
-    config_class, model_class, extractor_class = (
-        getattr(transformers, name) for name in _CLASS_NAMES[model_type]
-    )
-    config = config_class(**{**_SMALL_CONFIGS[model_type], **config_overrides})
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(seed)
-        model = model_class(config).eval()
-        scale_codec(model, model_type)
+    model = random_codec(model_type, seed=seed, **config_overrides)
     folder = Path(folder)
     model.save_pretrained(folder)
-    sample_rate = config.sample_rate if model_type == "xcodec" else config.sampling_rate
+    config, extractor_class = model.config, getattr(transformers, _CLASS_NAMES[model_type][2])
+    has_semantics = model_type in ("xcodec", HIGGS_AUDIO)
+    sample_rate = config.sample_rate if has_semantics else config.sampling_rate
     extractor_fields: dict[str, Any] = {"feature_size": 1, "sampling_rate": sample_rate}
     if extractor_class.__name__ == "DacFeatureExtractor":
         extractor_fields["hop_length"] = config.hop_length
     extractor_class(**extractor_fields).save_pretrained(folder)
     return folder
+
+
+def random_codec(model_type: str, *, seed: int = 0, **config_overrides: Any) -> Any:
+    """The model that `write_random_codec` writes, in eval mode."""
+    config_class = getattr(transformers, _CLASS_NAMES[model_type][0])
+    # A copy: configurations complete what is in them.
+    defaults = copy.deepcopy(_SMALL_CONFIGS[model_type])
+    config = config_class(**{**defaults, **config_overrides})
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        name = _CLASS_NAMES[model_type][1]
+        model_class = getattr(transformers, name) if name else tokenizer_class()
+        model = model_class(config).eval()
+        scale_codec(model, model_type)
+    return model
 
 
 @torch.no_grad()
@@ -123,7 +162,7 @@ def scale_codec(model: Any, model_type: str) -> None:
 
     Args:
         model: of the transformers library, in eval mode.
-        model_type: dac, encodec, mimi or xcodec.
+        model_type: dac, encodec, higgs_audio_v2_tokenizer, mimi or xcodec.
     """
     _scale_weights(model)
     _scale_codebooks(model, model_type)
@@ -173,7 +212,7 @@ def _scale_codebooks(model: Any, model_type: str) -> None:
     for codebook in codebooks:
         setattr(codebook, method, scale_then_quantize(codebook, getattr(codebook, method)))
     try:
-        # EnCodec and X-codec need to be told to use all of their codebooks.
+        # EnCodec and the likes of X-codec need to be told to use all of their codebooks.
         bandwidths = getattr(model.config, "target_bandwidths", None)
         fields = {"bandwidth": max(bandwidths)} if bandwidths else {}
         noise = DECODED_LEVEL * torch.randn(1, 1, CALIBRATION_FRAMES * _hop_length(model))
@@ -196,7 +235,8 @@ def _set_entries(codebook: Any, mean: torch.Tensor, deviation: torch.Tensor) -> 
 
 def _scale_output(model: Any, model_type: str) -> None:
     """Scale the last convolution so that random codes decode at ``DECODED_LEVEL``."""
-    decoder = model.acoustic_decoder if model_type == "xcodec" else model.decoder
+    has_semantics = model_type in ("xcodec", HIGGS_AUDIO)
+    decoder = model.acoustic_decoder if has_semantics else model.decoder
     last = [module for module in decoder.modules() if isinstance(module, nn.Conv1d)][-1]
     levels: list[float] = []
     # Measured before the final tanh that DAC has.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The worker's part of conditioning by prefix embeddings: states in the first positions of prompts.
+"""The worker's part of conditioning by states in the place of embeddings of a prompt.
 
 A lane's states are computed when it enters the batch and kept until its prompt is computed; the KV
 cache has them from then on. In a step in which no row is in its prompt there is nothing to do.
@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 
 from vllm.unison.conditioning.prefix_tokens import PrefixTokens
-from vllm.unison.messages.conditioning import PrefixInput
+from vllm.unison.messages.conditioning import PromptStates
 from vllm.unison.sampler.upload import upload
 
 
 @runtime_checkable
 class PrefixedModel(Protocol):
-    """What is needed of a model whose prompts begin with states.
+    """What is needed of a model whose prompts hold states.
 
     Attributes:
         prefix_tokens: read by its forward.
@@ -30,13 +30,13 @@ class PrefixedModel(Protocol):
 
     prefix_tokens: PrefixTokens
 
-    def prefix_states(self, inputs: Sequence[PrefixInput]) -> list[torch.Tensor]:
+    def prefix_states(self, inputs: Sequence[PromptStates]) -> list[torch.Tensor]:
         """Per input its states, [num_positions, hidden_size]."""
         ...
 
 
 class PrefixEmbeddings:
-    """Keeps the prefixes of the lanes whose prompt is not computed yet.
+    """Keeps the states of the lanes whose prompt is not computed yet.
 
     Args:
         model: the model.
@@ -47,12 +47,15 @@ class PrefixEmbeddings:
     def __init__(self, model: PrefixedModel, num_slots: int, device: torch.device) -> None:
         self._model = model
         self._device = device
-        self._entering: dict[str, PrefixInput] = {}
+        self._entering: dict[str, PromptStates] = {}
         self._slots: dict[str, int] = {}
+        self._firsts: dict[str, int] = {}
         self._states: dict[str, torch.Tensor] = {}
-        # All states one after another, and by slot where a lane's begin and how many they are.
+        # All states one after another, and by slot where a lane's begin, which of its positions
+        # has the first, and how many they are.
         self._pool = torch.empty(0)
         self._starts = torch.zeros(num_slots, dtype=torch.int64, device=device)
+        self._first_positions = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._lengths = torch.zeros(num_slots, dtype=torch.int64, device=device)
         self._is_current = True
         self._is_clear = True
@@ -67,17 +70,18 @@ class PrefixEmbeddings:
         for lane_id in [lane_id for lane_id in self._states if lane_id not in staying]:
             self._release(lane_id)
 
-    def admit(self, lane_id: str, slot: int, prefix: PrefixInput | None) -> None:
+    def admit(self, lane_id: str, slot: int, prefix: PromptStates | None) -> None:
         """Note a lane that enters the batch.
 
         Args:
             lane_id: the lane's.
             slot: that it holds.
-            prefix: what its prompt begins with; None for a request of a warm-up.
+            prefix: what its prompt holds; None for a lane without, or a request of a warm-up.
         """
         if prefix is not None:
             self._entering[lane_id] = prefix
             self._slots[lane_id] = slot
+            self._firsts[lane_id] = prefix.first_position
 
     def compute(self) -> None:
         """Compute the states of the lanes that enter."""
@@ -109,8 +113,9 @@ class PrefixEmbeddings:
         self._is_clear = False
         self._pack()
         slots, count = row_slots[rows], len(rows)
-        is_prefix = positions < self._lengths[slots]
-        indices = (self._starts[slots] + positions).masked_fill_(~is_prefix, 0)
+        places = positions - self._first_positions[slots]
+        is_prefix = (places >= 0) & (places < self._lengths[slots])
+        indices = (self._starts[slots] + places).masked_fill_(~is_prefix, 0)
         tokens.is_prefix[:count, 0] = is_prefix
         torch.index_select(self._pool, 0, indices, out=tokens.states[:count])
 
@@ -128,7 +133,7 @@ class PrefixEmbeddings:
                 self._release(lane_id)
 
     def _release(self, lane_id: str) -> None:
-        del self._states[lane_id], self._slots[lane_id]
+        del self._states[lane_id], self._slots[lane_id], self._firsts[lane_id]
         self._is_current = False
 
     def _pack(self) -> None:
@@ -137,9 +142,11 @@ class PrefixEmbeddings:
             return
         slots = np.array([self._slots[lane_id] for lane_id in self._states], np.int64)
         lengths = np.array([len(states) for states in self._states.values()], np.int64)
+        firsts = np.array([self._firsts[lane_id] for lane_id in self._states], np.int64)
         where = upload(slots, self._device)
         self._pool = torch.cat(list(self._states.values()))
         self._lengths.zero_()
         self._lengths[where] = upload(lengths, self._device)
+        self._first_positions[where] = upload(firsts, self._device)
         self._starts[where] = upload(np.cumsum(lengths) - lengths, self._device)
         self._is_current = True

@@ -129,8 +129,15 @@ class StepAudio:
         record.is_decoded = True
         tokens: NDArray[Any] = slots.history[slot, : slots.max_model_len].cpu().numpy()
         prompt = tokens[: record.num_prompt_tokens, 0].tolist()
-        emitted = tokens[record.num_prompt_tokens :, 0]
-        ended = replay(self._spec.table, prompt, emitted, record.limit, until_done=True)
+        emitted = tokens[record.num_prompt_tokens :]
+        ended = replay(
+            self._spec.table,
+            prompt,
+            emitted,
+            record.limit,
+            until_done=True,
+            start_phase=record.start_phase,
+        )
         if not ended.segments:
             return
         try:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
-from vllm.unison.messages.conditioning import EncoderInput, PrefixInput
+from vllm.unison.messages.conditioning import EncoderInput, PromptStates
 from vllm.unison.messages.streams import StreamOutput, StreamUpdate
 from vllm.unison.model.phases import Finish
 from vllm.unison.model.spec import SpeechSpec
@@ -149,14 +149,15 @@ class StreamWorker:
             kv_cache_config: the runner's.
         """
         auxiliary_ids = self._update.auxiliary_ids[request_id]
-        replayed = self.slots.admit(request_id, prompt, output, auxiliary_ids, params)
+        start_phase = self._update.start_phases.get(request_id)
+        replayed = self.slots.admit(request_id, prompt, output, auxiliary_ids, params, start_phase)
         conditioning = self._update.encoder_inputs.get(request_id)
         if self._states is not None:
             assert conditioning is None or isinstance(conditioning, EncoderInput)
             slot = self.slots.slot_of(request_id)
             self._states.admit(slot, conditioning, block_ids, kv_cache_config)
         if self._prefixes is not None:
-            assert conditioning is None or isinstance(conditioning, PrefixInput)
+            assert conditioning is None or isinstance(conditioning, PromptStates)
             self._prefixes.admit(request_id, self.slots.slot_of(request_id), conditioning)
         num_sent = self._update.audio_frames.get(request_id)
         if self._audio is not None and num_sent is not None:

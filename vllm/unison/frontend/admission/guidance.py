@@ -81,6 +81,7 @@ def admit_guidance(
         last=interval[1] if interval else None,
         audio_only=spec is not None and spec.guides_audio_only,
         pad_token_ids=[] if spec is None else list(spec.layout.pad_token_ids),
+        null_ending=[] if spec is None else list(spec.null_ending),
     )
     _check_sizes(inputs, names, params, engine_input, spec, vllm_config)
     return inputs

@@ -11,8 +11,18 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vllm.unison.frontend.errors import reports_invalid_request
-from vllm.unison.messages.conditioning import EncoderInput, LaneConditioning, PrefixInput
-from vllm.unison.messages.sampling_fields import STREAM_FIELDS, per_stream, verify_range
+from vllm.unison.messages.conditioning import (
+    AudioInput,
+    EncoderInput,
+    LaneConditioning,
+    PrefixInput,
+)
+from vllm.unison.messages.sampling_fields import (
+    REPEAT_FIELDS,
+    STREAM_FIELDS,
+    per_stream,
+    verify_range,
+)
 from vllm.unison.messages.streams import StreamInputs
 from vllm.unison.model.phases import StateKind, start_of_generation
 from vllm.unison.model.spec import SpeechSpec, multistream_spec
@@ -52,7 +62,7 @@ def refuse_unsupported_sampling(params: SamplingParams, model_config: ModelConfi
     """
     spec = multistream_spec(model_config)
     if spec is None:
-        for name in STREAM_FIELDS:
+        for name in (*STREAM_FIELDS, *REPEAT_FIELDS):
             if getattr(params, name) is not None:
                 raise ValueError(f"{name} is for multi-stream models; this model has one stream")
         return
@@ -109,12 +119,13 @@ def admit_streams(
     auxiliary_ids = engine_input.get("auxiliary_token_ids")
     if auxiliary_ids is None:
         raise ValueError("the prompt of a multi-stream model must come from its renderer")
-    _check_context(spec, prompt, model_config.max_model_len)
+    start_phase = spec.start_phase(engine_input.get("task", ""))
+    _check_context(spec, prompt, model_config.max_model_len, start_phase)
     if spec.frames_per_second is not None:
         _fit_length(spec, params, engine_input, model_config.max_model_len)
     if params.seed is None:
         params.seed = random.SystemRandom().randrange(2**62)
-    state, segment_start = start_of_generation(spec.layout, prompt)
+    state, segment_start = start_of_generation(spec.layout, prompt, start_phase)
     return StreamInputs(
         auxiliary_ids,
         spec.layout.text_slice,
@@ -122,11 +133,14 @@ def admit_streams(
         state,
         segment_start,
         encoder_input_of(engine_input),
+        start_phase,
     )
 
 
 def encoder_input_of(engine_input: Mapping[str, Any]) -> LaneConditioning | None:
     """What the conditional lane of a request is conditioned on besides its tokens, if anything."""
+    if (heard := engine_input.get("audio_features")) is not None:
+        return AudioInput(*heard)
     ids, chroma = engine_input.get("encoder_token_ids"), engine_input.get("chroma")
     if ids is None:
         return None
@@ -158,11 +172,13 @@ def _fit_length(
     )
 
 
-def _check_context(spec: SpeechSpec, prompt: list[int], max_model_len: int) -> None:
+def _check_context(
+    spec: SpeechSpec, prompt: list[int], max_model_len: int, start_phase: int | None
+) -> None:
     room = max_model_len - spec.layout.num_flush_steps - len(prompt)
     if room >= 1:
         return
-    state, _ = start_of_generation(spec.layout, prompt)
+    state, _ = start_of_generation(spec.layout, prompt, start_phase)
     flush = (
         f" and {spec.layout.num_flush_steps} steps for the delayed streams"
         if spec.table.kind[state] == StateKind.AUDIO or spec.layout.num_flush_steps
