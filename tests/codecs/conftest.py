@@ -11,7 +11,7 @@ import torch
 from vllm.unison.codecs import Codec, load_codec
 from vllm.unison.testing.random_codec import write_random_codec
 
-KINDS = ("dac", "encodec", "mimi", "xcodec")
+KINDS = ("dac", "encodec", "higgs_audio_v2_tokenizer", "mimi", "xcodec")
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -173,7 +173,8 @@ def test_a_wrong_tensor_is_named(
         ),
         (
             lambda config: config[PART].update(model_type="spectral_codec"),
-            r"audio_encoder\.model_type must be one of \['dac', 'encodec', 'mimi', 'xcodec'\]",
+            r"audio_encoder\.model_type must be one of \['dac', 'encodec', "
+            r"'higgs_audio_v2_tokenizer', 'mimi', 'xcodec'\]",
         ),
         (lambda config: config[PART].update(audio_channels="x"), r"config\.json: .*audio_channels"),
         (lambda config: config[PART].update(normalize=True), "normalize must be False, got True"),

@@ -12,7 +12,7 @@ import pytest
 from tests.model.test_spec import config
 from vllm.unison.codecs import of_model
 from vllm.unison.codecs.of_model import codec_of
-from vllm.unison.model.spec import SpeechSpec
+from vllm.unison.model.spec import CodecSource, SpeechSpec
 
 
 def test_a_model_without_a_codec_has_none() -> None:
@@ -43,8 +43,8 @@ def test_a_codec_is_looked_for_in_the_model_s_folder_first(
     (tmp_path / "codec").mkdir()
     codec_of(spec, "cpu")
     assert codecs.asked == [
-        ("codec", "main", None, 3, 1, "cpu"),
-        (str(tmp_path / "codec"), "main", None, 3, 1, "cpu"),
+        ("codec", CodecSource("codec", "main"), 3, "cpu"),
+        (str(tmp_path / "codec"), CodecSource("codec", "main"), 3, "cpu"),
     ]
 
 

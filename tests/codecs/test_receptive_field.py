@@ -111,13 +111,14 @@ def test_the_contexts_of_the_published_architectures(load: Callable[..., Codec])
         return [stage.context for stage in stages]
 
     assert contexts("dac") == contexts("xcodec") == [Context(10, 10)]
+    assert contexts("higgs_audio_v2_tokenizer") == [Context(10, 10)]
     assert contexts("encodec") == [Context(6, 0, 7), Context(0, 0), Context(2, 0)]
     assert contexts("mimi") == [Context(1, 0), Context(0, 0), Context(4, 0)]
     # Nine kernels of 7, and a window that reaches one and a half hops beyond its own.
     assert FourierCodec().decoder_context() == Context(29, 29)
 
 
-@pytest.mark.parametrize("kind", ["dac", "xcodec"])
+@pytest.mark.parametrize("kind", ["dac", "xcodec", "higgs_audio_v2_tokenizer"])
 def test_a_real_decoder_depends_on_its_context_and_no_more(
     kind: str, load: Callable[..., Codec]
 ) -> None:

@@ -53,7 +53,15 @@ class SilentCodec(Codec):
 
 
 def test_registered_model_types() -> None:
-    assert registered_model_types() == ["dac", "encodec", "mimi", "spectral_codec", "xcodec"]
+    assert registered_model_types() == [
+        "dac",
+        "encodec",
+        "espnet_dac",
+        "higgs_audio_v2_tokenizer",
+        "mimi",
+        "spectral_codec",
+        "xcodec",
+    ]
 
 
 def test_register_codec(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +86,7 @@ def test_wrong_frame_count_of_a_codec_is_noticed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_unknown_model_type(tmp_path: Path) -> None:
-    accepted = re.escape("must be one of ['dac', 'encodec', 'mimi', 'spectral_codec', 'xcodec']")
+    accepted = re.escape(f"must be one of {registered_model_types()}")
     for config, shown in (({"model_type": "llama"}, "'llama'"), ({"hidden_size": 8}, "None")):
         (tmp_path / "config.json").write_text(json.dumps(config))
         with pytest.raises(ValueError, match=f"codec .* has model_type {shown}, {accepted}"):
@@ -94,7 +102,13 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "accepted"),
-    [("dac", "[1, 12]"), ("encodec", "[1, 32]"), ("mimi", "[1, 32]"), ("xcodec", "[1, 8]")],
+    [
+        ("dac", "[1, 12]"),
+        ("encodec", "[1, 32]"),
+        ("higgs_audio_v2_tokenizer", "[1, 8]"),
+        ("mimi", "[1, 32]"),
+        ("xcodec", "[1, 8]"),
+    ],
 )
 def test_num_codebooks_out_of_range(kind: str, accepted: str, checkpoint: Checkpoint) -> None:
     bad: Any

@@ -15,18 +15,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm.unison.codecs import Codec
+from vllm.unison.codecs.higgs_audio_codec import tokenizer_class
 from vllm.unison.codecs.transformers_codecs import EncodecCodec, MimiCodec
 from vllm.unison.testing.random_codec import write_random_codec
 
 Load = Callable[..., Codec]
 Checkpoint = Callable[[str], Path]
 
-SAMPLE_RATES = {"dac": 16000, "encodec": 24000, "mimi": 24000, "xcodec": 16000}
-SAMPLES_PER_FRAME = {"dac": 320, "encodec": 320, "mimi": 1920, "xcodec": 320}
-NUM_CODEBOOKS = {"dac": 12, "encodec": 32, "mimi": 32, "xcodec": 8}
-CODEBOOK_SIZES = {"dac": 1024, "encodec": 1024, "mimi": 2048, "xcodec": 1024}
+HIGGS = "higgs_audio_v2_tokenizer"
+SAMPLE_RATES = {"dac": 16000, "encodec": 24000, "mimi": 24000, "xcodec": 16000, HIGGS: 24000}
+SAMPLES_PER_FRAME = {"dac": 320, "encodec": 320, "mimi": 1920, "xcodec": 320, HIGGS: 960}
+NUM_CODEBOOKS = {"dac": 12, "encodec": 32, "mimi": 32, "xcodec": 8, HIGGS: 8}
+CODEBOOK_SIZES = {"dac": 1024, "encodec": 1024, "mimi": 2048, "xcodec": 1024, HIGGS: 1024}
 # Samples by which the decoder's own output is shorter than its frames (odd strides).
-MISSING = {"dac": 8, "encodec": 0, "mimi": 0, "xcodec": 0}
+MISSING = {"dac": 8, "encodec": 0, "mimi": 0, "xcodec": 0, HIGGS: 0}
 
 # Rounding of float32 where a batched call sums in another order; full scale is 1.
 BATCH_TOLERANCE = 1e-5
@@ -49,8 +51,10 @@ class Reference:
 
     def __init__(self, folder: Path) -> None:
         self.extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-        self.model = transformers.AutoModel.from_pretrained(folder).eval()
-        self.kind = self.model.config.model_type
+        self.kind = transformers.AutoConfig.from_pretrained(folder).model_type
+        # transformers offers this one only beside torchaudio.
+        model_class = tokenizer_class() if self.kind == HIGGS else transformers.AutoModel
+        self.model = model_class.from_pretrained(folder).eval()
 
     @torch.no_grad()
     def encode(self, samples: np.ndarray, num_codebooks: int) -> torch.Tensor:
@@ -69,8 +73,9 @@ class Reference:
             bandwidth = num_codebooks * 0.75
             mask = inputs["padding_mask"]
             return self.model.encode(values, mask, bandwidth=bandwidth).audio_codes[0, 0]
-        # 50 frames per second of 10 bits per codebook.
-        return self.model.encode(values, bandwidth=num_codebooks * 0.5).audio_codes[0]
+        # 50 or 25 frames per second of 10 bits per codebook.
+        bandwidth = num_codebooks * (0.25 if self.kind == HIGGS else 0.5)
+        return self.model.encode(values, bandwidth=bandwidth).audio_codes[0]
 
     @torch.no_grad()
     def decode(self, codes: torch.Tensor, codec: Codec) -> torch.Tensor:
@@ -160,6 +165,8 @@ def test_decode_equals_transformers(
         ("mimi", 8),
         ("xcodec", 1),
         ("xcodec", 4),
+        (HIGGS, 2),
+        (HIGGS, 6),
     ],
 )
 def test_fewer_codebooks_equal_transformers(
@@ -175,7 +182,7 @@ def test_fewer_codebooks_equal_transformers(
     assert torch.equal(codec.decode(codes)[: decoded.shape[0]], decoded)
 
 
-@pytest.mark.parametrize(("kind", "num_codebooks"), [("encodec", 5), ("xcodec", 7)])
+@pytest.mark.parametrize(("kind", "num_codebooks"), [("encodec", 5), ("xcodec", 7), (HIGGS, 3)])
 def test_codebooks_between_two_bandwidths(kind: str, num_codebooks: int, load: Load) -> None:
     samples = noise(5000)
     codes = load(kind, num_codebooks=num_codebooks).encode(samples)

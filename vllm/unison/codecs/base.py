@@ -32,9 +32,12 @@ class Codec(ABC):
         codebook_size: a code lies in ``[0, codebook_size - 1]``.
         device: where the computation runs and where results live.
         num_channels: of the audio; more than one only in ``ChannelCodec``.
+        min_clip_samples: up to which the clip of a request is completed with zeros before it is
+            encoded.
     """
 
     num_channels: int = 1
+    min_clip_samples: int = 0
 
     def __init__(
         self,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from vllm.unison.codecs.base import Codec
 from vllm.unison.codecs.channels import ChannelCodec
 from vllm.unison.codecs.registry import load_codec, load_codec_part
-from vllm.unison.model.spec import SpeechSpec
+from vllm.unison.model.spec import CodecSource, SpeechSpec
 
 OWN_CHECKPOINT = "."
 """As a codec's place: the model's own folder or hub id."""
@@ -30,10 +31,8 @@ def codec_of(spec: SpeechSpec, device: torch.device | str) -> Codec:
     place = spec.model_path if source.name_or_path == OWN_CHECKPOINT else source.name_or_path
     codec = _load(
         str(local) if local.is_dir() else place,
-        source.revision,
-        source.part,
+        source,
         len(spec.layout.codebook_streams),
-        source.num_channels,
         str(device),
     )
     for stream in spec.layout.codebook_streams:
@@ -47,20 +46,24 @@ def codec_of(spec: SpeechSpec, device: torch.device | str) -> Codec:
 
 
 @functools.lru_cache(maxsize=8)
-def _load(
-    place: str,
-    revision: str | None,
-    part: str | None,
-    num_codebooks: int,
-    num_channels: int,
-    device: str,
-) -> Codec:
+def _load(place: str, source: CodecSource, num_codebooks: int, device: str) -> Codec:
+    num_channels = source.num_channels
     if num_codebooks % num_channels:
         raise ValueError(
             f"codec: {num_codebooks} streams must be as many for each of {num_channels} channels"
         )
-    load = load_codec if part is None else functools.partial(load_codec_part, part=part)
+    load: Callable[..., Codec] = load_codec
+    if source.part is not None:
+        load = functools.partial(
+            load_codec_part,
+            part=source.part,
+            config_key=source.config_key,
+            default_config=source.default_config,
+        )
     codec = load(
-        place, num_codebooks=num_codebooks // num_channels, device=device, revision=revision
+        place,
+        num_codebooks=num_codebooks // num_channels,
+        device=device,
+        revision=source.revision,
     )
     return codec if num_channels == 1 else ChannelCodec(codec, num_channels)

@@ -7,6 +7,8 @@ import torch
 from transformers import PreTrainedConfig
 
 from vllm.unison.codecs.base import Codec
+from vllm.unison.codecs.espnet_dac import EspnetDacCodec
+from vllm.unison.codecs.higgs_audio_codec import HiggsAudioCodec
 from vllm.unison.codecs.spectral_codec import MODEL_TYPE as SPECTRAL_CODEC
 from vllm.unison.codecs.spectral_codec import SpectralCodec
 from vllm.unison.codecs.transformers_codecs import (
@@ -17,6 +19,7 @@ from vllm.unison.codecs.transformers_codecs import (
     XcodecCodec,
 )
 from vllm.unison.formats.checkpoint_part import read_part
+from vllm.unison.formats.espnet_dac import MODEL_TYPE as ESPNET_DAC
 
 
 class LoadableCodec(Protocol):
@@ -36,6 +39,8 @@ class LoadableCodec(Protocol):
 _CODECS: dict[str, LoadableCodec] = {
     "dac": DacCodec,
     "encodec": EncodecCodec,
+    ESPNET_DAC: EspnetDacCodec,
+    "higgs_audio_v2_tokenizer": HiggsAudioCodec,
     "mimi": MimiCodec,
     SPECTRAL_CODEC: SpectralCodec,
     "xcodec": XcodecCodec,
@@ -110,6 +115,8 @@ def load_codec_part(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     revision: str | None = None,
+    config_key: str | None = None,
+    default_config: str | None = None,
 ) -> Codec:
     """Load a codec that is a part of a model's own checkpoint. Nothing else of it is read.
 
@@ -118,25 +125,30 @@ def load_codec_part(
         part: key of the codec's configuration in config.json; with a dot, the prefix of its
             tensors.
         num_codebooks, device, dtype, revision: as for ``load_codec``.
+        config_key, default_config: see ``read_part``.
 
     Raises:
         ValueError: the part is missing, is of a kind that cannot be one, or lacks or has too many
             tensors.
     """
-    found = read_part(name_or_path, part, revision)
-    codec_class = _CODECS.get(found.config.get("model_type", ""))
-    if not (isinstance(codec_class, type) and issubclass(codec_class, TransformersCodec)):
+    found = read_part(
+        name_or_path, part, revision, config_key=config_key, default_config=default_config
+    )
+    codec_class = _parts().get(found.config.get("model_type", ""))
+    if codec_class is None:
         raise ValueError(
-            f"{part}.model_type must be one of {sorted(_parts())}, "
+            f"{config_key or part}.model_type must be one of {sorted(_parts())}, "
             f"not {found.config.get('model_type')!r}"
         )
     return codec_class.from_part(found, num_codebooks=num_codebooks, device=device, dtype=dtype)
 
 
-def _parts() -> list[str]:
-    """The model types of codecs that may be a part of a checkpoint."""
-    return [
-        name
+def _parts() -> dict[str, type[TransformersCodec]]:
+    """The codecs that may be a part of a checkpoint, by their model types."""
+    return {
+        name: codec_class
         for name, codec_class in _CODECS.items()
-        if isinstance(codec_class, type) and issubclass(codec_class, TransformersCodec)
-    ]
+        if name != ESPNET_DAC
+        and isinstance(codec_class, type)
+        and issubclass(codec_class, TransformersCodec)
+    }

@@ -7,7 +7,7 @@ samples equal the library's own. What differs from codec to codec is only stated
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 import transformers
@@ -67,6 +67,9 @@ class TransformersCodec(Codec):
     model_class_name: str
     """Name of the model's class in the transformers library."""
 
+    unused_tensors: frozenset[str] = frozenset()
+    """Tensors that checkpoints may hold and that the model has no use for."""
+
     def __init__(self, model: Any, *, num_codebooks: int | None = None) -> None:
         """Wrap a loaded model.
 
@@ -100,8 +103,7 @@ class TransformersCodec(Codec):
         revision: str | None = None,
     ) -> "TransformersCodec":
         """Load from a folder or a hub id; see ``registry.load_codec``."""
-        model_class = getattr(transformers, cls.model_class_name)
-        model, loading = model_class.from_pretrained(
+        model, loading = cls._model_class().from_pretrained(
             name_or_path,
             revision=revision or "main",
             dtype=dtype,
@@ -119,9 +121,9 @@ class TransformersCodec(Codec):
         num_codebooks: int | None = None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-    ) -> "TransformersCodec":
+    ) -> Self:
         """Load from a part of a checkpoint; see ``registry.load_codec_part``."""
-        model_class = getattr(transformers, cls.model_class_name)
+        model_class = cls._model_class()
         where = f"codec {part.where!r}"
         try:
             config = model_class.config_class.from_dict(dict(part.config))
@@ -139,6 +141,11 @@ class TransformersCodec(Codec):
         return cls(model.to(device), num_codebooks=num_codebooks)
 
     @classmethod
+    def _model_class(cls) -> Any:
+        """The model's class."""
+        return getattr(transformers, cls.model_class_name)
+
+    @classmethod
     def _check_loading(cls, where: str, loading: Mapping[str, Any], prefix: str = "") -> None:
         """Refuse a checkpoint whose tensors are not the model's, names completed by a prefix.
 
@@ -147,7 +154,8 @@ class TransformersCodec(Codec):
         """
         if missing := sorted(prefix + name for name in loading["missing_keys"]):
             raise ValueError(f"{where} lacks {listed(missing)}")
-        if unknown := sorted(prefix + name for name in loading["unexpected_keys"]):
+        surplus = set(loading["unexpected_keys"]) - cls.unused_tensors
+        if unknown := sorted(prefix + name for name in surplus):
             raise ValueError(f"{where} holds what {cls.model_class_name} lacks: {listed(unknown)}")
         for name, found, expected in sorted(loading["mismatched_keys"]):
             raise ValueError(
