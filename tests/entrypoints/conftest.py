@@ -17,6 +17,7 @@ from tests.entrypoints.server import (
     running_server,
     wait_until_up,
     write_model,
+    write_voices,
 )
 from tests.examples.snippets import ALL, plain_environment
 
@@ -27,11 +28,20 @@ def served_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("served") / "model")
 
 
+@pytest.fixture(scope="session")
+def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of voices that the server was given."""
+    return write_voices(tmp_path_factory.mktemp("recorded") / "voices")
+
+
 @pytest.fixture(scope="package")
-def server(served_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    served_model: Path, voices: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     """The server; every test leaves it serving."""
     folder = tmp_path_factory.mktemp("server")
-    with running_server(served_model, folder, "--voice-alias", "alloy=rms") as running:
+    more = ("--voice-alias", "alloy=rms", "--voices", str(voices))
+    with running_server(served_model, folder, *more) as running:
         yield running
 
 

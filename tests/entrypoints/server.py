@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import socket
@@ -16,9 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vllm.entrypoints.speech.encoding import encode_whole
 from vllm.unison.testing.random_checkpoint import (
     BEGIN_AUDIO,
     BEGIN_TEXT,
+    SPEAKER,
     default_tasks,
     stream_layout,
     write_random_speech_lm,
@@ -33,6 +38,8 @@ GUIDANCE_SCALE = 2.0
 DEFAULT_TOKENS = 12
 SAMPLE_RATE = 16000
 SAMPLES_PER_FRAME = 320
+RECORDED, SAID = "zoe", "good morning"
+"""A recorded voice, and what is said in its recording."""
 PATIENCE = 600
 """Seconds until a server counts as hung. A guard: no result depends on it."""
 
@@ -51,7 +58,8 @@ def write_model(folder: Path) -> Path:
     for phase in layout["phases"]:
         phase["transitions"] = []
     tasks = default_tasks()
-    tasks["text_to_speech"] = [BEGIN_TEXT, "voice", "text", BEGIN_AUDIO]
+    parts: list[Any] = [[SPEAKER, "reference_text"], BEGIN_TEXT, "voice", "text", BEGIN_AUDIO]
+    tasks["text_to_speech"] = parts
     defaults = {"guidance_scale": GUIDANCE_SCALE, "max_tokens": DEFAULT_TOKENS}
     return write_random_speech_lm(
         folder,
@@ -68,6 +76,22 @@ def write_model(folder: Path) -> Path:
             },
         },
     )
+
+
+def recording() -> bytes:
+    """A file of a second of noise."""
+    noise = np.random.default_rng(6).standard_normal(SAMPLE_RATE) * 0.1
+    return encode_whole("wav", noise.astype(np.float32), SAMPLE_RATE)
+
+
+def write_voices(folder: Path) -> Path:
+    """A folder with a recorded voice."""
+    folder.mkdir(parents=True)
+    (folder / f"{RECORDED}.wav").write_bytes(recording())
+    (folder / f"{RECORDED}.txt").write_text(f"{SAID}\n")
+    settings = {"name": "Zoë", "language": "en", "temperature": 0.5}
+    (folder / f"{RECORDED}.json").write_text(json.dumps(settings))
+    return folder
 
 
 @dataclass

@@ -16,7 +16,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.entrypoints.server import API_KEY, MODEL_NAME, SAMPLES_PER_FRAME, Server
+from tests.entrypoints.server import (
+    API_KEY,
+    MODEL_NAME,
+    RECORDED,
+    SAID,
+    SAMPLES_PER_FRAME,
+    Server,
+    recording,
+)
 from vllm.entrypoints.speech.cli import commands as cli
 from vllm.entrypoints.speech.cli.sinks import Player, playing
 from vllm.entrypoints.speech.encoding import encode_whole
@@ -150,6 +158,22 @@ def test_a_recording_is_a_voice_prompt(local: list[str], tmp_path: Path) -> None
             assert file.getnframes() == 20 * SAMPLES_PER_FRAME
 
 
+def test_a_recording_is_a_voice(
+    local: list[str], remote: list[str], voices: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "zoe.wav").write_bytes(recording())
+    given = ["--ref-audio", str(tmp_path / "zoe.wav"), "--ref-text", SAID, "--temperature", "0.5"]
+    here = speak_to(tmp_path / "here.raw", *local, *given)
+    folder = ["--voices", str(voices), "--voice", RECORDED]
+    assert speak_to(tmp_path / "here.raw", *local, *folder) == here
+    there = speak_to(tmp_path / "there.raw", *remote, *given)
+    samples = [np.frombuffer(data, "<i2").astype(int) for data in (here, there)]
+    assert np.abs(samples[0] - samples[1]).max() <= 1
+    without = [speak_to(tmp_path / "a.raw", *local, *given[:2], *given[4:])]
+    without.append(speak_to(tmp_path / "a.raw", *local, *given[4:]))
+    assert len({here, *without}) == 3
+
+
 def test_a_player_hears_the_audio(
     local: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -194,6 +218,21 @@ def test_errors_are_a_line(
         (["speak", "-o", out, "--audio", str(text), *local], "must be a complete audio file"),
         (["speak", "hi", "-o", out, "--audio", "none.wav", *local], "No such file"),
         (["speak", "hi", "-o", out, "--audio", str(text), *remote], "--audio does not go with"),
+        (["speak", "hi", "-o", out, "--ref-audio", "none.wav", *local], "No such file"),
+        (["speak", "hi", "-o", out, "--ref-audio", str(text), *local], "must be a complete audio"),
+        (["speak", "hi", "-o", out, "--ref-audio", str(text), *remote], "ref_audio must be a comp"),
+        (["speak", "hi", "-o", out, "--ref-text", "hi", *local], "--ref-text must be given besid"),
+        (
+            ["speak", "hi", "-o", out, "--ref-audio", str(text), "--voice", "slt", *local],
+            "--voice does not go with --ref-audio",
+        ),
+        (["speak", "hi", "-o", out, "--voices", "none", *local], "No such file"),
+        (["speak", "hi", "-o", out, "--voices", str(text), *local], "Not a directory"),
+        (
+            ["speak", "hi", "-o", out, "--voices", str(tmp_path), *local],
+            "--voices .*clip.wav must be a complete audio file",
+        ),
+        (["speak", "hi", "-o", out, "--voices", ".", *remote], "--voices does not go with --url"),
         (["speak", "hi", "-o", out, "--temperature", "nan", *local], "temperature must"),
         (["speak", "hi", "-o", out, "--max-tokens", "0", *local], "max_tokens must"),
         (["speak", "hi", "-o", out, "--guidance-scale", "-1", *local], "guidance_scale must"),

@@ -183,6 +183,7 @@ def test_run_batch_answers_on_four_routes(clip: bytes, tmp_path: Path) -> None:
         ("audio/generations", {"prompt": "stop", "n": 2, "response_format": "flac"}),
         ("audio/speech", {"input": "stop", "voice": "bob"}),
         ("audio/speech", {"input": "stop", "stream_format": "sse"}),
+        ("audio/speech", {"input": "stop", "ref_audio": url}),
         ("audio/transcriptions", {"file_url": "file:///etc/passwd"}),
         ("audio/transcriptions", {"file": data}),
         ("embeddings", {"input": "stop"}),
@@ -199,7 +200,7 @@ def test_run_batch_answers_on_four_routes(clip: bytes, tmp_path: Path) -> None:
     )
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [a["custom_id"] for a in answers] == [*map(str, range(len(bodies))), "", ""]
-    assert [a["response"]["status_code"] for a in answers] == [200] * 6 + [400] * 7
+    assert [a["response"]["status_code"] for a in answers] == [200] * 6 + [400] * 8
     spoken, flac, heard, plain, chat, two = (a["response"]["body"] for a in answers[:6])
     assert all(a["error"] is None for a in answers[:6])
     assert [base64.b64decode(clip["b64_json"])[:4] for clip in two["data"]] == [b"fLaC"] * 2
@@ -210,7 +211,8 @@ def test_run_batch_answers_on_four_routes(clip: bytes, tmp_path: Path) -> None:
     assert heard["text"] == plain["text"] == "please open blue door"
     assert chat["choices"][0]["message"]["content"] == "please open blue door"
     params = [a["error"]["error"]["param"] for a in answers[6:]]
-    assert params == ["voice", "stream_format", "file_url", "file_url", "url", "custom_id", None]
+    speech, rest = ["voice", "stream_format", "ref_audio"], ["file_url", "file_url", "url"]
+    assert params == [*speech, *rest, "custom_id", None]
     assert all(a["response"]["body"] is None for a in answers[6:])
 
 

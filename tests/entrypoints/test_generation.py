@@ -379,7 +379,7 @@ def spoken(monkeypatch: pytest.MonkeyPatch, *outputs: Any) -> tuple[LocalLLM, li
     from vllm.entrypoints.speech.cli import local
     from vllm.entrypoints.speech.parameters import SpeechInput
 
-    monkeypatch.setattr(local, "plan_request", lambda *given: ({"prompt": ""}, None))
+    monkeypatch.setattr(local, "plan_request", lambda *given, **options: ({"prompt": ""}, None))
     monkeypatch.setattr(local, "parse_model_prompt", lambda config, prompt: prompt)
     monkeypatch.setattr(local, "RequestOutput", SimpleNamespace)
     engine = local.LocalEngine.__new__(local.LocalEngine)

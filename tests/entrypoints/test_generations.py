@@ -209,5 +209,5 @@ def test_a_model_without_voices_has_its_default_only(voice: str | None, is_accep
 
 def test_a_text_that_is_attended_to_counts_as_input() -> None:
     service: Any = SimpleNamespace(spec=spec_of_music())
-    usage = SpeechService._prompt_usage(service, [16], [5, 6, 1], None)
+    usage = SpeechService._prompt_usage(service, [16], [5, 6, 1], 0.0)
     assert (usage.prompt_tokens, usage.prompt_text_tokens, usage.prompt_frames) == (4, 3, 0)

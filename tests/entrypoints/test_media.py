@@ -563,7 +563,7 @@ def test_base64_as_mime_and_browsers_write_it(size: int) -> None:
         "data:;base64" + "x" * 999,
     ):
         with pytest.raises(
-            InvalidRequestError, match="audio, a data URI, must begin with data:TYPE;base"
+            InvalidRequestError, match="audio must begin with data:TYPE;base64, if it is a"
         ):
             decode_base64(wrong, LIMITS, "audio")
 

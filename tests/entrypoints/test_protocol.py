@@ -66,7 +66,7 @@ def post(client: TestClient, path: str, **fields: Any) -> Any:
 def own_fields(client: TestClient, path: str) -> set[str]:
     schema = client.get("/openapi.json").json()
     content = schema["paths"][path]["post"]["requestBody"]["content"]
-    (reference,) = (body["schema"]["$ref"] for body in content.values())
+    (reference,) = {body["schema"]["$ref"] for body in content.values()}
     return set(schema["components"]["schemas"][reference.rsplit("/", 1)[1]]["properties"])
 
 
@@ -213,16 +213,11 @@ def parts(*items: Any) -> dict[str, Any]:
         ({"messages": [{"role": "user", "content": " \n"}]}, "messages[0].content", "more than sp"),
         ({"messages": [{"role": "user", "content": []}]}, "messages[0].content", "at least 1 item"),
         (
-            {"messages": [{"role": "system", "content": "be kind"}, *MESSAGES]},
+            {"messages": [{"role": "tool", "content": "be kind"}, *MESSAGES]},
             "messages[0].role",
-            "must be 'user', not 'system': the model has no task for a conversation",
+            "must be 'system', 'scene', 'user' or 'assistant', not 'tool'",
         ),
-        (
-            {"messages": [*MESSAGES, {"role": "assistant", "content": "a"}, *MESSAGES]},
-            "messages[1].role",
-            "must be 'user', not 'assistant'",
-        ),
-        ({"messages": MESSAGES * 2}, "messages", "must hold one message, not 2"),
+        ({"messages": MESSAGES * 65}, "messages", "at most 64 items"),
         ({"messages": [MESSAGES[0] | {"mood": 1}]}, "messages[0].mood", "is no field"),
         (parts("hi"), "messages[0].content[0]", "must be an object"),
         (parts({"text": "hi"}), "messages[0].content[0].type", "is required"),
@@ -290,6 +285,12 @@ def test_errors_of_chat_name_the_field_as_the_client_wrote_it(
         ({"seed": 2**63 - 1}, "seed", f"must be at most {2**63 - 2}"),
         ({"input": "x" * 4097}, "input", "at most 4096 characters"),
         ({"inputs": "x"}, "inputs", "is no field of this request"),
+        ({"ref_audio": 5}, "ref_audio", "must be base64, a data URI or, in a form, a file"),
+        ({"ref_audio": ["AAAA"]}, "ref_audio", "must be base64, a data URI or, in a form, a file"),
+        ({"ref_audio": ""}, "ref_audio", "must not be empty"),
+        ({"ref_audio": "AAAA", "ref_text": " "}, "ref_text", "must hold more than spaces"),
+        ({"ref_audio": "AAAA", "ref_text": "x" * 4097}, "ref_text", "at most 4096 characters"),
+        ({"ref_text": "hi"}, "ref_text", "must be given beside ref_audio"),
     ],
 )
 def test_errors_of_speech_name_the_field(
@@ -299,6 +300,63 @@ def test_errors_of_speech_name_the_field(
     error = answer.json()["error"]
     assert (answer.status_code, error["param"]) == (400, param), error
     assert error["message"].startswith(f"{param} ") and words in error["message"], error
+
+
+def test_speech_takes_a_form_for_the_same_object(client: TestClient) -> None:
+    fields = {
+        "input": "5",
+        "voice": "slt",
+        "model": "true",
+        "ref_text": "[1]",
+        "temperature": 0.5,
+        "top_k": 7,
+        "seed": -3,
+        "stream": False,
+        "response_format": "flac",
+        "frequency_penalty": 0,
+        "metadata": "a label",
+    }
+    plain = client.post(SPEECH, json=fields | {"ref_audio": "AAAA"})
+    form = {name: as_form(value) for name, value in fields.items()}
+    # A form is one with files in it, or with a boundary, for httpx.
+    sent = client.post(SPEECH, data=form | {"speed": ""}, files={"ref_audio": b"a file"})
+    assert (plain.status_code, sent.status_code) == (200, 200), sent.text
+    assert sent.json() == plain.json() | {"ref_audio": "6 bytes"}
+    as_base64 = client.post(
+        SPEECH, data=form | {"ref_audio": "AAAA"}, files={"language": (None, "en")}
+    )
+    assert as_base64.json() == plain.json() | {"language": "en"}
+
+
+@pytest.mark.parametrize(
+    ("form", "files", "param", "words"),
+    [
+        ({}, {"ref_audio": b"x"}, "input", "is required"),
+        ({"input": ""}, {"ref_audio": b"x"}, "input", "is required"),
+        ({"input": "hi", "seed": "many"}, {"ref_audio": b"x"}, "seed", "must be a valid integer"),
+        ({"input": "hi", "top_k": "1.5"}, {"ref_audio": b"x"}, "top_k", "must be a valid integer"),
+        ({"input": "hi"}, {"ref_audio": b""}, "ref_audio", "must not be empty"),
+        ({"input": "hi"}, {"audio": b"x"}, "audio", "is no field of this request"),
+        ({"input": "hi", "more": "1"}, {"ref_audio": b"x"}, "more", "is no field of this request"),
+        ({"input": "hi", "min_p": "1"}, {"ref_audio": b"x"}, "min_p", "must be 0 or null"),
+        ({"voice": "slt"}, {"input": b"x"}, "input", "must be text"),
+        ({"input": ["a", "b"]}, {"ref_audio": b"x"}, "input", "must be given once"),
+    ],
+)
+def test_errors_of_a_form_of_speech_name_the_field(
+    client: TestClient, form: dict[str, Any], files: dict[str, bytes], param: str, words: str
+) -> None:
+    answer = client.post(SPEECH, data=form, files=files)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (400, param), error
+    assert error["message"].startswith(f"{param} ") and words in error["message"], error
+
+
+def test_a_form_of_speech_that_is_broken_is_refused(client: TestClient) -> None:
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    for broken in (b"", b"--x\r\n", b"\r\n--x--"):
+        answer = client.post(SPEECH, content=broken, headers=headers)
+        assert answer.status_code == 400 and "message" in answer.json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -369,7 +427,7 @@ def bounds(schema: dict[str, Any]) -> dict[str, Any]:
 def test_the_schema_s_bounds_are_the_engine_s(client: TestClient, path: str) -> None:
     schemas = client.get("/openapi.json").json()
     content = schemas["paths"][path]["post"]["requestBody"]["content"]
-    (reference,) = (body["schema"]["$ref"] for body in content.values())
+    (reference,) = {body["schema"]["$ref"] for body in content.values()}
     properties = schemas["components"]["schemas"][reference.rsplit("/", 1)[1]]["properties"]
     numbers = {name: found for name, schema in properties.items() if (found := bounds(schema))}
     for name in ("duration", "extend_stride"):  # which only the model bounds from above

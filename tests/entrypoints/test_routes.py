@@ -6,10 +6,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from vllm.entrypoints.speech.parameters import RecordedVoice, Recording
 from vllm.entrypoints.speech.server import routes
 from vllm.entrypoints.speech.server.body import TEXT_BYTES
 from vllm.unison.model.layout import StreamLayout
@@ -19,6 +21,7 @@ from vllm.unison.testing.random_checkpoint import stream_layout
 SPEC = SpeechSpec(
     StreamLayout.from_dict(stream_layout(3)), voices={"slt": (6,)}, default_voice="slt"
 )
+CLIP = (np.zeros((1, 4), np.float32), 16000)
 
 
 def upstream_app() -> FastAPI:
@@ -35,7 +38,11 @@ def client(monkeypatch: pytest.MonkeyPatch) -> TestClient:
     app = upstream_app()
     config: Any = SimpleNamespace(max_model_len=1024)
     routes.register_speech_routes(app, config)
-    app.state.speech_service = SimpleNamespace(spec=SPEC, voice_aliases={"alloy": "slt"})
+    app.state.speech_service = SimpleNamespace(
+        spec=SPEC,
+        recorded_voices={"ada": RecordedVoice(Recording(CLIP, "hi"), "Ada L.", "en")},
+        voice_aliases={"alloy": "slt", "nova": "ada"},
+    )
 
     @app.exception_handler(NotImplementedError)
     async def not_implemented(request: Any, error: Exception) -> Any:
@@ -67,12 +74,23 @@ def test_routes_of_upstream_are_replaced_or_refuse(client: TestClient) -> None:
 def test_the_voices_are_listed(client: TestClient) -> None:
     assert client.get("/v1/audio/voices").json() == {
         "object": "list",
-        "voices": [{"id": "slt", "name": "slt"}, {"id": "alloy", "name": "alloy"}],
+        "voices": [
+            {"id": "slt", "name": "slt"},
+            {"id": "ada", "name": "Ada L."},
+            {"id": "alloy", "name": "alloy"},
+            {"id": "nova", "name": "nova"},
+        ],
         "data": [
-            {"id": "slt", "object": "audio.voice", "name": "slt", "default": True},
-            {"id": "alloy", "object": "audio.voice", "name": "slt", "default": False},
+            voice("slt", "slt", default=True),
+            voice("ada", "Ada L.", language="en"),
+            voice("alloy", "slt"),
+            voice("nova", "ada"),
         ],
     }
+
+
+def voice(name: str, shown: str, **more: Any) -> dict[str, Any]:
+    return {"id": name, "object": "audio.voice", "name": shown, "default": False} | more
 
 
 @pytest.mark.parametrize(
@@ -133,12 +151,12 @@ def test_what_is_no_transcription_request_is_400(
 @pytest.mark.parametrize(
     ("path", "audio_bytes"),
     [
-        ("/v1/audio/speech", 0),
         ("/v1/audio/generations", 0),
         ("/v1/models", 0),
         ("/v1/completions", 0),
         ("/v1/audio/transcriptions", 2**20),
         ("/v1/chat/completions", 2**20 * 4 // 3),
+        ("/v1/audio/speech", 2**20 * 4 // 3),
     ],
 )
 def test_bodies_beyond_the_limit_of_their_route_are_413(

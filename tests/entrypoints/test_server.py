@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import psutil
@@ -35,16 +36,21 @@ from tests.entrypoints.server import (
     MAX_QUEUED,
     MODEL_NAME,
     PATIENCE,
+    RECORDED,
+    SAID,
     SAMPLE_RATE,
     SAMPLES_PER_FRAME,
     VOICES,
     Server,
+    recording,
 )
 from vllm.entrypoints.speech.encoding import UNKNOWN_LENGTH, encode_whole, pcm16
 
 pytestmark = pytest.mark.slow
 
 TEXT = "hello there"
+BLOCK_SIZE = ENGINE_OPTIONS["block_size"]
+RECORDING = base64.b64encode(recording()).decode()
 SPEECH: dict[str, Any] = {"model": MODEL_NAME, "input": TEXT, "voice": "rms"}
 
 
@@ -113,7 +119,14 @@ def test_the_voices_are_listed(server: Server) -> None:
     assert status == 200
     voices = json.loads(body)["data"]
     assert {voice["id"]: voice["default"] for voice in voices} == {
-        name: name == "slt" for name in (*VOICES, "alloy")
+        name: name == "slt" for name in (*VOICES, RECORDED, "alloy")
+    }
+    assert voices[-2] == {
+        "id": RECORDED,
+        "object": "audio.voice",
+        "name": "Zoë",
+        "default": False,
+        "language": "en",
     }
     assert voices[-1]["name"] == "rms"
 
@@ -128,6 +141,83 @@ def test_speech_is_what_the_engine_makes(client: openai.OpenAI, offline: Offline
     guided = {"guidance_scale": GUIDANCE_SCALE, "negative_prompt": "no"}
     assert_same_audio(negative, offline(voiced("rms"), **guided, **fields).audio.samples)
     assert negative != pcm
+
+
+def test_a_recording_is_the_same_voice_however_it_comes(
+    client: openai.OpenAI, server: Server, offline: Offline
+) -> None:
+    fields = {"seed": 5, "temperature": 0.9, "top_k": 20, "max_tokens": 20}
+    samples, rate = soundfile.read(io.BytesIO(recording()), dtype="float32")
+    prompt = {"prompt": TEXT, "multi_modal_data": {"voice": (samples, rate)}}
+    said = {"mm_processor_kwargs": {"reference_text": SAID}}
+    made = offline(prompt | said, guidance_scale=GUIDANCE_SCALE, **fields)
+    letters = RECORDING
+    pcm = speech(client, response_format="pcm", voice=RECORDED, **fields)
+    assert_same_audio(pcm, made.audio.samples)
+    # OpenAI's client must name a voice.
+    sent: dict[str, Any] = {"response_format": "pcm", "voice": "default", "ref_text": SAID}
+    for audio in (letters, f"data:audio/wav;base64,{letters}"):
+        assert speech(client, ref_audio=audio, **sent, **fields) == pcm
+    url, key = f"{server.url}/v1/audio/speech", {"authorization": f"Bearer {API_KEY}"}
+    form = {"input": TEXT, "response_format": "pcm", "ref_text": SAID}
+    form |= {name: str(value) for name, value in fields.items()}
+    files = {"ref_audio": ("zoe.wav", recording(), "audio/wav")}
+    uploaded = httpx.post(url, data=form, files=files, headers=key, timeout=PATIENCE)
+    assert (uploaded.status_code, uploaded.content) == (200, pcm)
+    # Without its text the recording speaks otherwise; the section is optional.
+    silent = speech(client, **(sent | {"ref_text": None}), ref_audio=letters, **fields)
+    assert_same_audio(
+        silent, offline(prompt, guidance_scale=GUIDANCE_SCALE, **fields).audio.samples
+    )
+    assert silent != pcm
+    # Its own temperature, 0.5, holds where the request has none.
+    colder = {name: value for name, value in fields.items() if name != "temperature"}
+    cold = speech(client, response_format="pcm", voice=RECORDED, **colder)
+    made = offline(prompt | said, guidance_scale=GUIDANCE_SCALE, **colder, temperature=0.5)
+    assert_same_audio(cold, made.audio.samples)
+    assert cold != pcm
+
+
+def test_requests_share_the_rows_of_a_recording(client: openai.OpenAI, server: Server) -> None:
+    assert blocks_are_free(server)
+    fields: dict[str, Any] = {"guidance_scale": 1.0, "max_tokens": 5, "voice": RECORDED}
+    speech(client, **fields)
+    before = cached_tokens(server)
+    client.audio.speech.create(
+        model=MODEL_NAME,
+        input="something else",
+        voice="default",
+        extra_body={
+            "ref_audio": RECORDING,
+            "ref_text": SAID,
+            "guidance_scale": 1.0,
+            "max_tokens": 5,
+        },
+    )
+    # SPEAKER, what is said, the begin of the text, and a second of 50 frames and 3 more steps.
+    shared = 1 + len(SAID) + 1 + 53
+    assert cached_tokens(server) - before == shared // BLOCK_SIZE * BLOCK_SIZE
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"ref_audio": "no base64!"}, "ref_audio", "must be base64"),
+        ({"ref_audio": base64.b64encode(b"no audio").decode()}, "ref_audio", "audio file"),
+        ({"ref_audio": RECORDING, "voice": "rms"}, "ref_audio", "beside the name of a voice"),
+        ({"ref_audio": RECORDING, "task": "speech_to_text"}, "task", "needs audio"),
+        ({"ref_audio": RECORDING, "ref_text": "\n"}, "ref_text", "more than spaces"),
+        ({"ref_text": SAID}, "ref_text", "beside ref_audio"),
+        ({"ref_audio": "A" * (3 * 2**20)}, "ref_audio", "must have at most 2097152 bytes"),
+    ],
+)
+def test_a_recording_that_is_wrong_is_named(
+    server: Server, fields: dict[str, Any], param: str, words: str
+) -> None:
+    status, body = server.request("/v1/audio/speech", json.dumps({"input": TEXT} | fields).encode())
+    error = json.loads(body)["error"]
+    assert (status, error["param"]) == (400, param), error
+    assert words in error["message"]
 
 
 def test_the_model_s_defaults_hold_for_what_is_left_out(
@@ -548,11 +638,20 @@ def blocks_are_free(server: Server) -> bool:
     return json.loads(body)["success"]
 
 
-def generated_tokens(server: Server) -> float:
-    """Tokens that the server has generated since its start."""
+def counted(server: Server, name: str) -> float:
+    """What a metric of the server has counted since its start."""
     families = text_string_to_metric_families(server.request("/metrics")[1].decode())
     samples = [sample for family in families for sample in family.samples]
-    return sum(s.value for s in samples if s.name == "vllm:generation_tokens_total")
+    return sum(s.value for s in samples if s.name == f"vllm:{name}_total")
+
+
+def generated_tokens(server: Server) -> float:
+    return counted(server, "generation_tokens")
+
+
+def cached_tokens(server: Server) -> float:
+    """Tokens of prompts that were found in the prefix cache."""
+    return counted(server, "prefix_cache_hits")
 
 
 LONG = {"max_tokens": 900, "guidance_scale": 3.0}

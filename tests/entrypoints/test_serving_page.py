@@ -18,8 +18,11 @@ import soundfile
 from tests.entrypoints.server import API_KEY, Server
 from vllm.entrypoints.speech.encoding import encode_whole
 from vllm.entrypoints.speech.media import AudioLimits
+from vllm.entrypoints.speech.server.forms import MAX_FIELD_BYTES, MAX_FIELDS, MAX_FILES
 from vllm.entrypoints.speech.server.routes import WITHOUT_AUDIO
 from vllm.entrypoints.speech.server.schemas import MAX_INPUT_CHARACTERS
+from vllm.entrypoints.speech.voice_folder import RECORDINGS
+from vllm.unison.frontend.clip_encoder import CACHED_CLIPS
 from vllm.unison.messages.sampling_fields import RANGES
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +40,8 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name).write_text("#!/bin/sh\ncat >/dev/null\n")
         (tmp_path / name).chmod(0o755)
     noise = (np.random.default_rng(2).standard_normal(8000) / 10).astype(np.float32)
-    (tmp_path / "question.wav").write_bytes(encode_whole("wav", noise, 16000))
+    for name in ("question.wav", "somebody.wav"):
+        (tmp_path / name).write_bytes(encode_whole("wav", noise, 16000))
     return tmp_path
 
 
@@ -98,6 +102,12 @@ def test_the_numbers_on_the_page_are_those_of_the_code(monkeypatch: pytest.Monke
     assert f"| its length | {limits.seconds:g} s, and in chat" in PAGE
     assert f"| its samples, decoded | {limits.decoded_bytes // 2**20} MiB |" in PAGE
     assert f"{MAX_INPUT_CHARACTERS} characters" in PAGE
+    assert f"the codes of the last {CACHED_CLIPS} are kept" in PAGE
+    assert f"| a form | {MAX_FIELDS} fields of {MAX_FIELD_BYTES // 2**10} KiB, " in PAGE
+    assert f"each once, and {MAX_FILES} files |" in PAGE
+    assert all(f"`{suffix}`" in PAGE for suffix in RECORDINGS[1:])
+    (settings,) = re.findall(r"^\| `NAME.json`, optional \| (.*)$", PAGE, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", settings)) == {"name", "language", *RANGES}
     for path in WITHOUT_AUDIO:
         assert f"`{path}`" in PAGE
     for name in ("temperature", "guidance_scale"):

@@ -146,7 +146,9 @@ def decode_base64(data: str, limits: AudioLimits, field: str) -> bytes:
     head, comma, rest = data[:_MOST_URI_HEAD].partition(",")
     if head[:5].lower() == "data:":
         if not comma or not head.lower().endswith(";base64"):
-            raise InvalidRequestError(f"{field}, a data URI, must begin with data:TYPE;base64,")
+            raise InvalidRequestError(
+                f"{field} must begin with data:TYPE;base64, if it is a data URI"
+            )
         data = rest + data[_MOST_URI_HEAD:]
     letters = data.encode("ascii", "replace").translate(None, b" \t\r\n")
     if len(letters) // 4 * 3 - letters[-2:].count(b"=") > limits.file_bytes:

@@ -3,19 +3,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vllm.entrypoints.speech.media import Clip
 from vllm.sampling_params import RequestOutputKind, SamplingParams
+from vllm.unison.frontend.clip_encoder import KeptClip
+from vllm.unison.frontend.conversations import MESSAGES
 from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
 from vllm.unison.frontend.prompts import EXTEND_STRIDE
-from vllm.unison.frontend.tasks import ENGINE_NAMES, FieldNames, choose_task
-from vllm.unison.model.spec import SpeechSpec
+from vllm.unison.frontend.tasks import ENGINE_NAMES, FieldNames, choose_dialogue, choose_task
+from vllm.unison.model.spec import REFERENCE_TEXT, SpeechSpec
 
 DEFAULT_VOICE = "default"
 """What OpenAI's clients, which must name a voice, may say for the model's own default."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recording of a voice.
+
+    Attributes:
+        audio: (samples, sample_rate), or a KeptClip of them.
+        text: what is said in it, if that is known.
+    """
+
+    audio: tuple[NDArray[np.float32], int] | KeptClip
+    text: str | None = None
+
+
+@dataclass(frozen=True)
+class RecordedVoice:
+    """A voice that the operator of a server adds to those of the model.
+
+    Attributes:
+        recording: that it is made of.
+        display_name: what people call it.
+        language: of a request that names none.
+        sampling: SamplingParams fields for what a request leaves out.
+    """
+
+    recording: Recording
+    display_name: str
+    language: str | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -25,7 +60,9 @@ class SpeechInput:
     Attributes:
         modalities: of the output, any of "text" and "audio".
         text, clip: the inputs.
+        messages: turns of a conversation in place of them; see PromptBuilder.
         voice: name of a voice.
+        recording: of a voice to speak with.
         task: name of a task; None: the one that fits.
         sampling: SamplingParams fields that the request sets.
         duration: seconds of audio, for a model whose audio ends by nothing but its length.
@@ -37,7 +74,9 @@ class SpeechInput:
     modalities: frozenset[str]
     text: str | None = None
     clip: Clip | None = None
+    messages: Sequence[Mapping[str, Any]] | None = None
     voice: str | None = None
+    recording: Recording | None = None
     task: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
     duration: float | None = None
@@ -51,6 +90,7 @@ def plan_request(
     defaults: Mapping[str, Mapping[str, Any]],
     request: SpeechInput,
     voice_aliases: Mapping[str, str] | None = None,
+    recorded_voices: Mapping[str, RecordedVoice] | None = None,
 ) -> tuple[dict[str, Any], SamplingParams]:
     """The prompt and the sampling parameters of a request, whose outputs are deltas.
 
@@ -58,14 +98,35 @@ def plan_request(
         spec: the model's specification.
         defaults: see `task_defaults`.
         request: what the client asks for.
-        voice_aliases: names that stand for the model's voices.
+        voice_aliases: names that stand for voices.
+        recorded_voices: by name, those that the operator adds to the model's.
 
     Raises:
         InvalidRequestError: naming the field.
     """
-    if request.language is not None:
-        check_language(spec, request.language)
-    voice = _voice(spec, request, voice_aliases or {})
+    recorded_voices = recorded_voices or {}
+    voice = _voice(spec, request, voice_aliases or {}, recorded_voices)
+    recorded = None if voice is None else recorded_voices.get(voice)
+    recording, sampling, language = request.recording, request.sampling, request.language
+    if recorded is not None:
+        recording = recorded.recording
+        sampling = {**recorded.sampling, **sampling}
+        language = recorded.language if language is None else language
+    if language is not None:
+        check_language(spec, language)
+    options: dict[str, Any]
+    prompt: dict[str, Any]
+    if request.messages is not None:
+        task_name = choose_dialogue(spec, request.modalities, request.task, request.fields).name
+        if voice is not None:
+            raise InvalidRequestError(
+                f"{request.fields.voice} must not be given: task {task_name!r} has no place for one"
+            )
+        options = {"task": task_name, MESSAGES: list(request.messages)}
+        prompt = {"prompt": "", "mm_processor_kwargs": options}
+        return prompt, make_params(defaults[task_name], request.sampling)
+    if recorded is not None:
+        voice = None
     inputs = {"text": request.text, "audio": request.clip}
     names = {name for name, value in inputs.items() if value is not None}
     task = choose_task(
@@ -73,10 +134,14 @@ def plan_request(
         names,
         request.modalities,
         name=request.task,
-        voice=voice is not None,
+        voice=voice is not None or recording is not None,
+        recording=recording is not None,
+        reference_text=request.recording is not None and request.recording.text is not None,
         fields=request.fields,
-    ).name
-    options: dict[str, Any] = {"task": task} | ({} if voice is None else {"voice": voice})
+    )
+    options = {"task": task.name}
+    if voice is not None:
+        options["voice"] = voice
     if request.duration is not None:
         if spec.frames_per_second is None:
             raise InvalidRequestError("duration must not be given: the model ends its audio itself")
@@ -89,20 +154,50 @@ def plan_request(
                 "extend_stride must not be given: the model ends its audio itself"
             )
         options[EXTEND_STRIDE] = request.extend_stride
-    prompt: dict[str, Any] = {"prompt": request.text or "", "mm_processor_kwargs": options}
+    clips: dict[str, Any] = {}
     if request.clip is not None:
-        prompt["multi_modal_data"] = {"audio": (request.clip.samples, request.clip.sample_rate)}
-    return prompt, make_params(defaults[task], request.sampling)
+        clips["audio"] = (request.clip.samples, request.clip.sample_rate)
+    if recording is not None:
+        clips["voice"] = recording.audio
+        # The text of an operator's voice is there for the tasks that have a place for it.
+        if recording.text is not None and task.takes_reference_text:
+            options[REFERENCE_TEXT] = recording.text
+    prompt = {"prompt": request.text or "", "mm_processor_kwargs": options}
+    if clips:
+        prompt["multi_modal_data"] = clips
+    return prompt, make_params(defaults[task.name], sampling)
 
 
-def _voice(spec: SpeechSpec, request: SpeechInput, aliases: Mapping[str, str]) -> str | None:
-    if request.voice is None or request.voice in spec.voices:
+def prompt_seconds(prompt: Mapping[str, Any]) -> float:
+    """Length of all the audio that a prompt of `plan_request` holds."""
+    clips = list(prompt.get("multi_modal_data", {}).values())
+    for message in prompt["mm_processor_kwargs"].get(MESSAGES, ()):
+        if not isinstance(message["content"], str):
+            clips += [part["audio"] for part in message["content"] if part["type"] == "audio"]
+    pairs = (clip.audio if isinstance(clip, KeptClip) else clip for clip in clips)
+    return sum(samples.shape[-1] / rate for samples, rate in pairs)
+
+
+def _voice(
+    spec: SpeechSpec,
+    request: SpeechInput,
+    aliases: Mapping[str, str],
+    recorded: Collection[str],
+) -> str | None:
+    """The name of the request's voice, the model's or a recorded one, if it names one."""
+    if request.recording is not None:
+        if request.voice in (None, DEFAULT_VOICE):
+            return None
+        raise InvalidRequestError(
+            f"{request.fields.voice} must not be given beside the name of a voice"
+        )
+    if request.voice is None or request.voice in spec.voices or request.voice in recorded:
         return request.voice
     if request.voice in aliases:
         return aliases[request.voice]
     if request.voice == DEFAULT_VOICE:
         return None
-    known = sorted({*spec.voices, *aliases, DEFAULT_VOICE})
+    known = sorted({*spec.voices, *recorded, *aliases, DEFAULT_VOICE})
     raise InvalidRequestError(
         f"{request.fields.voice} must be one of {known}, not {request.voice!r}"
     )

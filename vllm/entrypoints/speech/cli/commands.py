@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import gc
 import os
@@ -146,7 +147,16 @@ class SpeakSubcommand(CLISubcommand):
             choices=sorted(set(FORMATS_BY_SUFFIX.values())),
             help="of the audio (default: what the file's name says, or wav)",
         )
-        parser.add_argument("--voice", help="name of one of the model's voices")
+        voices = parser.add_argument_group("whose voice it is (default: the model's)")
+        voices.add_argument("--voice", help="name of one of the model's voices, or of --voices")
+        voices.add_argument(
+            "--voices",
+            type=Path,
+            metavar="FOLDER",
+            help="of recorded voices, each NAME.wav with NAME.txt (not with --url)",
+        )
+        voices.add_argument("--ref-audio", type=Path, metavar="FILE", help="a recording of it")
+        voices.add_argument("--ref-text", metavar="TEXT", help="what is said in that recording")
         _common(parser)
         parser.add_argument(
             "--duration",
@@ -245,8 +255,22 @@ def _text(args: argparse.Namespace) -> str | None:
         if args.url is not None:
             raise ValueError("--audio does not go with --url: the speech route takes text only")
         args.audio.open("rb").close()
+    _check_voice(args)
     text = sys.stdin.read() if args.text == STDIN else args.text
     return None if text is None else text.strip()
+
+
+def _check_voice(args: argparse.Namespace) -> None:
+    if args.voices is not None and args.url is not None:
+        raise ValueError("--voices does not go with --url: the server has voices of its own")
+    if args.ref_text is not None and args.ref_audio is None:
+        raise ValueError("--ref-text must be given beside --ref-audio")
+    if args.ref_audio is not None:
+        if args.voice is not None:
+            raise ValueError("--voice does not go with --ref-audio: give one of them")
+        args.ref_audio.open("rb").close()
+    if args.voices is not None:
+        next(args.voices.iterdir(), None)  # says what is wrong with the folder
 
 
 def _format(args: argparse.Namespace) -> str:
@@ -281,16 +305,25 @@ def _pieces(
             "voice": args.voice,
             "task": args.task,
             "duration": args.duration,
+            "ref_text": args.ref_text,
         }
+        if args.ref_audio is not None:
+            named["ref_audio"] = base64.b64encode(args.ref_audio.read_bytes()).decode("ascii")
         fields = {name: value for name, value in named.items() if value is not None}
         body = sampling | fields | {"input": text, "response_format": _format(args)}
         yield from RemoteServer(args.url, _api_key(args)).speak(body)
         return
     with progress(f"loading {args.model or DEFAULT_MODEL}", streams.errors) as line:
         engine = _engine(args)
-        from vllm.entrypoints.speech.parameters import SpeechInput
+        from vllm.entrypoints.speech.parameters import Recording, SpeechInput
         from vllm.unison.frontend.tasks import FieldNames
 
+        voices = None if args.voices is None else engine.read_voices(args.voices)
+        recording, names = None, FieldNames(text="text")
+        if args.ref_audio is not None:
+            clip = engine.read(args.ref_audio)
+            recording = Recording((clip.samples, clip.sample_rate), args.ref_text)
+            names = FieldNames(text="text", voice="ref_audio", reference_text="ref_text")
         is_file = not args.play and is_kept(args.output)
         encoder = engine.encoder(_format(args), is_whole=is_file)
         request = SpeechInput(
@@ -298,13 +331,14 @@ def _pieces(
             text=text,
             clip=None if args.audio is None else engine.read(args.audio),
             voice=args.voice,
+            recording=recording,
             task=args.task,
             sampling=sampling,
             duration=args.duration,
-            fields=FieldNames(text="text"),
+            fields=names,
         )
         seconds = 0.0
-        for completion in engine.generate(request):
+        for completion in engine.generate(request, voices):
             if completion.audio is not None:
                 seconds += completion.audio.seconds
                 line.set_description_str(f"speaking: {seconds:.1f} s of audio")

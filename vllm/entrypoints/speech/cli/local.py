@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.speech.encoding import Encoder, make_encoder
 from vllm.entrypoints.speech.media import AudioLimits, Clip, decode_file
 from vllm.entrypoints.speech.outcome import failure, incomplete
-from vllm.entrypoints.speech.parameters import SpeechInput, plan_request
+from vllm.entrypoints.speech.parameters import RecordedVoice, SpeechInput, plan_request
 from vllm.entrypoints.speech.server.parts import join_texts, split_request
+from vllm.entrypoints.speech.voice_folder import read_voices
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.unison.codecs.of_model import codec_of
@@ -90,6 +91,10 @@ class LocalEngine:
         """
         return decode_file(path.read_bytes(), AudioLimits.from_environment(math.inf), str(path))
 
+    def read_voices(self, folder: Path) -> dict[str, RecordedVoice]:
+        """See `voice_folder.read_voices`."""
+        return read_voices(folder, self.spec, self._engine.model_config.max_model_len)
+
     def transcribe(self, request: SpeechInput) -> Iterator[str]:
         """The text of a clip of any length, as it is made.
 
@@ -108,21 +113,29 @@ class LocalEngine:
                 yield text[sent:]
                 sent = len(text)
 
-    def generate(self, request: SpeechInput) -> Iterator[CompletionOutput]:
+    def generate(
+        self, request: SpeechInput, voices: Mapping[str, RecordedVoice] | None = None
+    ) -> Iterator[CompletionOutput]:
         """Run a request to its end; yields deltas of text and audio.
+
+        Args:
+            request: what is asked for.
+            voices: by name, those that it may name beside the model's.
 
         Raises:
             ValueError: naming the field.
             RuntimeError: if the request fails.
         """
         try:
-            yield from self._generate(request)
+            yield from self._generate(request, voices)
         except InvalidRequestError as error:
             raise request.fields.rename(error) from error
 
-    def _generate(self, request: SpeechInput) -> Iterator[CompletionOutput]:
+    def _generate(
+        self, request: SpeechInput, voices: Mapping[str, RecordedVoice] | None
+    ) -> Iterator[CompletionOutput]:
         engine = self._engine
-        prompt, params = plan_request(self.spec, self._defaults, request)
+        prompt, params = plan_request(self.spec, self._defaults, request, recorded_voices=voices)
         (engine_input,) = engine.renderer.render_cmpl(
             [parse_model_prompt(self._engine.model_config, prompt)]
         )

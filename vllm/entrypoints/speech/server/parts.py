@@ -54,7 +54,7 @@ def split_request(
 
 def _overhead(spec: SpeechSpec, name: str) -> int:
     """Steps of a task's prompt, and after it, that are neither audio nor answer."""
-    parts = next(task.parts for task in spec.tasks if task.name == name)
+    parts = next(task.all_parts for task in spec.tasks if task.name == name)
     voices = [len(ids) for ids in spec.voices.values()] if "voice" in parts else []
     delayed = spec.layout.max_delay * (1 + parts.count("flush") + parts.count("audio"))
     return len(parts) + max(voices, default=0) + delayed

@@ -11,6 +11,7 @@ from fastapi import APIRouter, FastAPI, Form, Request, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
+from pydantic import BaseModel
 from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -28,12 +29,12 @@ from vllm.entrypoints.speech.server.body import (
     JsonReader,
     KiB,
     is_json,
-    repeated,
 )
 from vllm.entrypoints.speech.server.endpoints import chat, generations, speech
 from vllm.entrypoints.speech.server.endpoints import transcriptions as transcription
 from vllm.entrypoints.speech.server.errors import error_response, validation_response
 from vllm.entrypoints.speech.server.exact_schema import keep_bounds_exact
+from vllm.entrypoints.speech.server.forms import is_multipart, json_of_form, read_form
 from vllm.entrypoints.speech.server.lifecycle import Lifecycle
 from vllm.entrypoints.speech.server.local_docs import serve_docs
 from vllm.entrypoints.speech.server.middleware import SpeechMiddleware
@@ -44,7 +45,7 @@ from vllm.entrypoints.speech.server.schemas import (
     TranscriptionForm,
 )
 from vllm.entrypoints.speech.server.service import SpeechService
-from vllm.entrypoints.speech.server.voices import voice_aliases
+from vllm.entrypoints.speech.server.voices import recorded_voices, voice_aliases
 from vllm.unison.model.spec import multistream_spec
 from vllm.version import __version__ as VLLM_VERSION
 
@@ -73,20 +74,21 @@ WITHOUT_AUDIO = (
 text for those."""
 
 
-CHAT, TRANSCRIPTIONS = "/v1/chat/completions", "/v1/audio/transcriptions"
+CHAT, SPEECH = "/v1/chat/completions", "/v1/audio/speech"
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
 
 def body_limits(path: str) -> BodyLimits:
     """What the body of a request to a path may be: text, and an audio file where it takes one."""
     file_bytes = int(envs.VLLM_MAX_AUDIO_CLIP_FILESIZE_MB * MiB)
     # Encoders may put a line end, of up to four bytes in JSON, after every 76 bytes of base64.
-    audio = {CHAT: file_bytes * 4 // 3 * 80 // 76 + KiB, TRANSCRIPTIONS: file_bytes}
+    base64_bytes = file_bytes * 4 // 3 * 80 // 76 + KiB
+    audio = {CHAT: base64_bytes, SPEECH: base64_bytes, TRANSCRIPTIONS: file_bytes}
     return BodyLimits(audio.get(path, 0) + TEXT_BYTES)
 
 
-MAX_FORM_FIELDS = 64
-MAX_FORM_FILES = 8
-MAX_FORM_FIELD_BYTES = 64 * KiB
+FORMS_AS_JSON: dict[str, type[BaseModel]] = {SPEECH: SpeechRequest}
+"""Routes of JSON whose body may come as a form as well, with files in it."""
 
 
 class GuardedRoute(APIRoute):
@@ -98,13 +100,17 @@ class GuardedRoute(APIRoute):
         is_form = self.body_field is not None and isinstance(
             self.body_field.field_info, params.Form
         )
+        form_model = FORMS_AS_JSON.get(self.path)
 
         async def guarded(request: Request) -> Response:
             try:
+                content_type = request.headers.get("content-type")
                 if is_form:
-                    await _read_form(request)
+                    await read_form(request)
+                elif form_model is not None and is_multipart(content_type):
+                    await _read_form_as_json(request, form_model)
                 elif self.body_field is not None:
-                    await _read_json(request, limits)
+                    await _read_json(request, limits, form_model is not None)
                 return await handler(request)
             except BodyError as error:
                 return error_response(error.message, error.status, error.param)
@@ -123,12 +129,13 @@ class GuardedRoute(APIRoute):
 # FastAPI asks a request for its body, form or JSON, and finds what was read here.
 
 
-async def _read_json(request: Request, limits: BodyLimits) -> None:
+async def _read_json(request: Request, limits: BodyLimits, takes_form: bool) -> None:
     reader = JsonReader(limits)
     num_bytes = 0
     async for piece in request.stream():
         if num_bytes == 0 and piece and not is_json(request.headers.get("content-type")):
-            raise BodyError("content-type must be application/json")
+            forms = " or multipart/form-data" if takes_form else ""
+            raise BodyError(f"content-type must be application/json{forms}")
         num_bytes += len(piece)
         reader.feed(piece)
     request._body = b""
@@ -137,14 +144,12 @@ async def _read_json(request: Request, limits: BodyLimits) -> None:
         request._json = reader.value()
 
 
-async def _read_form(request: Request) -> None:
-    form = await request.form(
-        max_files=MAX_FORM_FILES, max_fields=MAX_FORM_FIELDS, max_part_size=MAX_FORM_FIELD_BYTES
-    )
-    name = repeated(name for name, _ in form.multi_items())
-    if name is not None:
-        await form.close()
-        raise BodyError(f"{name[:64]} must be given once", param=name[:64])
+async def _read_form_as_json(request: Request, model: type[BaseModel]) -> None:
+    request._json = await json_of_form(request, model)
+    request._body = b"{}"
+    headers = request.headers.mutablecopy()
+    headers["content-type"] = "application/json"
+    request._headers = headers
 
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -155,13 +160,20 @@ _EVENTS: dict[str, Any] = {"text/event-stream": {}}
 router = APIRouter(route_class=GuardedRoute)
 
 
+def _as_form_too(model: type[BaseModel]) -> dict[str, Any]:
+    """What the schema of a route says of the form that it takes in place of JSON."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {"requestBody": {"content": {"multipart/form-data": {"schema": schema}}}}
+
+
 def _service(request: Request) -> SpeechService:
     return request.app.state.speech_service
 
 
 @router.post(
-    "/v1/audio/speech",
+    SPEECH,
     response_class=Response,
+    openapi_extra=_as_form_too(SpeechRequest),
     responses={
         **_ERRORS,
         200: {"content": {f.media_type: {} for f in FORMATS.values()} | _EVENTS},
@@ -224,7 +236,8 @@ async def create_transcription(
 @with_cancellation
 @load_aware_call
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
-    """An answer to one message of text and audio, as text, audio or both."""
+    """An answer to a message of text and audio, as text, audio or both."""
+    chat.check_messages(_service(raw_request).spec, request)
     return await chat.create_chat_completion(_service(raw_request), request, raw_request)
 
 
@@ -275,9 +288,11 @@ def init_speech_state(engine_client: EngineClient, state: State, args: Namespace
     from vllm.entrypoints.serve.utils.request_logger import RequestLogger
 
     logger = RequestLogger(max_log_len=args.max_log_len) if args.enable_log_requests else None
+    recorded = recorded_voices(args, engine_client.model_config)
     state.speech_service = SpeechService(
         engine_client,
         state.openai_serving_models,
         request_logger=logger,
-        voice_aliases=voice_aliases(args, engine_client.model_config),
+        voice_aliases=voice_aliases(args, engine_client.model_config, recorded),
+        recorded_voices=recorded,
     )

@@ -18,8 +18,11 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    PlainSerializer,
+    PlainValidator,
     Tag,
     ValidationError,
+    WithJsonSchema,
     model_validator,
 )
 from pydantic.fields import FieldInfo
@@ -49,6 +52,14 @@ def _not_blank(text: str) -> str:
     return text
 
 
+def _file(value: Any) -> str | bytes:
+    if not isinstance(value, (str, bytes)):
+        raise PydanticCustomError("file", "must be base64, a data URI or, in a form, a file")
+    if not value:
+        raise PydanticCustomError("file", "must not be empty")
+    return value
+
+
 Temperature = Annotated[float, _bounds("temperature")]
 TopK = Annotated[int, _bounds("top_k")]
 TopP = Annotated[float, _bounds("top_p")]
@@ -56,9 +67,18 @@ Seed = Annotated[int, _bounds("seed")]
 MaxTokens = Annotated[int, _bounds("max_tokens")]
 Duration = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 GuidanceScale = Annotated[float, _bounds("guidance_scale")]
+RepeatWindow = Annotated[int, _bounds("ras_win_len")]
+MaxRepeats = Annotated[int, _bounds("ras_win_max_num_repeat")]
 Text = Annotated[
     str, Field(min_length=1, max_length=MAX_INPUT_CHARACTERS), AfterValidator(_not_blank)
 ]
+AudioFile = Annotated[
+    str | bytes,
+    PlainValidator(_file),
+    WithJsonSchema({"type": "string", "minLength": 1}),
+    PlainSerializer(lambda data: data if isinstance(data, str) else f"{len(data)} bytes"),
+]
+"""Base64 of a file, or in a form the file."""
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 ModelName = Annotated[
     Name | None, Field(description="The served name. Left out: the served model; never empty.")
@@ -159,6 +179,14 @@ class SamplingFields(_Request):
     max_tokens: MaxTokens | None = None
     guidance_scale: GuidanceScale | None = None
     negative_prompt: Text | None = None
+    ras_win_len: Annotated[
+        RepeatWindow | None,
+        Field(description="Steps in which repetitions of a code are counted; 0: none are."),
+    ] = None
+    ras_win_max_num_repeat: Annotated[
+        MaxRepeats | None,
+        Field(description="Repetitions with which a code is drawn again, without temperature."),
+    ] = None
 
     def sampling(self) -> dict[str, Any]:
         """The sampling fields that were given."""
@@ -199,6 +227,16 @@ class SpeechRequest(AudioFields):
 
     input: Text
     voice: Voice | None = None
+    ref_audio: Annotated[
+        AudioFile | None,
+        Field(
+            description="A recording of the voice to speak with, in place of a voice's name: an "
+            "audio file in base64 or as a data URI; in a form, the file."
+        ),
+    ] = None
+    ref_text: Annotated[
+        Text | None, Field(description="What is said in ref_audio, if the model takes it.")
+    ] = None
     speed: Annotated[
         float, Field(ge=1, le=1, description="Only 1.0: these models have no control of speed.")
     ] = 1.0
@@ -212,6 +250,12 @@ class SpeechRequest(AudioFields):
     language: Annotated[
         Language | None, Field(description="A language that the model's config.json names.")
     ] = None
+
+    @model_validator(mode="after")
+    def _text_of_a_recording(self) -> Self:
+        if self.ref_text is not None and self.ref_audio is None:
+            raise refused_at(("ref_text",), "combination", "must be given beside ref_audio")
+        return self
 
     @model_validator(mode="after")
     def _events_are_streamed(self) -> Self:
@@ -312,27 +356,12 @@ Content = Annotated[
 ]
 
 
-class UserMessage(_Body):
-    """The message that is answered."""
+class ChatMessage(_Body):
+    """The message that is answered, or one before it."""
 
-    role: Literal["user"]
+    role: Literal["system", "scene", "user", "assistant"]
     content: Content
     name: Name | None = None
-
-
-def _one_user_message(messages: Any) -> Any:
-    """Refuse a conversation, by the name of what makes it one."""
-    if not isinstance(messages, list):
-        return messages
-    why = "the model has no task for a conversation"
-    for index, message in enumerate(messages[:64]):
-        role = message.get("role") if isinstance(message, dict) else None
-        if isinstance(role, str) and role != "user":
-            words = f"must be 'user', not {role[:MAX_NAME]!r}: {why}"
-            raise refused_at((index, "role"), "role", words)
-    if len(messages) > 1:
-        raise refused_at((), "turns", f"must hold one message, not {len(messages)}: {why}")
-    return messages
 
 
 class ChatAudio(_Body):
@@ -359,13 +388,12 @@ class ChatRequest(SamplingFields):
 
     model: ModelName = None
     messages: Annotated[
-        list[UserMessage],
+        list[ChatMessage],
         Field(
             min_length=1,
-            max_length=1,
-            description="One: the prompts of these models have no place for a conversation.",
+            max_length=64,
+            description="One, by the user, unless the model has a task for conversations.",
         ),
-        BeforeValidator(_one_user_message),
     ]
     modalities: Annotated[
         list[Literal["text", "audio"]] | None, Field(min_length=1, max_length=2)

@@ -20,7 +20,12 @@ from vllm.entrypoints.serve.utils.request_logger import RequestLogger
 from vllm.entrypoints.speech.encoding import Encoder, make_encoder
 from vllm.entrypoints.speech.media import AudioLimits, Clip, MediaDecoder
 from vllm.entrypoints.speech.outcome import failure, incomplete
-from vllm.entrypoints.speech.parameters import SpeechInput, plan_request
+from vllm.entrypoints.speech.parameters import (
+    RecordedVoice,
+    SpeechInput,
+    plan_request,
+    prompt_seconds,
+)
 from vllm.entrypoints.speech.server.errors import bounded
 from vllm.entrypoints.speech.server.parts import split_request
 from vllm.exceptions import VLLMNotFoundError
@@ -142,7 +147,8 @@ class SpeechService(GenerateBaseServing):
         media: decodes audio files, of any length that the server takes.
         sample_rate: Hz of the model's audio; 0 for a model without a codec.
         num_channels: of the model's audio.
-        voice_aliases: names that stand for the model's voices.
+        recorded_voices: by name, those that the operator adds to the model's.
+        voice_aliases: names that stand for voices.
     """
 
     def __init__(
@@ -152,12 +158,14 @@ class SpeechService(GenerateBaseServing):
         *,
         request_logger: RequestLogger | None = None,
         voice_aliases: Mapping[str, str] | None = None,
+        recorded_voices: Mapping[str, RecordedVoice] | None = None,
     ) -> None:
         super().__init__(engine_client, models, request_logger=request_logger)
         spec = multistream_spec(self.model_config)
         assert spec is not None
         self.spec = spec
         self.voice_aliases = dict(voice_aliases or {})
+        self.recorded_voices = dict(recorded_voices or {})
         self._frame_seconds = 0.0
         self.sample_rate, self.num_channels = 0, 1
         if spec.has_codec:
@@ -171,6 +179,20 @@ class SpeechService(GenerateBaseServing):
     def context_seconds(self) -> float:
         """Length of the audio that the model's context has room for, with nothing beside it."""
         return self.model_config.max_model_len * self._frame_seconds
+
+    async def clip(self, data: bytes | str, field: str) -> Clip:
+        """Decode a file, or base64, of audio that is to be laid into a prompt.
+
+        Raises:
+            InvalidRequestError: naming the field.
+        """
+        clip = await self.media.decode(data, field)
+        if clip.seconds > self.context_seconds:
+            raise InvalidRequestError(
+                f"{field} must be at most {self.context_seconds:g} seconds long, which the model's "
+                f"context holds, not {clip.seconds:g}"
+            )
+        return clip
 
     def encoder(self, audio_format: str, is_whole: bool = False) -> Encoder:
         """Writes the model's audio; see `make_encoder`."""
@@ -236,7 +258,10 @@ class SpeechService(GenerateBaseServing):
         return split_request(self.spec, self._defaults, request, context)
 
     async def _start(self, raw_request: Request, prefix: str, request: SpeechInput) -> Generation:
-        prompt, params = plan_request(self.spec, self._defaults, request, self.voice_aliases)
+        prompt, params = plan_request(
+            self.spec, self._defaults, request, self.voice_aliases, self.recorded_voices
+        )
+        seconds = prompt_seconds(prompt)
         request_id = f"{prefix}-{self._base_request_id(raw_request)}"
         headers = await self._get_trace_headers(raw_request.headers)
         windows: LongRequest | None = None
@@ -260,7 +285,7 @@ class SpeechService(GenerateBaseServing):
             self._prompt_usage(
                 engine_input["prompt_token_ids"],
                 engine_input.get("encoder_token_ids", []),
-                request.clip,
+                seconds,
             ),
             params.temperature,
         )
@@ -297,14 +322,12 @@ class SpeechService(GenerateBaseServing):
             async for output in outputs:
                 yield output
 
-    def _prompt_usage(
-        self, token_ids: list[int], encoder_ids: list[int], clip: Clip | None
-    ) -> Usage:
+    def _prompt_usage(self, token_ids: list[int], encoder_ids: list[int], seconds: float) -> Usage:
         layout = self.spec.layout
         begin, end = layout.slices[0]
         return Usage(
             prompt_tokens=len(token_ids) + len(encoder_ids),
             prompt_text_tokens=sum(map(layout.is_text, token_ids)) + len(encoder_ids),
             prompt_frames=sum(begin <= token < end for token in token_ids),
-            prompt_seconds=0.0 if clip is None else clip.seconds,
+            prompt_seconds=seconds,
         )

@@ -18,10 +18,10 @@ from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.server.endpoints.speech import encode, encoded, finish
 from vllm.entrypoints.speech.server.errors import error_body
 from vllm.entrypoints.speech.server.schemas import (
+    ChatMessage,
     ChatRequest,
     InputAudioPart,
     TextPart,
-    UserMessage,
     voice_name,
 )
 from vllm.entrypoints.speech.server.service import Generation, SpeechService, Usage
@@ -29,6 +29,7 @@ from vllm.entrypoints.speech.server.sse import DONE, event, event_stream
 from vllm.unison.frontend.errors import InvalidRequestError
 from vllm.unison.frontend.tasks import FieldNames
 from vllm.unison.messages.streams import AudioOutput
+from vllm.unison.model.spec import SpeechSpec
 
 
 async def create_chat_completion(
@@ -38,10 +39,91 @@ async def create_chat_completion(
     model = service.check(request.model)
     modalities: set[str] = set(request.modalities or ["text"])
     _check_combinations(request, modalities)
+    known = service.spec.conversations
+    if known and request.task in (None, *known):
+        inputs = await _conversation(service, request, modalities)
+    else:
+        inputs = await _message(service, request, modalities)
+    generation = await service.start(raw_request, "chatcmpl", inputs)
+    encoder = None
+    if "audio" in modalities:
+        encoder = service.encoder(_format(request), is_whole=not request.stream)
+    answer = ChatAnswer(model, generation, encoder)
+    if not request.stream:
+        return JSONResponse(await answer.whole())
+    include_usage = request.stream_options is not None and request.stream_options.include_usage
+    return event_stream(answer.chunks(include_usage))
+
+
+def check_messages(spec: SpeechSpec, request: ChatRequest) -> None:
+    """Refuse a conversation of a model that has none, by the name of what makes it one.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
+    messages, known = request.messages, spec.conversations
+    if known and request.task in (None, *known):
+        if (role := messages[-1].role) != "user":
+            raise InvalidRequestError(
+                f"messages[{len(messages) - 1}].role must be 'user', not {role!r}: the last "
+                "message is answered"
+            )
+        return
+    why = "the model has no task for a conversation"
+    if known:
+        why = f"task {request.task!r} is none of the conversations {list(known)}"
+    for index, message in enumerate(messages):
+        if message.role != "user":
+            raise InvalidRequestError(
+                f"messages[{index}].role must be 'user', not {message.role!r}: {why}"
+            )
+    if len(messages) > 1:
+        raise InvalidRequestError(f"messages must hold one message, not {len(messages)}: {why}")
+
+
+async def _conversation(
+    service: SpeechService, request: ChatRequest, modalities: set[str]
+) -> SpeechInput:
+    """All messages, as turns of a conversation."""
+    turns: list[dict[str, Any]] = []
+    for index, message in enumerate(request.messages):
+        where = f"messages[{index}].content"
+        content = message.content
+        parts = [TextPart(type="text", text=content)] if isinstance(content, str) else content
+        said = [
+            {"type": "text", "text": part.text}
+            if isinstance(part, TextPart)
+            else {"type": "audio", "audio": await _samples(service, part, f"{where}[{place}]")}
+            for place, part in enumerate(parts)
+            if _says_something(part)
+        ]
+        if not said:
+            raise InvalidRequestError(f"{where} must hold text or input_audio")
+        turns.append({"role": message.role, "content": said})
+    return SpeechInput(
+        # As for one message: a transcript comes along if the model makes one.
+        modalities=frozenset({"audio"} if "audio" in modalities else modalities),
+        messages=turns,
+        voice=None if request.audio is None else voice_name(request.audio.voice),
+        task=request.task,
+        sampling=_sampling(request),
+        fields=FieldNames("messages", "messages", "modalities", "audio.voice"),
+    )
+
+
+async def _samples(service: SpeechService, part: InputAudioPart, where: str) -> tuple[Any, int]:
+    clip = await service.clip(part.input_audio.data, f"{where}.input_audio.data")
+    return clip.samples, clip.sample_rate
+
+
+async def _message(
+    service: SpeechService, request: ChatRequest, modalities: set[str]
+) -> SpeechInput:
+    """The one message, as the inputs of a task."""
     message = request.messages[0]
     if isinstance(message.content, list) and not any(map(_says_something, message.content)):
         raise InvalidRequestError("messages[0].content must hold text or input_audio")
-    inputs = SpeechInput(
+    return SpeechInput(
         # OpenAI asks for both modalities where audio is meant: its text is a transcript, if the
         # model makes one.
         modalities=frozenset({"audio"} if "audio" in modalities else modalities),
@@ -52,15 +134,6 @@ async def create_chat_completion(
         sampling=_sampling(request),
         fields=FieldNames(_text_field(message), _audio_field(message), "modalities", "audio.voice"),
     )
-    generation = await service.start(raw_request, "chatcmpl", inputs)
-    encoder = None
-    if "audio" in modalities:
-        encoder = service.encoder(_format(request), is_whole=not request.stream)
-    answer = ChatAnswer(model, generation, encoder)
-    if not request.stream:
-        return JSONResponse(await answer.whole())
-    include_usage = request.stream_options is not None and request.stream_options.include_usage
-    return event_stream(answer.chunks(include_usage))
 
 
 def _check_combinations(request: ChatRequest, modalities: set[str]) -> None:
@@ -89,7 +162,7 @@ def _format(request: ChatRequest) -> str:
     return "pcm" if chosen == "pcm16" else chosen
 
 
-def _text(message: UserMessage) -> str | None:
+def _text(message: ChatMessage) -> str | None:
     if isinstance(message.content, str):
         return message.content
     # A blank part says nothing; clients put one beside audio.
@@ -105,17 +178,17 @@ def _says_something(part: TextPart | InputAudioPart) -> bool:
     return not isinstance(part, TextPart) or bool(part.text.strip())
 
 
-def _text_field(message: UserMessage) -> str:
+def _text_field(message: ChatMessage) -> str:
     part = _part_field(message, TextPart)
     return "messages[0].content" if part is None else f"{part}.text"
 
 
-def _audio_field(message: UserMessage) -> str:
+def _audio_field(message: ChatMessage) -> str:
     part = _part_field(message, InputAudioPart)
     return "messages[0].content" if part is None else f"{part}.input_audio.data"
 
 
-def _part_field(message: UserMessage, kind: type[TextPart | InputAudioPart]) -> str | None:
+def _part_field(message: ChatMessage, kind: type[TextPart | InputAudioPart]) -> str | None:
     """Where the first part of a kind that says something stands; None if there is none."""
     if isinstance(message.content, str):
         return None
@@ -125,7 +198,7 @@ def _part_field(message: UserMessage, kind: type[TextPart | InputAudioPart]) -> 
     return None
 
 
-async def _clip(service: SpeechService, message: UserMessage) -> Clip | None:
+async def _clip(service: SpeechService, message: ChatMessage) -> Clip | None:
     if isinstance(message.content, str):
         return None
     parts = [part for part in message.content if isinstance(part, InputAudioPart)]
@@ -135,14 +208,7 @@ async def _clip(service: SpeechService, message: UserMessage) -> Clip | None:
         raise InvalidRequestError(
             f"messages[0].content must hold one input_audio at most, not {len(parts)}"
         )
-    field = _audio_field(message)
-    clip = await service.media.decode(parts[0].input_audio.data, field)
-    if clip.seconds > service.context_seconds:
-        raise InvalidRequestError(
-            f"{field} must be at most {service.context_seconds:g} seconds long, which the model's "
-            f"context holds, not {clip.seconds:g}"
-        )
-    return clip
+    return await service.clip(parts[0].input_audio.data, _audio_field(message))
 
 
 class ChatAnswer:

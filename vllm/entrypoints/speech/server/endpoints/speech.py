@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Iterable
+from dataclasses import replace
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import Response, StreamingResponse
 
 from vllm.entrypoints.speech.encoding import FORMATS, Encoder
-from vllm.entrypoints.speech.parameters import SpeechInput
+from vllm.entrypoints.speech.parameters import Recording, SpeechInput
 from vllm.entrypoints.speech.server.errors import error_body
 from vllm.entrypoints.speech.server.schemas import AudioFields, SpeechRequest, voice_name
 from vllm.entrypoints.speech.server.service import Generation, SpeechService, Usage
@@ -21,6 +22,7 @@ from vllm.unison.frontend.tasks import FieldNames
 from vllm.unison.messages.streams import AudioOutput
 
 _FIELDS = FieldNames(text="input", audio="input")
+_CLONING_FIELDS = replace(_FIELDS, voice="ref_audio", reference_text="ref_text")
 
 
 async def create_speech(
@@ -32,15 +34,23 @@ async def create_speech(
         modalities=frozenset({"audio"}),
         text=request.input,
         voice=voice_name(request.voice),
+        recording=await _recording(service, request),
         task=request.task,
         sampling=request.sampling(),
         duration=request.duration,
         extend_stride=request.extend_stride,
         language=request.language,
-        fields=_FIELDS,
+        fields=_FIELDS if request.ref_audio is None else _CLONING_FIELDS,
     )
     generation = await service.start(raw_request, "speech", inputs)
     return await audio_answer(service, generation, request, request.stream)
+
+
+async def _recording(service: SpeechService, request: SpeechRequest) -> Recording | None:
+    if request.ref_audio is None:
+        return None
+    clip = await service.clip(request.ref_audio, "ref_audio")
+    return Recording((clip.samples, clip.sample_rate), request.ref_text)
 
 
 async def audio_answer(
@@ -128,17 +138,21 @@ def token_usage(usage: Usage) -> dict[str, Any]:
 
 def list_voices(service: SpeechService) -> dict[str, Any]:
     """The names of voices, as OpenAI shapes lists, and as other servers of speech do."""
-    names = [*service.spec.voices, *service.voice_aliases]
+    recorded, aliases = service.recorded_voices, service.voice_aliases
+    names = {name: name for name in service.spec.voices}
+    names |= {name: voice.display_name for name, voice in recorded.items()}
+    languages = {name: voice.language for name, voice in recorded.items() if voice.language}
     return {
         "object": "list",
-        "voices": [{"id": name, "name": name} for name in names],
+        "voices": [{"id": name, "name": names.get(name, name)} for name in [*names, *aliases]],
         "data": [
             {
                 "id": name,
                 "object": "audio.voice",
-                "name": service.voice_aliases.get(name, name),
+                "name": aliases[name] if name in aliases else names[name],
                 "default": name == service.spec.default_voice,
             }
-            for name in names
+            | ({"language": languages[name]} if name in languages else {})
+            for name in [*names, *aliases]
         ],
     }
