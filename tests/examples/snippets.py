@@ -24,7 +24,11 @@ ELSEWHERE = {
     "docs/building.md": "tests/fork does these steps",
     "docs/benchmarks.md": "take hours",
     "docs/releases.md": "tests/fork and tests/releases do these steps",
+    "docs/models/higgs_audio_v2.md": "tests/engine/higgs_audio_v2 asks small models so",
+    "docs/models/higgs_tts_3.md": "tests/engine/higgs3 asks small models so",
+    "docs/models/bagpiper.md": "tests/engine/bagpiper asks a small model so",
     "docs/models/musicgen.md": "tests/engine/musicgen and tests/entrypoints ask small models so",
+    "docs/models/opuslm.md": "tests/engine/opuslm asks small models so",
     "docs/gpu.md": "needs a GPU; tests/benchmarks/test_gpu_script.py",
 }
 

@@ -42,15 +42,6 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     },
     "Moshi": {"architectures": ["MoshiForConditionalGeneration"], "model_type": "moshi"},
     "Moshi, in Kyutai's own format": {"dim": 4096, "n_q": 16, "dep_q": 8, "delays": [0, 0, 1]},
-    "Higgs Audio v2": {
-        "architectures": ["HiggsAudioV2ForConditionalGeneration"],
-        "model_type": "higgs_audio_v2",
-    },
-    "Higgs Audio": {"architectures": ["HiggsAudioModel"], "model_type": "higgs_audio"},
-    "Higgs TTS 3": {
-        "architectures": ["HiggsMultimodalQwen3ForConditionalGeneration"],
-        "model_type": "higgs_multimodal_qwen3",
-    },
     "MOSS-TTS": {"architectures": ["MossTTSDelayModel"], "model_type": "moss_tts_delay"},
     "Qwen3-TTS": {"model_type": "qwen3_tts", "talker_config": {"num_code_groups": 16}},
 }

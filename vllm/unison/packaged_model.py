@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of models that stand for folders: the packaged model's, and those of audiocraft's files."""
+"""Names of models that stand for folders: the packaged one's, and those without a config.json."""
 
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -55,11 +55,12 @@ def folder_of(name: _Name, revision: str | None = None) -> _Name | str:
     """The folder that a name, or a path, stands for; other names and paths as they are.
 
     Args:
-        name: the packaged model's; a folder or a hub id in audiocraft's format; any other.
+        name: the packaged model's; a folder or a hub id in audiocraft's or in ESPnet's format; any
+            other.
         revision: of a hub id.
 
     Raises:
-        ValueError: if the installation lacks the packaged model, or a model in audiocraft's format
+        ValueError: if the installation lacks the packaged model, or a model in one of these formats
             is not supported.
     """
     if name == DEFAULT_MODEL and not Path(DEFAULT_MODEL).is_dir():
@@ -70,12 +71,15 @@ def folder_of(name: _Name, revision: str | None = None) -> _Name | str:
             return name
     elif "/" not in str(name) or path.exists():
         return name
-    # Imports torch; the name is asked for without an engine.
-    from vllm.unison.audiocraft_model import downloaded_folder, engine_folder
+    # Import torch; the name is asked for without an engine.
+    from vllm.unison import audiocraft_model, bagpiper_model, opuslm_model
 
-    found = path if path.is_dir() else downloaded_folder(str(name), revision)
-    made = None if found is None else engine_folder(found)
-    return name if made is None else str(made)
+    for published in (audiocraft_model, bagpiper_model, opuslm_model):
+        found = path if path.is_dir() else published.downloaded_folder(str(name), revision)
+        made = None if found is None else published.engine_folder(found)
+        if made is not None:
+            return str(made)
+    return name
 
 
 def packaged_model() -> Path:

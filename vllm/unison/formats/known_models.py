@@ -14,9 +14,6 @@ NOT_YET: Mapping[str, str] = {
     "csm": "CSM",
     "dia": "Dia",
     "fastspeech2_conformer": "FastSpeech2Conformer",
-    "higgs_audio": "Higgs Audio",
-    "higgs_audio_v2": "Higgs Audio v2",
-    "higgs_multimodal_qwen3": "Higgs TTS 3",
     "kyutai_speech_to_text": "Kyutai STT",
     "moshi": "Moshi",
     "moss_tts_delay": "MOSS-TTS",
@@ -37,7 +34,7 @@ NOT_YET_BY_KEYS: Mapping[str, frozenset[str]] = {
 """Models whose config.json has no `model_type`, by keys that it has."""
 
 CODECS = frozenset(
-    {"dac", "encodec", "higgs_audio_v2_tokenizer", "mimi", "spectral_codec", "xcodec"}
+    {"dac", "encodec", "espnet_dac", "higgs_audio_v2_tokenizer", "mimi", "spectral_codec", "xcodec"}
 )
 """`model_type` of codecs, which belong to a model and are none."""
 
