@@ -53,7 +53,8 @@ MATRIX_RATE, OTHER_RATE = 0.01, 2e-3
 WARM_STEPS = 100
 MEAN_DECAY = 0.998
 CHECKPOINT_SECONDS = 240
-VALIDATION_SECONDS = 900
+VALIDATION_SECONDS, VALIDATION_STEPS = 900, 100
+"""Both have passed since the last validation: on a busy machine it would take all the time."""
 
 
 class Corpus(Protocol):
@@ -332,6 +333,7 @@ def train_language_model(
     stream = iter(DataLoader(made, batch_size=None, num_workers=place.workers))
     weights = torch.tensor([1.5, 2.0] + [1.0] * (NUM_STREAMS - 1), device=device)
     started = saved = validated = time.monotonic()
+    validated_at = first
     progress = tqdm(range(first, steps), initial=first, total=steps, desc="language model")
     for step in progress:
         elapsed = time.monotonic() - started
@@ -356,13 +358,14 @@ def train_language_model(
         shown = scores(sums) | {"hint": float(guided.detach())}
         now = time.monotonic()
         over = now - started > seconds or step + 1 == steps
-        if now - validated > VALIDATION_SECONDS or over:
+        due = now - validated > VALIDATION_SECONDS and step - validated_at >= VALIDATION_STEPS
+        if due or over:
             current = {name: weight.clone() for name, weight in model.state_dict().items()}
             model.load_state_dict(mean)
             shown |= validate(model, held_out)
             model.load_state_dict(current)
             tqdm.write(f"{step + 1}: { ({k: round(v, 3) for k, v in shown.items()}) }")
-            validated = time.monotonic()
+            validated, validated_at = time.monotonic(), step
         log.add(step, shown)
         if now - saved > CHECKPOINT_SECONDS or over:
             states = [optimizer.state_dict() for optimizer in optimizers]
