@@ -17,6 +17,12 @@ from tests.entrypoints.server import API_KEY, PATIENCE, Server
 pytestmark = pytest.mark.slow
 
 
+def _leaves_a_field_out(case: Any) -> bool:
+    """Whether a form has an empty list for a field: it is sent without the field then."""
+    is_form = case.media_type == "multipart/form-data" and isinstance(case.body, dict)
+    return is_form and [] in case.body.values()
+
+
 @pytest.fixture(scope="module")
 def schema(server: Server) -> Any:
     return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
@@ -48,7 +54,8 @@ def test_no_body_breaks_the_server(
             error = response.json().get("error")
             assert error, (response.status_code, response.text, case.as_curl_command())
             assert error["code"] == response.status_code and error["message"]
-        assert mode is GenerationMode.POSITIVE or 400 <= response.status_code < 500, case.body
+        if mode is GenerationMode.NEGATIVE and not _leaves_a_field_out(case):
+            assert 400 <= response.status_code < 500, case.body
 
     run()
     assert statuses and server.process.poll() is None

@@ -176,7 +176,7 @@ def run_reference(request: Request) -> None:
                 elif stream == 0 and reference.kind is StateKind.AUDIO:
                     allowed = allowed_ids(layout, reference.phase, 0, may_end)
                     if not reference.may_move and reference.phase.end_rule.forbids_earlier:
-                        moves = {t.token for t in reference.phase.transitions} - set(fills)
+                        moves = {t.token for t in reference.phase.transitions}
                         allowed = [token for token in allowed if token not in moves]
                 token = choose(request, position, stream, allowed)
                 if is_repeated(request, reference, stream, token):

@@ -192,6 +192,9 @@ def _forced(
 
 def _may_end(pattern: StreamPattern, step: int, first: int, k: int, last: list[int | None]) -> bool:
     rule, fills = pattern.end_rule, pattern.fills[k]
+    is_early = k == 0 and last[0] is None and step < first
+    if isinstance(rule, IdOnPrimary) and is_early and rule.forbids_earlier:
+        return False
     for fill in (fills.lead_in, fills.tail):
         if fill is not None and fill.sampled and fill.token_id in rule.end_ids:
             return True

@@ -373,7 +373,8 @@ class NextColumn:
         ended: whether there is none: the audio is complete. The rest says nothing then.
         forced: [num_streams] int32 ids, NO_TOKEN where the sampler decides.
         may_end: [num_streams] whether the rule's end ids are among what the sampler may choose. The
-            ids of sampled lead-ins and tails always are.
+            ids of sampled lead-ins and tails always are, but for an end on stream 0 that comes too
+            early.
     """
 
     ended: bool
@@ -422,7 +423,11 @@ def next_column(
     to_close = step - (ends.num_columns - len(closing))
     if 0 <= to_close < len(closing):
         forced[0] = closing[to_close]
-    may_end = pattern.end_rule.may_end(step, delays, first, ends) | _samples_end(pattern)
+    sampled = _samples_end(pattern)
+    if getattr(pattern.end_rule, "forbids_earlier", False) and step < min(first, ends.steps[0]):
+        # No candidate yet, though it fills the tail as well.
+        sampled[0] = False
+    may_end = pattern.end_rule.may_end(step, delays, first, ends) | sampled
     return NextColumn(step >= ends.num_columns, forced, may_end & (forced == NO_TOKEN))
 
 
