@@ -115,10 +115,13 @@ class IdOnPrimary:
 
     def may_end(self, step: int, delays: Steps, first: int, ends: Ends) -> NDArray[np.bool_]:
         """Stream 0 may, until it has."""
-        early = self.forbids_earlier and step < first
         allowed = np.zeros(len(delays), bool)
-        allowed[0] = step < ends.steps[0] and not early
+        allowed[0] = step < ends.steps[0] and not self.forbids_at(step, first)
         return allowed
+
+    def forbids_at(self, step: int, first: int) -> bool:
+        """Whether column `step` is too early for the ids to be candidates on stream 0."""
+        return self.forbids_earlier and step < first
 
 
 @dataclass(frozen=True)
@@ -423,11 +426,11 @@ def next_column(
     to_close = step - (ends.num_columns - len(closing))
     if 0 <= to_close < len(closing):
         forced[0] = closing[to_close]
-    sampled = _samples_end(pattern)
-    if getattr(pattern.end_rule, "forbids_earlier", False) and step < min(first, ends.steps[0]):
-        # No candidate yet, though it fills the tail as well.
-        sampled[0] = False
-    may_end = pattern.end_rule.may_end(step, delays, first, ends) | sampled
+    rule, sampled = pattern.end_rule, _samples_end(pattern)
+    if isinstance(rule, IdOnPrimary) and step < ends.steps[0]:
+        # No candidate too early, though it fills the tail as well.
+        sampled[0] &= not rule.forbids_at(step, first)
+    may_end = rule.may_end(step, delays, first, ends) | sampled
     return NextColumn(step >= ends.num_columns, forced, may_end & (forced == NO_TOKEN))
 
 
