@@ -677,6 +677,24 @@ def musicgen_uneven(report: Report) -> Values:
     }
 
 
+def loading(report: Report, cuda: Report | None) -> str:
+    """Bytes, seconds and memory."""
+    gib = 1 << 30
+    rows = [
+        ("weights", f"{report['weights_bytes'] / gib:.2f} GiB"),
+        ("reading the file once, without a model", f"{report['read_seconds']:.0f} s"),
+        ("loading the weights", f"{report['weights_seconds']:.0f} s"),
+        ("until the engine is ready", f"{report['start_seconds']:.0f} s"),
+        ("peak memory, without the KV cache", f"{report['peak_over_weights']:.3f} × the weights"),
+    ]
+    return f"{report['layers']} layers of 4096, bfloat16.\n\n" + table(["", ""], rows)
+
+
+def loading_peak(report: Report) -> Values:
+    """Peak memory over the weights."""
+    return {"7B": report["peak_over_weights"]}
+
+
 def text_only(report: Report, cuda: Report | None) -> str:
     """Per model a row for each number of requests."""
     given = report["parameters"]

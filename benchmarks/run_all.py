@@ -249,6 +249,17 @@ SECTIONS = (
         ),
     ),
     Section(
+        name="loading",
+        title="Loading a large checkpoint",
+        text="A checkpoint of OpusLM 7B's sizes as ESPnet publishes it, with random weights: one "
+        "file of torch.save's. Its tensors are mapped, copied one after another, and their pages "
+        "given back. What a processor's own packing of the weights takes is in the peak, too.",
+        script=("benchmarks/benchmark_loading.py",),
+        result="loading.json",
+        body=tables.loading,
+        targets=(Target("peak memory / weights", 1.2, True, tables.loading_peak),),
+    ),
+    Section(
         name="text_only",
         title="Text-only models",
         text="A text-only model on the fork against the unpatched upstream package, in one "
