@@ -27,6 +27,7 @@ from tests.support.bagpiper import (
     DECODING_FILE,
     MODEL,
     TRAIN_FILE,
+    ids_of,
     train_settings,
     write_bagpiper,
 )
@@ -39,6 +40,8 @@ from vllm.unison.formats.bagpiper_weights import (
     expected_bagpiper_tensors,
     read_bagpiper_weights,
 )
+from vllm.unison.model.conversation import Recording, Turn
+from vllm.unison.model.dialogue import Said
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.output_heads import Heads
 from vllm.unison.model.phases import PhaseTable, StateKind, replay
@@ -125,6 +128,50 @@ def test_a_model_that_chooses_goes_on_after_the_end_of_a_turn() -> None:
     heads = Heads(layout, table)
     (mask,) = heads.text_masks()[2 * start]
     assert (heads.text_range[0] + np.flatnonzero(mask)).tolist() == [7, 8]
+
+
+def test_conversations_are_laid_as_espnet_lays_them() -> None:
+    dialogue = spec_of(published_config()).dialogue
+    assert dialogue is not None
+    stored = Path(__file__).parents[1] / "references" / "bagpiper" / "espnet.json"
+    cases = [case for case in json.loads(stored.read_text())["cases"] if "messages" in case]
+    assert len(cases) > 3
+    for case in cases:
+        expected = [row[0] for row in case["prompt"]]
+        turns = [
+            Turn(role, (Recording(None) if modality == "audio" else said,))
+            for role, modality, said in case["messages"]
+        ]
+        assert case["task"] in dialogue.tasks_of(turns)
+        ids: list[int] = []
+        for segment in dialogue.lay_out(case["task"], turns):
+            if not isinstance(segment, Said):
+                ids += segment
+            elif isinstance(segment.content, str):
+                ids += ids_of(segment.content)
+            else:
+                rest = expected[len(ids) :]
+                ids += [0] * next(index for index, token in enumerate(rest) if token)
+        assert ids == [*expected, 6, 7]
+
+
+def test_a_turn_with_several_parts_is_a_recording_and_a_text() -> None:
+    dialogue = spec_of(published_config()).dialogue
+    assert dialogue is not None
+    clip = Recording(None)
+    turns = [Turn("user", ("what", clip, "is it?"))]
+    assert dialogue.tasks_of(turns) == ("audio_and_text_to_text",)
+    where = "messages[0].content"
+    assert dialogue.lay_out("audio_and_text_to_text", turns) == [
+        (1,), (5, 8), Said(clip, where), (3,), (5, 7), Said("what\nis it?", where), (2,), (6, 7)
+    ]  # fmt: skip
+
+
+def test_a_model_that_does_not_listen_refuses_recordings() -> None:
+    dialogue = spec_of(published_config() | {"audio_encoder_config": None}).dialogue
+    assert dialogue is not None
+    with pytest.raises(ValueError, match=r"messages\[0\].content must be text: the model has no"):
+        dialogue.tasks_of([Turn("user", (Recording(None),))])
 
 
 def test_ids_follow_the_order_of_the_parts() -> None:

@@ -44,11 +44,22 @@ def engine(published: Path) -> Iterator[LLM]:
 def prompt_of(case: dict[str, Any]) -> Any:
     """A case's request."""
     prompt: dict[str, Any] = {"prompt": case.get("text_in", ""), "mm_processor_kwargs": {}}
-    if not case["task"].startswith("audio"):
+    if "messages" in case:
+        prompt["mm_processor_kwargs"] = {"task": case["task"], "messages": messages_of(case)}
+    elif not case["task"].startswith("audio"):
         prompt["mm_processor_kwargs"]["task"] = case["task"]
     else:
         prompt["multi_modal_data"] = {"audio": (clip(), SAMPLE_RATE)}
     return prompt
+
+
+def messages_of(case: dict[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a case that is a conversation."""
+    heard = {"type": "audio", "audio": (clip(), SAMPLE_RATE)}
+    return [
+        {"role": role, "content": [heard] if modality == "audio" else said}
+        for role, modality, said in case["messages"]
+    ]
 
 
 def params_of(case: dict[str, Any]) -> SamplingParams:
@@ -129,3 +140,52 @@ def test_texts_are_those_of_espnet(engine: LLM) -> None:
     # Bytes at the end that make no letter yet are kept back.
     expected = [case["text"][0].rstrip("\N{REPLACEMENT CHARACTER}") for case in cases]
     assert [output.outputs[0].text for output in outputs] == expected
+
+
+def test_chat_takes_the_task_that_fits(engine: Any, emitted_steps: Steps) -> None:
+    """Without a name: audio after plain text, and text after what is heard."""
+    cases = [c for c in CASES if "messages" in c and c["task"] != "text_to_text"]
+    assert len(cases) > 2
+    params = [params_of(case) for case in cases]
+    outputs = engine.chat([messages_of(case) for case in cases], params, use_tqdm=False)
+    for case, output, steps in zip(cases, outputs, emitted_steps.values(), strict=True):
+        expected = steps_of(case)
+        assert steps[: len(expected) - 1] == expected[:-1], case
+        assert (output.outputs[0].audio is None) == (case["modalities"] == ["text"])
+
+
+@pytest.mark.parametrize(
+    ("task", "said", "message"),
+    [
+        (
+            "any",
+            [("user", "hi"), ("assistant", "hi"), ("user", "x")],
+            r"messages\[1\].role must be",
+        ),
+        ("any", [("scene", "a room"), ("user", "x")], r"\['system', 'user'\], not 'scene'"),
+        (
+            "any",
+            [("user", "x"), ("system", "be kind")],
+            r"messages\[1\].role must be 'user', whose",
+        ),
+        ("any", [("user", ""), ("user", "x")], r"messages\[0\].content must hold text, not ''"),
+        ("any", [("user", None)], r"for what the messages hold, not 'any'"),
+        (
+            "audio_to_text",
+            [("user", None), ("user", None)],
+            r"messages\[1\].content must hold no s",
+        ),
+        ("speak", [("user", "x")], r"task must be one of \['text_to_audio', .*, not 'speak'"),
+    ],
+)
+def test_conversations_that_are_refused(engine: Any, task: str, said: Any, message: str) -> None:
+    heard = [{"type": "audio", "audio": (clip(), SAMPLE_RATE)}]
+    messages = [{"role": role, "content": heard if x is None else x} for role, x in said]
+    with pytest.raises(ValueError, match=message):
+        engine.chat(messages, SamplingParams(max_tokens=2), use_tqdm=False, task=task)
+
+
+def test_a_clip_that_is_refused_is_named_by_its_message(engine: Any) -> None:
+    messages = [{"role": "user", "content": [{"type": "audio", "audio": np.zeros((0,), "f4")}]}]
+    with pytest.raises(ValueError, match=r"messages\[0\].content must"):
+        engine.chat(messages, SamplingParams(max_tokens=2), use_tqdm=False)

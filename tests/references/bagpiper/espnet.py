@@ -32,6 +32,37 @@ CASES: list[dict[str, Any]] = [
     {"task": "any", "text_in": "a door", "cfg": 1},
     {"task": "audio_to_text"},
     {"task": "audio_and_text_to_text", "text_in": "who speaks?"},
+    {
+        "task": "text_to_audio",
+        "messages": [["system", "text", "think!"], ["user", "text", "a gong"]],
+        "cfg": 3,
+    },
+    {
+        "task": "text_to_text",
+        "messages": [
+            ["system", "text", "be brief"],
+            ["system", "text", "be kind!"],
+            ["user", "text", "one more"],
+            ["user", "text", "and now?"],
+        ],
+    },
+    {
+        "task": "audio_and_text_to_text",
+        "messages": [
+            ["system", "text", "listen"],
+            ["user", "audio", ""],
+            ["user", "text", "what is it?"],
+        ],
+    },
+    {"task": "audio_to_text", "messages": [["system", "text", "listen!"], ["user", "audio", ""]]},
+    {
+        "task": "audio_and_text_to_text",
+        "messages": [
+            ["user", "text", "like this"],
+            ["system", "audio", ""],
+            ["user", "text", "or not?"],
+        ],
+    },
 ]
 MODALITIES = {
     "text_to_audio": ["text", "audio"],
@@ -107,6 +138,11 @@ def build(folder: Path, sources: Path) -> tuple[Any, Any]:
 
 def dialogue(case: dict[str, Any], clip: np.ndarray, rate: int) -> list[tuple[str, str, Any]]:
     """The messages of a request."""
+    if "messages" in case:
+        return [
+            (role, modality, (clip[None], rate) if modality == "audio" else said)
+            for role, modality, said in case["messages"]
+        ]
     messages: list[tuple[str, str, Any]] = []
     if case["task"].startswith("audio"):
         messages.append(("user", "audio", (clip[None], rate)))

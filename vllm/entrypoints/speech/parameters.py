@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vllm.entrypoints.speech.media import Clip
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.unison.frontend.clip_encoder import KeptClip
-from vllm.unison.frontend.conversations import MESSAGES
+from vllm.unison.frontend.conversations import MESSAGES, turns_of
 from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
 from vllm.unison.frontend.prompts import EXTEND_STRIDE
 from vllm.unison.frontend.tasks import ENGINE_NAMES, FieldNames, choose_dialogue, choose_task
@@ -117,7 +117,10 @@ def plan_request(
     options: dict[str, Any]
     prompt: dict[str, Any]
     if request.messages is not None:
-        task_name = choose_dialogue(spec, request.modalities, request.task, request.fields).name
+        turns = turns_of(request.messages)
+        task_name = choose_dialogue(
+            spec, turns, request.modalities, request.task, request.fields
+        ).name
         if voice is not None:
             raise InvalidRequestError(
                 f"{request.fields.voice} must not be given: task {task_name!r} has no place for one"

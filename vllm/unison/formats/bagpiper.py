@@ -10,6 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 from vllm.unison.formats.bagpiper_config import CODEC_IO, CODEC_PART, TEXT_IO
+from vllm.unison.formats.bagpiper_prompt import (
+    ASSISTANT,
+    AUDIO,
+    END_OF_SEQUENCE,
+    END_OF_TURN,
+    PAD,
+    TEXT,
+    BagpiperDialogue,
+    bagpiper_tasks,
+)
 from vllm.unison.model.layout import (
     END,
     AudioEnd,
@@ -22,15 +32,12 @@ from vllm.unison.model.layout import (
     Transition,
 )
 from vllm.unison.model.spec import (
-    AUDIO_FEATURES,
     PADS,
     AudioEncoderSpec,
     CodecSource,
     SpeechSpec,
     TaskPrompt,
 )
-
-PAD, BEGIN, END_OF_SEQUENCE, END_OF_TURN, SYSTEM, USER, ASSISTANT, TEXT, AUDIO = range(9)
 
 PLAN, ANSWER, SOUND = "plan", "answer", "sound"
 """Phases: text that audio follows, text alone, and audio."""
@@ -39,12 +46,7 @@ CHOICE, CHOSEN_TEXT, CHOSEN_SOUND = "choice", "chosen_text", "chosen_sound"
 """Phases of a request whose modalities the model chooses: one after another, for as long as each
 ends a turn and not the sequence."""
 
-TEXT_TO_AUDIO, TEXT_TO_TEXT, CAPTION_TO_AUDIO = "text_to_audio", "text_to_text", "caption_to_audio"
-ANY = "any"
-AUDIO_TO_TEXT, QUESTION_TO_TEXT = "audio_to_text", "audio_and_text_to_text"
-
 _ENDS = (END_OF_SEQUENCE, END_OF_TURN)
-_TEXT_TURN: tuple[int | str, ...] = (USER, TEXT, "text", END_OF_SEQUENCE)
 
 
 def bagpiper_layout(config: Any) -> StreamLayout:
@@ -125,37 +127,18 @@ def bagpiper_spec(config: Any, model_path: str = "", revision: str | None = None
         ValueError: naming the field and what is accepted.
     """
     layout = bagpiper_layout(config)
-    tasks = [
-        TaskPrompt(TEXT_TO_AUDIO, (BEGIN, *_TEXT_TURN, ASSISTANT, TEXT)),
-        TaskPrompt(TEXT_TO_TEXT, (BEGIN, *_TEXT_TURN, ASSISTANT, TEXT), phase=ANSWER),
-        # What models are pretrained on; the others plan first.
-        TaskPrompt(CAPTION_TO_AUDIO, (BEGIN, *_TEXT_TURN, ASSISTANT, AUDIO), is_chosen=False),
-        TaskPrompt(ANY, (BEGIN, *_TEXT_TURN, ASSISTANT), phase=CHOICE, is_chosen=False),
-    ]
     encoder = None
     if config.audio_encoder_config is not None:
         chunk = 2 * int(config.audio_encoder_config["n_window"])
         encoder = AudioEncoderSpec(config.sampling_rate, config.hop_length, chunk)
-        heard = (USER, AUDIO, AUDIO_FEATURES)
-        tasks += [
-            TaskPrompt(
-                AUDIO_TO_TEXT,
-                (BEGIN, *heard, END_OF_SEQUENCE, ASSISTANT, TEXT),
-                phase=ANSWER,
-            ),
-            TaskPrompt(
-                QUESTION_TO_TEXT,
-                (BEGIN, *heard, END_OF_TURN, *_TEXT_TURN, ASSISTANT, TEXT),
-                phase=ANSWER,
-            ),
-        ]
+    tasks = bagpiper_tasks(encoder is not None, ANSWER, CHOICE)
     first_id = layout.text_slice[0] if layout.text_slice else 0
     return SpeechSpec(
         layout=layout,
         auxiliary_skip_ids=(PAD,),
         has_head_offsets=True,
         codec=CodecSource(".", revision, part=CODEC_PART),
-        tasks=tuple(tasks),
+        tasks=tasks,
         model_path=model_path,
         null_prompt=PADS,
         guides_audio_only=True,
@@ -166,6 +149,7 @@ def bagpiper_spec(config: Any, model_path: str = "", revision: str | None = None
         # Training took a tokenizer's id 0, "!" in Qwen's, for the pad, so it stands for it.
         text_substitutes={first_id: PAD},
         audio_encoder=encoder,
+        dialogue=BagpiperDialogue(tasks),
     )
 
 

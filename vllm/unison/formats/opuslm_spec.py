@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllm.unison.formats import opuslm_config as tokens
-from vllm.unison.model.dialogue import Dialogue
+from vllm.unison.formats.opuslm_dialogue import ASSISTANT, SYSTEM, USER, OpusLMDialogue
 from vllm.unison.model.layout import (
     END,
     AudioEnd,
@@ -69,7 +69,7 @@ def opuslm_spec(config: Any, model_path: str) -> SpeechSpec:
         generation_defaults={name: dict(defaults[name]) for name in tasks},
         voice_frames=config.speaker_frames,
         speech_units=config.speech_units,
-        dialogue=_dialogue(config.special_tokens, tasks),
+        dialogue=_dialogue(config.special_tokens, tasks, layout.max_delay),
     )
 
 
@@ -141,8 +141,8 @@ def opuslm_layout(config: Any) -> StreamLayout:
 
 
 def _dialogue(
-    special: Mapping[str, int], tasks: Mapping[str, tuple[int | str, ...]]
-) -> Dialogue | None:
+    special: Mapping[str, int], tasks: Mapping[str, tuple[int | str, ...]], max_delay: int
+) -> OpusLMDialogue | None:
     """The conversations of a model that has tasks for them."""
     begins = {
         name: (special[tokens.END], special[token])
@@ -152,17 +152,17 @@ def _dialogue(
         )
         if name in tasks
     }
-    roles = {"system": tokens.SYSTEM, "user": tokens.USER, "assistant": tokens.ASSISTANT}
+    roles = {SYSTEM: tokens.SYSTEM, USER: tokens.USER, ASSISTANT: tokens.ASSISTANT}
     if not begins:
         return None
-    return Dialogue(
+    return OpusLMDialogue(
         begins=begins,
         roles={role: special[token] for role, token in roles.items() if token in special},
-        assistant="assistant",
         text=special[tokens.TEXT],
         audio=special[tokens.AUDIO],
-        voice=special.get(tokens.SPEAKER),
         end=special.get(tokens.END_OF_UTTERANCE, special[tokens.END]),
+        flush=(special[tokens.PAD],) * max_delay,
+        voice=special.get(tokens.SPEAKER),
     )
 
 

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import ParamSpec, TypeVar
 
 from vllm.exceptions import VLLMError, VLLMValidationError
@@ -55,3 +56,12 @@ def reports_invalid_request(function: Callable[Arguments, Result]) -> Callable[A
             raise InvalidRequestError(str(error)) from error
 
     return wrapper
+
+
+@contextlib.contextmanager
+def blames(field: str) -> Iterator[None]:
+    """Let what is wrong with audio be said of the field that the audio comes from."""
+    try:
+        yield
+    except ValueError as error:
+        raise InvalidRequestError(str(error)).renamed({"audio": field}) from error

@@ -40,11 +40,11 @@ from vllm.unison.frontend.conversations import (
     rows_of_content,
     turns_of,
 )
-from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
-from vllm.unison.frontend.tasks import choose_task
+from vllm.unison.frontend.errors import blames, reports_invalid_request
+from vllm.unison.frontend.tasks import choose_dialogue, choose_task
 from vllm.unison.model.conversation import Recording, TurnGrammar
 from vllm.unison.model.delay_pattern import interleave
-from vllm.unison.model.dialogue import Dialogue
+from vllm.unison.model.dialogue import Dialogue, Said
 from vllm.unison.model.layout import DelayScope, PhaseKind, StreamLayout
 from vllm.unison.model.phases import NO_TOKEN, start_of_generation
 from vllm.unison.model.spec import (
@@ -320,7 +320,7 @@ class PromptBuilder:
         elif self._spec.dialogue is not None and options.get(MESSAGES) is not None:
             if text or data or set(options) - {"task", MESSAGES}:
                 raise ValueError(f"{MESSAGES} must come without other inputs")
-            task, built = self._from_messages(self._spec.dialogue, options)
+            task, built, heard = self._from_messages(self._spec.dialogue, options)
         elif "auxiliary_token_ids" in options:
             if audio is not None or voice is not None or len(options) > 1:
                 raise ValueError("auxiliary_token_ids must come without audio, task and voice")
@@ -405,52 +405,40 @@ class PromptBuilder:
 
     def _from_messages(
         self, dialogue: Dialogue, options: Mapping[str, Any]
-    ) -> tuple[TaskPrompt, StreamPrompt]:
+    ) -> tuple[TaskPrompt, StreamPrompt, _Heard | None]:
         """A conversation, up to where it is answered."""
-        name = options.get("task") or next(iter(dialogue.begins))
-        if name not in dialogue.begins:
-            raise ValueError(f"task must be one of {list(dialogue.begins)}, not {name!r}")
-        layout = self._spec.layout
         turns = turns_of(options[MESSAGES])
-        if turns[-1].role == dialogue.assistant:
-            raise ValueError(
-                f"{MESSAGES}[{len(turns) - 1}].role must not be {dialogue.assistant!r}: "
-                "the last message is answered"
-            )
-        pads = frames_of_tokens(layout, [layout.pad_token_ids[0]] * layout.max_delay)
-        pieces = [Piece(frames_of_tokens(layout, dialogue.begins[name]))]
-        for index, turn in enumerate(turns):
-            if turn.role not in dialogue.roles:
-                raise ValueError(
-                    f"{MESSAGES}[{index}].role must be one of {list(dialogue.roles)}, "
-                    f"not {turn.role!r}"
-                )
-            role = dialogue.roles[turn.role]
-            for content in turn.content:
-                if isinstance(content, Recording):
-                    is_voice = dialogue.voice is not None and turn.role == dialogue.voice_role
-                    kind = dialogue.voice if is_voice else dialogue.audio
-                    said = self._frames_of_recording(content.clip, is_voice)
-                else:
-                    kind, said = dialogue.text, self._frames_of_text(content, index)
-                assert kind is not None
-                pieces.append(Piece(frames_of_tokens(layout, [role, kind])))
-                pieces.append(Piece(said, is_audio=isinstance(content, Recording)))
-                if turn.role == dialogue.assistant:
-                    pieces.append(Piece(frames_of_tokens(layout, [dialogue.end])))
-                pieces.append(Piece(pads))
-        answer = [dialogue.roles[dialogue.assistant], dialogue.text]
-        pieces.append(Piece(frames_of_tokens(layout, answer)))
-        task = next(task for task in self._spec.tasks if task.name == name)
-        return task, lay_out(layout, pieces)
+        task = choose_dialogue(self._spec, turns, None, options.get("task"))
+        pieces: list[Piece] = []
+        heard: _Heard | None = None
+        for segment in dialogue.lay_out(task.name, turns):
+            if not isinstance(segment, Said):
+                pieces.append(Piece(frames_of_tokens(self._spec.layout, segment)))
+            elif isinstance(segment.content, str):
+                pieces.append(Piece(self._frames_of_text(segment.content, segment.where)))
+            else:
+                with blames(segment.where):
+                    piece, heard = self._piece_of_recording(segment, pieces)
+                pieces.append(piece)
+        return task, lay_out(self._spec.layout, pieces), heard
 
-    def _frames_of_text(self, text: str, index: int) -> NDArray[np.int32]:
+    def _piece_of_recording(
+        self, said: Said, before: Sequence[Piece]
+    ) -> tuple[Piece, _Heard | None]:
+        """A recording's frames, or the places of what the model's audio encoder hears in it."""
+        assert isinstance(said.content, Recording)
+        clip = said.content.clip
+        if self._spec.audio_encoder is None:
+            return Piece(self._frames_of_recording(clip, said.is_voice), is_audio=True), None
+        return self._placeholders(clip, before)
+
+    def _frames_of_text(self, text: str, where: str) -> NDArray[np.int32]:
         if self._tokenize is None:
             raise ValueError(f"{MESSAGES} need a tokenizer; give prompt_token_ids")
         ids = self._tokenize(text)
         if not ids:
-            raise ValueError(f"{MESSAGES}[{index}].content must hold text, not {text!r}")
-        return frames_of_tokens(self._spec.layout, ids)
+            raise ValueError(f"{where} must hold text, not {text!r}")
+        return frames_of_tokens(self._spec.layout, self._substituted(ids))
 
     def _frames_of_recording(self, clip: Any, is_voice: bool) -> NDArray[np.int32]:
         """Frames of a clip; of the recording of a voice as many as the model has for it."""
@@ -612,16 +600,13 @@ class PromptBuilder:
             if part in (ENCODER_TEXT, MELODY):
                 continue
             if part == "text":
-                substitutes = self._spec.text_substitutes
-                ids = [substitutes.get(token, token) for token in text_ids]
-                pieces.append(Piece(self._checked_tokens(ids)))
+                pieces.append(Piece(self._checked_tokens(self._substituted(text_ids))))
             elif part == PREFIX:
                 placeholder = layout.pad_token_ids[0]
                 pieces.append(Piece(frames_of_tokens(layout, [placeholder] * num_prefix)))
             elif part == AUDIO_FEATURES:
-                heard = self._hear(audio, sum(len(piece.frames) for piece in pieces))
-                placeholders = [layout.pad_token_ids[0]] * heard[2]
-                pieces.append(Piece(frames_of_tokens(layout, placeholders)))
+                piece, heard = self._placeholders(audio, pieces)
+                pieces.append(piece)
             elif part == "audio":
                 pieces.append(Piece(frames_of_codes(layout, self._encode(audio)), is_audio=True))
                 self._check_room(len(pieces[-1].frames))
@@ -649,10 +634,8 @@ class PromptBuilder:
         layout = self._spec.layout
         if voice.recording is None:
             return Piece(frames_of_tokens(layout, voice.token_ids))
-        try:
+        with blames("voice"):
             return Piece(self._frames_of_recording(voice.recording, is_voice=True), is_audio=True)
-        except ValueError as error:
-            raise InvalidRequestError(str(error)).renamed({"audio": "voice"}) from error
 
     def _checked_tokens(
         self, token_ids: Sequence[int], field: str = "prompt_token_ids"
@@ -675,12 +658,18 @@ class PromptBuilder:
             raise ValueError("audio is not accepted: the model has no codec")
         return self.encoder.encode(audio)
 
-    def _hear(self, audio: Any, position: int) -> _Heard:
-        """What the model's audio encoder gets of a clip, at a position of the prompt."""
-        encoder = self._spec.audio_encoder
+    def _placeholders(self, audio: Any, before: Sequence[Piece]) -> tuple[Piece, _Heard]:
+        """The places of what the model's audio encoder hears in a clip, and what it gets of it."""
+        encoder, layout = self._spec.audio_encoder, self._spec.layout
         assert encoder is not None
         features: NDArray[Any] = self.encoder.encode(audio)
-        return features, position, num_states(len(features), encoder.chunk)
+        count = num_states(len(features), encoder.chunk)
+        piece = Piece(frames_of_tokens(layout, [layout.pad_token_ids[0]] * count))
+        return piece, (features, sum(len(earlier.frames) for earlier in before), count)
+
+    def _substituted(self, text_ids: Sequence[int]) -> list[int]:
+        """Ids of a text as prompts have them."""
+        return [self._spec.text_substitutes.get(token, token) for token in text_ids]
 
     def _chroma(self, audio: Any) -> bytes:
         """The bins of a clip's melody, which is repeated or cut to the positions that it has."""

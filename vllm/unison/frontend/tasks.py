@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from vllm.unison.frontend.errors import InvalidRequestError
+from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
+from vllm.unison.model.conversation import Turn
 from vllm.unison.model.layout import END, PhaseKind, StreamLayout
 from vllm.unison.model.phases import start_of_generation
 from vllm.unison.model.spec import SpeechSpec, TaskPrompt
@@ -145,9 +146,11 @@ def _takes(task: TaskPrompt, inputs: Collection[str]) -> bool:
     return task.needs <= set(inputs) <= task.takes
 
 
+@reports_invalid_request
 def choose_dialogue(
     spec: SpeechSpec,
-    modalities: Collection[str],
+    turns: Sequence[Turn],
+    modalities: Collection[str] | None,
     name: str | None = None,
     fields: FieldNames = ENGINE_NAMES,
 ) -> TaskPrompt:
@@ -155,23 +158,29 @@ def choose_dialogue(
 
     Args:
         spec: the model's specification.
-        modalities: of the answer, any of "text" and "audio".
+        turns: of the conversation.
+        modalities: of the answer, any of "text" and "audio"; None: whatever is made.
         name: the task that the request names, if it names one.
         fields: the names of its fields.
 
     Raises:
         InvalidRequestError: if there is none, or the named one does not fit.
     """
-    tasks = [task for task in spec.tasks if task.name in spec.conversations]
-    named = [task for task in tasks if name in (None, task.name)]
-    if not named:
+    if name is not None and name not in spec.conversations:
         raise InvalidRequestError(f"task must be one of {list(spec.conversations)}, not {name!r}")
+    known = spec.conversations_of(turns)
+    if name is not None and name not in known:
+        raise InvalidRequestError(
+            f"task must be one of {list(known)} for what the messages hold, not {name!r}"
+        )
+    tasks = [task for task in spec.tasks if task.name in known]
+    named = [task for task in tasks if task.name == name or (name is None and task.is_chosen)]
     fitting = [task for task in named if _makes(spec, task, modalities)]
     if not fitting:
         made = {task.name: _words(emits(spec.layout, task)) for task in named}
         raise InvalidRequestError(
             f"{fields.output or 'modalities'}: no conversation is answered with "
-            f"{_words(modalities)}; the model has {made}"
+            f"{_words(modalities or ())}; the model has {made}"
         )
     return min(fitting, key=lambda task: _surplus(spec, task, modalities))
 

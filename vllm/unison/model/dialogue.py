@@ -1,36 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations as segments in a prompt: who says something, and whether it is text or audio."""
+"""Conversations as segments in a prompt: ids that say who speaks, and between them what is said."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from vllm.unison.model.conversation import Content, Turn
 
 
 @dataclass(frozen=True)
-class Dialogue:
-    """How a model's conversations are laid into a prompt.
-
-    Each text or recording of a turn is a segment: the role's id, the id of its kind, the content,
-    and as many pads as the largest delay. What the assistant has said ends with an id of its own.
+class Said:
+    """What is said, at its place in a prompt.
 
     Attributes:
-        begins: by task, the ids that a prompt begins with; a request that names none of these tasks
-            gets the first.
-        roles: ids of stream 0 by the roles that messages name.
-        assistant: the role that answers.
-        text, audio: ids before a text and before a recording.
-        voice: the id before a recording in a message of `voice_role`, which the answer's voice is
-            like; None if the model has no such thing.
-        voice_role: the role of such a message.
-        end: the id after each segment of the assistant's.
+        content: a text or a recording.
+        where: the field of the request that it comes from, for errors.
+        is_voice: whether it is the recording of a voice to speak with.
     """
 
-    begins: Mapping[str, tuple[int, ...]]
-    roles: Mapping[str, int]
-    assistant: str
-    text: int
-    audio: int
-    end: int
-    voice: int | None = None
-    voice_role: str = "system"
+    content: Content
+    where: str
+    is_voice: bool = False
+
+
+Segment: TypeAlias = tuple[int, ...] | Said
+"""Ids of stream 0 with pads beside them, or what is said."""
+
+
+class Dialogue(Protocol):
+    """How a model's conversations are laid into a prompt."""
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that take a conversation."""
+        ...
+
+    def tasks_of(self, turns: Sequence[Turn]) -> tuple[str, ...]:
+        """The tasks that may answer a conversation; of several that fit a request the first does.
+
+        Raises:
+            ValueError: naming the turn as `messages[i]`, and what is accepted.
+        """
+        ...
+
+    def lay_out(self, task: str, turns: Sequence[Turn]) -> list[Segment]:
+        """The prompt of a conversation, up to where it is answered.
+
+        Args:
+            task: one of `tasks_of`.
+            turns: at least one.
+
+        Raises:
+            ValueError: as `tasks_of`.
+        """
+        ...

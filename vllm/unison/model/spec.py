@@ -21,7 +21,7 @@ from vllm.unison.model.phases import PhaseTable
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
-    from vllm.unison.model.conversation import TurnGrammar
+    from vllm.unison.model.conversation import Turn, TurnGrammar
 
 REFERENCE_TEXT = "reference_text"
 """The part of a task prompt that takes the transcript of the voice's recording."""
@@ -328,10 +328,18 @@ class SpeechSpec:
 
     @property
     def conversations(self) -> tuple[str, ...]:
-        """Tasks that take a conversation; of several for a request the first is the default."""
+        """Tasks that take a conversation."""
         if self.grammar is not None:
             return tuple(task.name for task in self.tasks)
-        return () if self.dialogue is None else tuple(self.dialogue.begins)
+        return () if self.dialogue is None else self.dialogue.tasks
+
+    def conversations_of(self, turns: Sequence[Turn]) -> tuple[str, ...]:
+        """Those that may answer the turns; of several for a request the first is the default.
+
+        Raises:
+            ValueError: naming the turn as `messages[i]`, and what is accepted.
+        """
+        return self.conversations if self.dialogue is None else self.dialogue.tasks_of(turns)
 
     @classmethod
     def from_config(cls, config: Any, model_path: str = "") -> SpeechSpec:
