@@ -235,7 +235,7 @@ def test_settings_that_are_not_supported_are_named(name: str, value: Any, accept
         ("audio: {temperature: warm}", "audio.temperature must be a number of at least 0"),
         ("audio: {min_step: 1.5}", "audio.min_step must be an integer of at least 0, not 1.5"),
         ("- 1", "inference.yaml must be YAML of settings by name"),
-        ("{", "inference.yaml must be YAML: "),
+        ("{", "inference.yaml must be YAML of settings by name: "),
     ],
 )
 def test_settings_of_inference_that_cannot_be_are_named(text: str, accepted: str) -> None:

@@ -110,7 +110,10 @@ def test_a_model_without_dialogues(tmp_path: Path) -> None:
             {"transformer_conf": {"hf_model_tag": "no/such"}},
             "transformer_conf.hf_model_tag, 'no/such', must be a folder, or a hub id",
         ),
-        ({"transformer_conf": {}}, "transformer_conf.hf_model_tag must be a name, not None"),
+        (
+            {"transformer_conf": {}},
+            "hf_model_tag must name a folder or a hub id, not None",
+        ),
     ],
 )
 def test_settings_that_are_refused(

@@ -10,13 +10,9 @@ from huggingface_hub import snapshot_download
 
 from vllm.unison.codecs.xeus import XeusEncoder
 from vllm.unison.formats.espnet_checkpoint import checkpoint_file
+from vllm.unison.formats.espnet_settings import CONFIG_FILE
 from vllm.unison.formats.kmeans_file import read_cluster_centers
-from vllm.unison.formats.xeus_format import (
-    SAMPLE_RATE,
-    SETTINGS_FILE,
-    read_xeus_format,
-    read_xeus_weights,
-)
+from vllm.unison.formats.xeus_format import SAMPLE_RATE, read_xeus_format, read_xeus_weights
 
 FOLDER = "model"
 """In which a repository of ESPnet's has its files."""
@@ -96,7 +92,7 @@ def load_speech_units(
         ValueError: naming what is missing or not as it should be.
     """
     folder = _folder(name_or_path, revision)
-    shape = read_xeus_format(folder / SETTINGS_FILE)
+    shape = read_xeus_format(folder / CONFIG_FILE)
     with torch.device("meta"):
         encoder = XeusEncoder(shape)
     weights = folder / WEIGHTS_FILE
@@ -114,7 +110,7 @@ def _folder(name_or_path: str, revision: str | None) -> Path:
     """Where the published files are."""
     folder = Path(name_or_path)
     if not folder.is_dir():
-        files = [f"{FOLDER}/{name}" for name in (SETTINGS_FILE, WEIGHTS_FILE, CENTERS_FILE)]
+        files = [f"{FOLDER}/{name}" for name in (CONFIG_FILE, WEIGHTS_FILE, CENTERS_FILE)]
         try:
             folder = Path(snapshot_download(name_or_path, revision=revision, allow_patterns=files))
         except (OSError, ValueError) as error:
@@ -125,8 +121,8 @@ def _folder(name_or_path: str, revision: str | None) -> Path:
             ) from error
     inner = folder / FOLDER
     folder = inner if inner.is_dir() else folder
-    if not (folder / SETTINGS_FILE).is_file():
-        raise ValueError(f"{folder} must hold the encoder's settings, {SETTINGS_FILE}")
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(f"{folder} must hold the encoder's settings, {CONFIG_FILE}")
     return folder
 
 

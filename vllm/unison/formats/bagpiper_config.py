@@ -9,10 +9,11 @@ the engine cannot follow is refused.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from vllm.unison.formats.espnet_settings import EspnetSettings
 
 NUM_SPECIALS = 256
 """Ids before those of the first part that has any."""
@@ -31,6 +32,7 @@ _DECODING: Mapping[str, Mapping[str, float]] = {
 """The released settings of inference, for a model that is published without any."""
 
 _SMALLEST = {"temperature": 0, "topk": 1, "cfg": 0, "max_step": 1, "min_step": 0}
+_INTEGERS = ("topk", "max_step", "min_step")
 
 
 @dataclass(frozen=True)
@@ -59,56 +61,6 @@ class BagpiperSources:
     intervals: Mapping[str, Any] | None
 
 
-class _Settings:
-    """A YAML of settings by dotted name, for errors that name the file too."""
-
-    def __init__(self, file: str, text: str) -> None:
-        import yaml
-
-        self._file = file
-        try:
-            values = yaml.safe_load(text)
-        except (yaml.YAMLError, RecursionError, ValueError) as error:
-            raise ValueError(f"{file} must be YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{file} must be YAML of settings by name")
-        self._values: dict[str, Any] = values
-
-    def get(self, name: str, default: Any = None) -> Any:
-        found: Any = self._values
-        for part in name.split("."):
-            if not isinstance(found, dict) or part not in found:
-                return default
-            found = found[part]
-        return default if found is None else found
-
-    def error(self, name: str, accepted: str, value: Any) -> ValueError:
-        return ValueError(f"{self._file}: {name} must {accepted}, not {value!r}")
-
-    def one_of(self, name: str, default: Any, *accepted: Any) -> Any:
-        value = self.get(name, default)
-        if not any(value == choice and type(value) is type(choice) for choice in accepted):
-            raise self.error(name, f"be {' or '.join(map(repr, accepted))}", value)
-        return value
-
-    def text(self, name: str) -> str:
-        value = self.get(name)
-        if not isinstance(value, str) or not value.strip():
-            raise self.error(name, "name a folder or a hub id", value)
-        return value
-
-    def number(self, name: str, default: float, smallest: float) -> float:
-        """A number of the default's type."""
-        value = self.get(name, default)
-        kinds = (int, float) if isinstance(default, float) or name.endswith("cfg") else (int,)
-        is_number = isinstance(value, kinds) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value < smallest:
-            what = "a number" if float in kinds else "an integer"
-            raise self.error(name, f"be {what} of at least {smallest}", value)
-        number: float = value
-        return number
-
-
 def bagpiper_sources(file: str, text: str) -> BagpiperSources:
     """Read the YAML that a model was trained with.
 
@@ -119,8 +71,8 @@ def bagpiper_sources(file: str, text: str) -> BagpiperSources:
     Raises:
         ValueError: naming the file, the setting and what is accepted.
     """
-    settings = _Settings(file, text)
-    settings.one_of("job_type", None, "speechlm")
+    settings = EspnetSettings(file, text)
+    settings.one_of("job_type", "speechlm", default=None)
     parts = settings.get("multimodal_io")
     known = {TEXT_IO, CODEC_IO, ENCODER_IO}
     if not isinstance(parts, dict) or not {TEXT_IO, CODEC_IO} <= set(parts) <= known:
@@ -129,24 +81,24 @@ def bagpiper_sources(file: str, text: str) -> BagpiperSources:
             "multimodal_io", f"hold {TEXT_IO}, {CODEC_IO} and perhaps {ENCODER_IO}", found
         )
     codec = f"multimodal_io.{CODEC_IO}"
-    settings.one_of(f"{codec}.codec_choice", None, "Xcodec")
+    settings.one_of(f"{codec}.codec_choice", "Xcodec", default=None)
     if settings.get(f"{codec}.ssl_choice") is not None:
         raise settings.error(f"{codec}.ssl_choice", "be null", settings.get(f"{codec}.ssl_choice"))
-    settings.one_of(f"{codec}.delay_interleave", False, True)
-    settings.one_of("model.model_choice", None, "parallel")
+    settings.one_of(f"{codec}.delay_interleave", True, default=False)
+    settings.one_of("model.model_choice", "parallel", default=None)
     encoder = None
     if ENCODER_IO in parts:
-        settings.one_of(f"multimodal_io.{ENCODER_IO}.encoder_choice", "huggingface", "huggingface")
-        encoder = settings.text(f"multimodal_io.{ENCODER_IO}.encoder_hf_model_tag")
+        settings.one_of(f"multimodal_io.{ENCODER_IO}.encoder_choice", "huggingface")
+        encoder = settings.source(f"multimodal_io.{ENCODER_IO}.encoder_hf_model_tag")
     return BagpiperSources(
-        backbone=settings.text("model.model_hf_tag"),
-        tokenizer=settings.text(f"multimodal_io.{TEXT_IO}.tokenizer_name"),
-        codec=settings.text(f"{codec}.codec_hf_model_tag"),
+        backbone=settings.source("model.model_hf_tag"),
+        tokenizer=settings.source(f"multimodal_io.{TEXT_IO}.tokenizer_name"),
+        codec=settings.source(f"{codec}.codec_hf_model_tag"),
         audio_encoder=encoder,
         order=tuple(part for part in parts if part != ENCODER_IO),
-        max_codebooks=int(settings.number(f"{codec}.codec_max_token_per_frame", 8, 1)),
-        is_tied=settings.one_of("model.model_conf.tie_word_embeddings", False, False, True),
-        dtype=settings.one_of("model.model_conf.dtype", "bfloat16", *DTYPES),
+        max_codebooks=settings.whole(f"{codec}.codec_max_token_per_frame", 1, 8),
+        is_tied=settings.one_of("model.model_conf.tie_word_embeddings", False, True),
+        dtype=settings.one_of("model.model_conf.dtype", *DTYPES),
         intervals=settings.get("vocab_intervals"),
     )
 
@@ -161,10 +113,10 @@ def read_decoding(file: str, text: str) -> dict[str, dict[str, float]]:
     Raises:
         ValueError: naming the file, the setting and what is accepted.
     """
-    settings = _Settings(file, text or "{}")
+    settings = EspnetSettings(file, text or "{}")
     decoding = {
         modality: {
-            name: settings.number(f"{modality}.{name}", default, _SMALLEST[name])
+            name: _number(settings, f"{modality}.{name}", _SMALLEST[name], default)
             for name, default in defaults.items()
         }
         for modality, defaults in _DECODING.items()
@@ -172,6 +124,12 @@ def read_decoding(file: str, text: str) -> dict[str, dict[str, float]]:
     if (scale := decoding["text"]["cfg"]) > 1:
         raise settings.error("text.cfg", "be at most 1, since text is not guided", scale)
     return decoding
+
+
+def _number(settings: EspnetSettings, name: str, smallest: int, default: float) -> float:
+    if name.rpartition(".")[2] in _INTEGERS:
+        return settings.whole(name, smallest, int(default))
+    return settings.number(name, smallest, default)
 
 
 def bagpiper_config(

@@ -44,7 +44,7 @@ def espnet_dac_files(folder: Path) -> tuple[Path, Path]:
     """
     meta = folder / _META_FILE
     if meta.is_file():
-        where = EspnetSettings(meta)
+        where = EspnetSettings.read(meta)
         files = where.name("yaml_files.train_config"), where.name("files.model_file")
         settings, weights = folder / files[0], folder / files[1]
     else:
@@ -65,7 +65,7 @@ def espnet_dac_config(file: Path) -> dict[str, Any]:
     Raises:
         ValueError: naming the setting and what is accepted.
     """
-    settings = EspnetSettings(file)
+    settings = EspnetSettings.read(file)
     for name, accepted in _FIXED.items():
         settings.one_of(name, *accepted)
     final = settings.get(_GENERATOR + "decoder_final_activation")

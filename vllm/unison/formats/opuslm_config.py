@@ -88,7 +88,7 @@ def read_opuslm_training(file: Path) -> OpusLMTraining:
     Raises:
         ValueError: naming the setting and what is accepted.
     """
-    settings = EspnetSettings(file)
+    settings = EspnetSettings.read(file)
     for name, accepted in _FIXED.items():
         settings.one_of(name, accepted)
     streams = settings.whole("codec_token_per_frame", 2)
@@ -106,8 +106,8 @@ def read_opuslm_training(file: Path) -> OpusLMTraining:
             f"{streams - 1} streams, not {codes[1] - codes[0]} in all"
         )
     return OpusLMTraining(
-        backbone=settings.name("transformer_conf.hf_model_tag"),
-        tokenizer=settings.name("subword_model"),
+        backbone=settings.source("transformer_conf.hf_model_tag"),
+        tokenizer=settings.source("subword_model"),
         vocabulary_size=len(tokens),
         special_tokens={name: ids[name] for name in (*REQUIRED, *OPTIONAL) if name in ids},
         units=units,

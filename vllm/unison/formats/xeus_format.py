@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from vllm.unison.formats.espnet_checkpoint import EspnetCheckpoint
+from vllm.unison.formats.espnet_settings import CONFIG_FILE, EspnetSettings
 from vllm.unison.formats.expected_tensors import ExpectedTensors, Shape
 
-SETTINGS_FILE = "config.yaml"
 SAMPLE_RATE = 16000
 POSITION_KERNEL, POSITION_GROUPS = 128, 16
 """Frames and groups of the convolution that tells blocks where frames are; ESPnet's own."""
@@ -93,7 +93,7 @@ class XeusFormat:
             value = self.gate_size if name == "cgmlp_linear_units" else self.hidden_size
             if value % divisor:
                 raise ValueError(
-                    f"{SETTINGS_FILE}: encoder_conf.{name} must be divisible by {divisor}, "
+                    f"{CONFIG_FILE}: encoder_conf.{name} must be divisible by {divisor}, "
                     f"not {value}"
                 )
         kernels = (
@@ -102,7 +102,7 @@ class XeusFormat:
         )
         for name, value in kernels:
             if value % 2 == 0:
-                raise ValueError(f"{SETTINGS_FILE}: encoder_conf.{name} must be odd, not {value}")
+                raise ValueError(f"{CONFIG_FILE}: encoder_conf.{name} must be odd, not {value}")
 
     @property
     def samples_per_frame(self) -> int:
@@ -123,7 +123,7 @@ class XeusFormat:
     @property
     def expected(self) -> ExpectedTensors:
         """Names and shapes of the tensors that are not of training only."""
-        return ExpectedTensors(_shapes(self), settings=SETTINGS_FILE)
+        return ExpectedTensors(_shapes(self), settings=CONFIG_FILE)
 
 
 def read_xeus_format(file: Path) -> XeusFormat:
@@ -132,35 +132,27 @@ def read_xeus_format(file: Path) -> XeusFormat:
     Raises:
         ValueError: naming the setting and what is accepted.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{file} must be YAML of settings by name: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{file} must be YAML of settings by name")
+    settings = EspnetSettings.read(file, keeps_null=True)
     for name, (default, accepted) in _FIXED.items():
-        value = _setting(values, name, default)
-        if not any(value == one and type(value) is type(one) for one in accepted):
-            raise ValueError(
-                f"{SETTINGS_FILE}: {name} must be {' or '.join(map(repr, accepted))}, not {value!r}"
-            )
-    hidden = _whole(values, "encoder_conf.output_size")
-    if (width := _whole(values, "preencoder_conf.output_size")) != hidden:
-        raise ValueError(
-            f"{SETTINGS_FILE}: preencoder_conf.output_size must be {hidden}, as "
-            f"encoder_conf.output_size, not {width}"
+        settings.one_of(name, *accepted, default=default)
+
+    def whole(name: str) -> int:
+        return settings.whole(f"encoder_conf.{name}", 1)
+
+    hidden = whole("output_size")
+    if (width := settings.whole("preencoder_conf.output_size", 1)) != hidden:
+        raise settings.error(
+            "preencoder_conf.output_size", f"be {hidden}, as encoder_conf.output_size", width
         )
     return XeusFormat(
-        convolutions=_convolutions(values),
+        convolutions=_convolutions(settings),
         hidden_size=hidden,
-        num_layers=_whole(values, "encoder_conf.num_blocks"),
-        num_heads=_whole(values, "encoder_conf.attention_heads"),
-        feed_forward_size=_whole(values, "encoder_conf.linear_units"),
-        gate_size=_whole(values, "encoder_conf.cgmlp_linear_units"),
-        gate_kernel=_whole(values, "encoder_conf.cgmlp_conv_kernel"),
-        merge_kernel=_whole(values, "encoder_conf.merge_conv_kernel"),
+        num_layers=whole("num_blocks"),
+        num_heads=whole("attention_heads"),
+        feed_forward_size=whole("linear_units"),
+        gate_size=whole("cgmlp_linear_units"),
+        gate_kernel=whole("cgmlp_conv_kernel"),
+        merge_kernel=whole("merge_conv_kernel"),
     )
 
 
@@ -229,36 +221,17 @@ def _shapes(shape: XeusFormat) -> dict[str, Shape]:
     return shapes
 
 
-def _setting(values: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """A setting by name; one inside of others has a dot."""
-    found: Any = values
-    for key in name.split("."):
-        if not isinstance(found, Mapping) or key not in found:
-            return default
-        found = found[key]
-    return found
-
-
-def _whole(values: Mapping[str, Any], name: str) -> int:
-    value = _setting(values, name)
-    if not _is_whole(value):
-        raise ValueError(f"{SETTINGS_FILE}: {name} must be an integer of at least 1, not {value!r}")
-    return int(value)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _convolutions(values: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:
-    shapes = _setting(values, "frontend_conf.shapes", _LIKE_WAV2VEC2)
+def _convolutions(settings: EspnetSettings) -> tuple[tuple[int, int, int], ...]:
+    shapes = settings.get("frontend_conf.shapes", _LIKE_WAV2VEC2)
     is_right = isinstance(shapes, (list, tuple)) and all(
-        isinstance(one, (list, tuple)) and len(one) == 3 and all(map(_is_whole, one))
+        isinstance(one, (list, tuple)) and len(one) == 3 and all(map(_is_size, one))
         for one in shapes
     )
     if not is_right or not shapes:
-        raise ValueError(
-            f"{SETTINGS_FILE}: frontend_conf.shapes must be a list of [channels, kernel, stride], "
-            f"integers of at least 1, not {shapes!r}"
-        )
+        accepted = "be a list of [channels, kernel, stride], integers of at least 1"
+        raise settings.error("frontend_conf.shapes", accepted, shapes)
     return tuple((one[0], one[1], one[2]) for one in shapes)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
