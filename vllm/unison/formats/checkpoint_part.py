@@ -15,6 +15,7 @@ from huggingface_hub import snapshot_download
 from vllm.unison.formats.bagpiper_weights import WEIGHTS_FILE
 from vllm.unison.formats.espnet_checkpoint import EspnetCheckpoint
 from vllm.unison.formats.musicgen_weights import CODEC, CODEC_FILE, read_audiocraft_codec
+from vllm.unison.formats.safetensors_files import tensors_in
 
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -93,16 +94,8 @@ def _tensors(folder: Path, prefix: str) -> Iterator[tuple[str, torch.Tensor]]:
         return
     if not files:
         raise ValueError(f"{folder} must hold *.safetensors with tensors named {prefix}*")
-    from safetensors import SafetensorError, safe_open
-
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
-                    if name.startswith(prefix):
-                        yield name.removeprefix(prefix), tensors.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file.name} is not a whole file of tensors: {error}") from error
+    for name, tensor in tensors_in(files, lambda name: name.startswith(prefix)):
+        yield name.removeprefix(prefix), tensor
 
 
 def _files_with(folder: Path, prefix: str) -> list[Path]:

@@ -18,6 +18,7 @@ import torch
 
 from vllm.unison.formats.expected_tensors import ExpectedTensors, Shape
 from vllm.unison.formats.musicgen import Conditioning, MusicGenFormat
+from vllm.unison.formats.safetensors_files import tensors_in
 
 DECODER = "decoder."
 TEXT_ENCODER = "text_encoder."
@@ -94,7 +95,9 @@ def read_musicgen_weights(folder: str | Path, model: MusicGenFormat) -> Tensors:
     folder = Path(folder)
     files = sorted(folder.glob("*.safetensors"))
     if files:
-        return expected_musicgen_tensors(model).checked(_from_safetensors(files))
+        return published_tensors(
+            tensors_in(files, lambda name: not _COMPUTED.fullmatch(name)), model
+        )
     for name in (LANGUAGE_MODEL_FILE, CODEC_FILE):
         if not (folder / name).exists():
             raise ValueError(f"{folder} must hold *.safetensors, or else {name}, which is missing")
@@ -111,19 +114,6 @@ def published_tensors(
         for name, tensor in weights
         if not _COMPUTED.fullmatch(name)
     )
-
-
-def _from_safetensors(files: list[Path]) -> Tensors:
-    from safetensors import SafetensorError, safe_open
-
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118 - it is no dictionary
-                    if not _COMPUTED.fullmatch(name):
-                        yield _renamed(name, _WEIGHT_NORM), tensors.get_tensor(name)
-        except SafetensorError as error:
-            raise ValueError(f"{file.name} is not a whole file of tensors: {error}") from error
 
 
 def _from_audiocraft(folder: Path) -> Tensors:
