@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
+
+from vllm.unison.formats.backbone_config import make_backbone_config
 
 if TYPE_CHECKING:
     from vllm.unison.model.spec import SpeechSpec
@@ -38,11 +40,7 @@ class OpusLMConfig(PreTrainedConfig):
         speech_units: str | None = "espnet/xeus",
         **kwargs: Any,
     ) -> None:
-        if backbone_config is None:
-            backbone_config = {"model_type": "olmo2"}
-        if isinstance(backbone_config, dict):
-            backbone_config = CONFIG_MAPPING[backbone_config["model_type"]](**backbone_config)
-        self.backbone_config = backbone_config
+        self.backbone_config = make_backbone_config(backbone_config, "olmo2")
         self.special_tokens = special_tokens or {}
         self.units = units
         self.codes = codes

@@ -5,7 +5,9 @@ import dataclasses
 import inspect
 from typing import TYPE_CHECKING, Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import PreTrainedConfig
+
+from vllm.unison.formats.backbone_config import make_backbone_config
 
 if TYPE_CHECKING:
     from vllm.unison.model.spec import SpeechSpec
@@ -61,17 +63,7 @@ class SpeechLMConfig(PreTrainedConfig):
         own = inspect.signature(SpeechLMConfig.__init__).parameters.keys() - {"self", "kwargs"}
         if unknown := sorted(kwargs.keys() - HUGGING_FACE_KEYS):
             raise ValueError(f"config.json has unknown keys {unknown}; known are {sorted(own)}")
-        if backbone_config is None:
-            backbone_config = {"model_type": "llama"}
-        if isinstance(backbone_config, dict):
-            model_type = backbone_config.get("model_type")
-            if model_type not in CONFIG_MAPPING:
-                raise ValueError(
-                    f"backbone_config.model_type must be one that transformers knows, "
-                    f"not {model_type!r}"
-                )
-            backbone_config = CONFIG_MAPPING[model_type](**backbone_config)
-        self.backbone_config = backbone_config
+        self.backbone_config = make_backbone_config(backbone_config, "llama")
         self.stream_layout = stream_layout or {}
         self.embedding = embedding
         self.head_offsets = head_offsets
