@@ -289,7 +289,7 @@ def test_other_folders_and_names_are_let_alone(
     assert engine_folder(other) is None
     asked: list[str] = []
     monkeypatch.setattr(
-        "vllm.unison.bagpiper_model.in_repository", lambda name, *_: asked.__iadd__([name]) != []
+        "vllm.unison.made_folder.in_repository", lambda name, *_: asked.__iadd__([name]) != []
     )
     for name in ("gpt2", "some/model", "some/bagpiper-converted"):
         assert downloaded_folder(name) is None
@@ -309,7 +309,7 @@ def test_a_repository_is_downloaded_if_its_yaml_is_of_such_a_model(
             raise OSError("no such repository")
         return str(empty if name == "a/bagpipers" else folder)
 
-    monkeypatch.setattr("vllm.unison.bagpiper_model.in_repository", lambda *_: False)
+    monkeypatch.setattr("vllm.unison.made_folder.in_repository", lambda *_: False)
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     assert downloaded_folder("a/bagpipers") is downloaded_folder("a/bagpiper-none") is None
     assert downloaded_folder("a/Bagpiper-tts") == folder

@@ -10,8 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vllm import envs
-from vllm.unison.made_folder import CONFIG_FILE, in_repository, made_folder
+from vllm.unison.made_folder import CONFIG_FILE, made_folder, published_repository
 
 _LAYOUT = 1
 """Counts up with what is written, so that folders of other versions are not found."""
@@ -64,26 +63,11 @@ def downloaded_folder(name: str, revision: str | None = None) -> Path | None:
     Raises:
         ValueError: if its files cannot be downloaded.
     """
-    if not _HUB_ID.fullmatch(name) or envs.VLLM_USE_MODELSCOPE:
+    if not _HUB_ID.fullmatch(name):
         return None
-    if in_repository(name, CONFIG_FILE, revision):
-        return None
-    from huggingface_hub import snapshot_download
-
-    def download(pattern: str) -> Path:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[pattern]))
-
-    try:
-        folder = download("*.yaml")
-    except (OSError, ValueError):
-        # There is no such repository, which is upstream's to say.
-        return None
-    if not _trained_models(folder):
-        return None
-    try:
-        return download("*.pt")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model {name!r} cannot be downloaded: {error}") from error
+    return published_repository(
+        name, revision, "*.yaml", "*.pt", lambda f: bool(_trained_models(f))
+    )
 
 
 def _trained_models(folder: Path) -> list[Path]:

@@ -57,6 +57,47 @@ def in_repository(name: str, file: str, revision: str | None) -> bool:
         return False
 
 
+def published_repository(
+    name: str,
+    revision: str | None,
+    settings: str,
+    weights: str,
+    is_model: Callable[[Path], bool],
+) -> Path | None:
+    """The folder of a hub id whose repository holds a model without a config.json.
+
+    Args:
+        name: the hub id.
+        revision: of it.
+        settings, weights: patterns of the names of the files that are needed. The latter are
+            downloaded only if the former are of such a model.
+        is_model: whether the settings in a folder are.
+
+    Returns:
+        None for any other name.
+
+    Raises:
+        ValueError: if the weights cannot be downloaded.
+    """
+    if envs.VLLM_USE_MODELSCOPE or in_repository(name, CONFIG_FILE, revision):
+        return None
+    from huggingface_hub import snapshot_download
+
+    def download(pattern: str) -> Path:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[pattern]))
+
+    try:
+        folder = download(settings)
+    except Exception:  # Errors of its client have no class in common; upstream says what is wrong.
+        return None
+    if not is_model(folder):
+        return None
+    try:
+        return download(weights)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"model {name!r} cannot be downloaded: {error}") from error
+
+
 def _identity(file: Path) -> tuple[str, int, int]:
     state = file.stat()
     return str(file), state.st_size, state.st_mtime_ns

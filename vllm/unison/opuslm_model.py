@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from vllm import envs
 from vllm.unison.codecs.espnet_dac import WEIGHTS_FILE as CODEC_WEIGHTS_FILE
 from vllm.unison.formats.espnet_checkpoint import EspnetCheckpoint, checkpoint_file
 from vllm.unison.formats.espnet_dac import espnet_dac_config, espnet_dac_files
@@ -27,7 +26,7 @@ from vllm.unison.formats.opuslm_config import (
 from vllm.unison.formats.opuslm_weights import WEIGHTS_FILE
 from vllm.unison.formats.shifted_tokenizer import write_shifted_tokenizer
 from vllm.unison.made_folder import CONFIG_FILE as ENGINE_CONFIG_FILE
-from vllm.unison.made_folder import made_folder
+from vllm.unison.made_folder import made_folder, published_repository
 
 CODEC = "ftshijt/espnet_codec_dac_large_v1.4_360epoch"
 """Hub id of the codec that all of these models were trained with; their files do not name it."""
@@ -155,24 +154,9 @@ def _not_found(setting: str, name: str) -> str:
 def downloaded_folder(name: str, revision: str | None = None) -> Path | None:
     """The folder of a hub id of ESPnet's whose repository holds an OpusLM; None for any other name.
 
-    The hub is asked once, and only if the cache does not know the repository.
-
     Raises:
         ValueError: if its files cannot be downloaded.
     """
-    if not _HUB_ID.fullmatch(name) or envs.VLLM_USE_MODELSCOPE:
+    if not _HUB_ID.fullmatch(name):
         return None
-    from huggingface_hub import snapshot_download
-
-    try:
-        settings = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE]))
-    except Exception:  # Errors of its client have no class in common; upstream says what is wrong.
-        return None
-    if not is_opuslm(settings):
-        return None
-    try:
-        return Path(
-            snapshot_download(name, revision=revision, allow_patterns=[CONFIG_FILE, "*.pth"])
-        )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model {name!r} cannot be downloaded: {error}") from error
+    return published_repository(name, revision, CONFIG_FILE, "*.pth", is_opuslm)
