@@ -114,20 +114,8 @@ def plan_request(
         language = recorded.language if language is None else language
     if language is not None:
         check_language(spec, language)
-    options: dict[str, Any]
-    prompt: dict[str, Any]
     if request.messages is not None:
-        turns = turns_of(request.messages)
-        task_name = choose_dialogue(
-            spec, turns, request.modalities, request.task, request.fields
-        ).name
-        if voice is not None:
-            raise InvalidRequestError(
-                f"{request.fields.voice} must not be given: task {task_name!r} has no place for one"
-            )
-        options = {"task": task_name, MESSAGES: list(request.messages)}
-        prompt = {"prompt": "", "mm_processor_kwargs": options}
-        return prompt, make_params(defaults[task_name], request.sampling)
+        return _plan_conversation(spec, defaults, request, request.messages, voice)
     if recorded is not None:
         voice = None
     inputs = {"text": request.text, "audio": request.clip}
@@ -142,7 +130,7 @@ def plan_request(
         reference_text=request.recording is not None and request.recording.text is not None,
         fields=request.fields,
     )
-    options = {"task": task.name}
+    options: dict[str, Any] = {"task": task.name}
     if voice is not None:
         options["voice"] = voice
     if request.duration is not None:
@@ -165,10 +153,29 @@ def plan_request(
         # The text of an operator's voice is there for the tasks that have a place for it.
         if recording.text is not None and task.takes_reference_text:
             options[REFERENCE_TEXT] = recording.text
-    prompt = {"prompt": request.text or "", "mm_processor_kwargs": options}
+    prompt: dict[str, Any] = {"prompt": request.text or "", "mm_processor_kwargs": options}
     if clips:
         prompt["multi_modal_data"] = clips
     return prompt, make_params(defaults[task.name], sampling)
+
+
+def _plan_conversation(
+    spec: SpeechSpec,
+    defaults: Mapping[str, Mapping[str, Any]],
+    request: SpeechInput,
+    messages: Sequence[Mapping[str, Any]],
+    voice: str | None,
+) -> tuple[dict[str, Any], SamplingParams]:
+    """`plan_request` for a conversation, which has no place for a named voice."""
+    turns = turns_of(messages)
+    task = choose_dialogue(spec, turns, request.modalities, request.task, request.fields)
+    if voice is not None:
+        raise InvalidRequestError(
+            f"{request.fields.voice} must not be given: task {task.name!r} has no place for one"
+        )
+    options = {"task": task.name, MESSAGES: list(messages)}
+    prompt = {"prompt": "", "mm_processor_kwargs": options}
+    return prompt, make_params(defaults[task.name], request.sampling)
 
 
 def prompt_seconds(prompt: Mapping[str, Any]) -> float:
