@@ -11,7 +11,7 @@ import torch
 
 from tests.support.opuslm import layout
 from vllm.unison.codecs.unit_encoder import FrameEncoder, frame_encoder_of
-from vllm.unison.frontend.prompts import frames_of_codes
+from vllm.unison.frontend.prompt_layout import frames_of_codes
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.spec import SpeechSpec
 

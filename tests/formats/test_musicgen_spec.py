@@ -20,7 +20,11 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.transformers_utils.config import get_config
 from vllm.unison.formats.musicgen import musicgen_format, read_musicgen
 from vllm.unison.formats.musicgen_spec import CONTINUE, GENERATE, spec_of_format
-from vllm.unison.frontend.prompts import apply_delay_pattern, frames_of_codes, frames_of_tokens
+from vllm.unison.frontend.prompt_layout import (
+    apply_delay_pattern,
+    frames_of_codes,
+    frames_of_tokens,
+)
 from vllm.unison.frontend.tasks import emits
 from vllm.unison.model.end_rules import speech_lm_pattern
 from vllm.unison.model.layout import LayoutError

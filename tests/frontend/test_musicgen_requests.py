@@ -19,7 +19,7 @@ from vllm.renderers import renderer_from_config
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import SamplingParams
 from vllm.unison.codecs.base import Codec
-from vllm.unison.frontend import prompts
+from vllm.unison.frontend import prompt_inputs
 from vllm.unison.frontend.defaults import DefaultSamplingParams, frames_in, task_defaults
 from vllm.unison.frontend.detokenizer import text_only
 from vllm.unison.frontend.errors import InvalidRequestError
@@ -80,7 +80,7 @@ def front_end(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontEnd]:
     write_musicgen(folder, max_positions=POSITIONS, max_length=504)
     with pytest.MonkeyPatch.context() as patch:
         register_architecture(patch)
-        patch.setattr(prompts, "codec_of", lambda spec, device: CountingCodec())
+        patch.setattr(prompt_inputs, "codec_of", lambda spec, device: CountingCodec())
         arguments = EngineArgs(model=str(folder), dtype="float32", enforce_eager=True)
         yield FrontEnd(arguments.create_engine_config())
 

@@ -16,19 +16,17 @@ from hypothesis import strategies as st
 
 from tests.support.random_layouts import example, layouts
 from vllm.unison.codecs.base import Codec
-from vllm.unison.frontend import clip_encoder, prompts
+from vllm.unison.frontend import clip_encoder, prompt_inputs, prompts
 from vllm.unison.frontend.clip_encoder import MAX_AHEAD
 from vllm.unison.frontend.errors import InvalidRequestError
-from vllm.unison.frontend.prompts import (
+from vllm.unison.frontend.prompt_layout import (
     Piece,
-    PromptBuilder,
     apply_delay_pattern,
-    encode_ahead,
     frames_of_codes,
     frames_of_tokens,
     lay_out,
-    stream_prompt_builder,
 )
+from vllm.unison.frontend.prompts import PromptBuilder, encode_ahead, stream_prompt_builder
 from vllm.unison.model.layout import DelayScope, PhaseKind, StreamLayout
 from vllm.unison.model.spec import CodecSource, SpeechSpec, TaskPrompt
 
@@ -78,7 +76,7 @@ class Setting:
     ) -> None:
         self.layout = StreamLayout.from_dict(example(**layout))
         self.codec = CountingCodec()
-        monkeypatch.setattr(prompts, "codec_of", lambda spec, device: self.codec)
+        monkeypatch.setattr(prompt_inputs, "codec_of", lambda spec, device: self.codec)
         self.builder = PromptBuilder(SpeechSpec(self.layout, codec=codec, tasks=tasks))
 
     def build(self, ids: list[int], **prompt: Any) -> tuple[list[int], list[list[int]]]:
@@ -346,7 +344,7 @@ CLONING = (
 
 def cloning(monkeypatch: pytest.MonkeyPatch, **more: Any) -> Setting:
     setting = Setting(monkeypatch, tasks=CLONING, **more)
-    setting.builder._tokenize = lambda text: [10 + ord(letter) - ord("a") for letter in text]
+    setting.builder.inputs.tokenize = lambda text: [10 + ord(letter) - ord("a") for letter in text]
     return setting
 
 
@@ -406,7 +404,7 @@ def test_a_text_of_a_recording_without_a_place_is_refused(monkeypatch: pytest.Mo
     setting = cloning(monkeypatch)
     with pytest.raises(InvalidRequestError, match=r"^reference_text must not be given: task 'rec"):
         setting.build([], **recording(1, reference_text="a", task="recorded"))
-    setting.builder._tokenize = None
+    setting.builder.inputs.tokenize = None
     with pytest.raises(InvalidRequestError, match=r"^reference_text as text needs a tokenizer"):
         setting.build([10], prompt="a", **recording(1, reference_text="a"))
 
@@ -415,7 +413,7 @@ def test_a_text_of_a_recording_that_a_task_needs(monkeypatch: pytest.MonkeyPatch
     setting = cloning(monkeypatch)
     task = TaskPrompt("needy", (7, "reference_text", 8, "voice", 2, "text", 5))
     spec = SpeechSpec(setting.layout, tasks=(task,), codec=CODEC, voices={"slt": (3,)})
-    builder = PromptBuilder(spec, tokenize=setting.builder._tokenize)
+    builder = PromptBuilder(spec, tokenize=setting.builder.inputs.tokenize)
     built: Any = builder.build({"prompt_token_ids": [10], **recording(1, reference_text="b")})
     assert built["prompt_token_ids"] == [7, 11, 8, 21, 0, 0, 2, 10, 5]
     with pytest.raises(InvalidRequestError, match=r"^reference_text must be given: task 'needy'"):

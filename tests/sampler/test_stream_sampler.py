@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.phase_reference import ReferenceRequest
 from tests.support.random_layouts import allowed_ids, example, layouts, sampled_fills
 from vllm.sampling_params import SamplingParams
-from vllm.unison.frontend.prompts import apply_delay_pattern
+from vllm.unison.frontend.prompt_layout import apply_delay_pattern
 from vllm.unison.model.layout import PhaseKind, StreamLayout
 from vllm.unison.model.output_heads import Heads
 from vllm.unison.model.phases import NO_TOKEN, Finish, PhaseTable, StateKind

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.unison.frontend.admission.streams import encoder_input_of
 from vllm.unison.frontend.errors import InvalidRequestError, reports_invalid_request
-from vllm.unison.frontend.prompts import checked_encoder_ids, stream_prompt_builder
+from vllm.unison.frontend.prompt_ids import checked_encoder_ids
+from vllm.unison.frontend.prompts import stream_prompt_builder
 from vllm.unison.messages.conditioning import EncoderInput, LaneConditioning, PrefixInput
 from vllm.unison.messages.guidance_inputs import GuidanceInputs, LaneInputs, is_guided
 from vllm.unison.model.spec import PADS, SpeechSpec, multistream_spec
