@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.entrypoints.server import Server
+from tests.entrypoints.server import RECORDED, Server
 from vllm.entrypoints.speech.encoding import encode_whole
 from vllm.unison.packaged_model import DEFAULT_MODEL
 
@@ -214,6 +214,28 @@ def test_run_batch_answers_on_four_routes(clip: bytes, tmp_path: Path) -> None:
     speech, rest = ["voice", "stream_format", "ref_audio"], ["file_url", "file_url", "url"]
     assert params == [*speech, *rest, "custom_id", None]
     assert all(a["response"]["body"] is None for a in answers[6:])
+
+
+@pytest.mark.nightly
+def test_run_batch_speaks_with_recorded_voices(
+    served_model: Path, voices: Path, tmp_path: Path
+) -> None:
+    bodies = [{"input": "stop", "voice": name} for name in (RECORDED, "nova", "bob")]
+    lines = [
+        json.dumps({"custom_id": f"{n}", "url": "/v1/audio/speech", "body": body | {"seed": 1}})
+        for n, body in enumerate(bodies)
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    vllm(
+        *("run-batch", "-i", "in.jsonl", "-o", "out.jsonl", "--model", str(served_model)),
+        *("--voices", str(voices), "--voice-alias", f"nova={RECORDED}", "--enforce-eager"),
+        folder=tmp_path,
+    )
+    answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [a["response"]["status_code"] for a in answers] == [200, 200, 400]
+    named, alias, _ = (a["response"]["body"] for a in answers)
+    assert named["content_type"] == "audio/wav" and named == alias
+    assert answers[2]["error"]["error"]["param"] == "voice"
 
 
 @pytest.mark.nightly

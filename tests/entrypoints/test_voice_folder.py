@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from vllm.entrypoints.launchers.run_batch import make_arg_parser
 from vllm.entrypoints.speech import voice_folder
 from vllm.entrypoints.speech.encoding import encode_whole
 from vllm.entrypoints.speech.voice_folder import read_voices
@@ -20,6 +21,7 @@ from vllm.unison.frontend.clip_encoder import KeptClip
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.spec import CodecSource, SpeechSpec, TaskPrompt
 from vllm.unison.testing.random_checkpoint import stream_layout
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 RATE, CONTEXT = 16000, 50
 TASKS: dict[str, tuple[Any, ...]] = {
@@ -168,3 +170,11 @@ def test_a_text_that_is_not_used_is_told(
         assert not caplog.records
         assert set(read(folder, "recording alone")) == {"ada"}
     assert "ada.txt is not used: the model speaks with recordings alone" in caplog.text
+
+
+def test_batches_take_the_flags_of_a_server() -> None:
+    parser = make_arg_parser(FlexibleArgumentParser())
+    files = ["-i", "in", "-o", "out", "--model", "m"]
+    args = parser.parse_args([*files, "--voices", "folder", "--voice-alias", "alloy=slt"])
+    assert (args.voices, args.voice_alias) == (Path("folder"), ["alloy=slt"])
+    assert parser.parse_args(files).voices is None
