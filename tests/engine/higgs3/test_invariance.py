@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.engine.guidance.conftest import assert_nothing_left
-from tests.engine.higgs3.cases import MIXED, HiggsCase, assert_equals, drawn, generate, rows_of
+from tests.engine.higgs3.cases import MIXED, HiggsCase, assert_equals, generate, rows_of
 from tests.engine.higgs3.reference import Higgs3Reference, Speech
 from tests.engine.streams.conftest import Steps, open_engine
 from tests.support.higgs3 import END, NUM_STREAMS
@@ -84,43 +84,7 @@ def test_rows_are_the_same(
         if options["enable_prefix_caching"]:
             assert sum(output.num_cached_tokens or 0 for output in outputs) > 0
         if asynchronous:
-            check_preemption_in_tails(llm, expected)
             check_streamed(llm, expected)
-
-
-def check_preemption_in_tails(llm: LLM, expected: list[Speech]) -> None:
-    """All requests are preempted in each row of their tails, and one is aborted there."""
-    chosen = [index for index, speech in enumerate(expected[:12]) if speech.ended][:2]
-    cases = [MIXED[index] for index in chosen]
-    scheduler: Any = llm.llm_engine.engine_core.engine_core.scheduler  # type: ignore[attr-defined]
-    for row in range(NUM_STREAMS - 2):
-        for case, index in zip(cases, chosen, strict=True):
-            name = f"tail-{row}-{index}"
-            final = {"output_kind": RequestOutputKind.FINAL_ONLY}
-            params = HiggsCase(case.text, case.max_frames, case.options | final).params
-            llm.llm_engine.add_request(name, case.prompt, params)
-            done, is_preempted = None, False
-            while llm.llm_engine.has_unfinished_requests():
-                for output in llm.llm_engine.step():
-                    done = output if output.finished else done
-                running = scheduler.running
-                is_there = (
-                    running and running[0].num_output_tokens >= len(expected[index].codes) + row
-                )
-                if is_there and not is_preempted:
-                    is_preempted = scheduler.reset_prefix_cache(reset_running_requests=True)
-            assert done is not None and is_preempted
-            assert_equals(done, expected[index], (case, row))  # type: ignore[arg-type]
-    params = HiggsCase(options=drawn(chosen[0]) | {"output_kind": RequestOutputKind.DELTA}).params
-    llm.llm_engine.add_request("aborted", cases[0].prompt, params)
-    while not (running := scheduler.running) or (
-        running[0].num_output_tokens <= len(expected[chosen[0]].codes) + 1
-    ):
-        llm.llm_engine.step()
-    llm.llm_engine.abort_request(["aborted"])
-    while llm.llm_engine.has_unfinished_requests():
-        llm.llm_engine.step()
-    assert_nothing_left(llm)
 
 
 def check_streamed(llm: LLM, expected: list[Speech]) -> None:
