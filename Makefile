@@ -3,6 +3,7 @@
 # make build  only builds                                           make lint   style and types
 # make nightly-tests    runs the tests that take too long for every change
 # make upstream-tests   runs upstream's own tests on the fork
+# make wheel  builds a wheel in dist/                                make wheel-demo  tries it in an environment of its own
 # make release-tests    runs the fork on the other upstream releases that it supports
 #
 # PYTHON=python3.12     the Python to make .venv with (3.11 or newer)
@@ -20,7 +21,7 @@ pip_install := $(pip) install --progress-bar off
 fork_inputs := setup.py CMakeLists.txt pyproject.toml upstream.toml requirements/dev.txt \
 	$(wildcard tools/fork/*.py) $(wildcard csrc/*/*) $(wildcard patches/*/*.patch)
 
-.PHONY: build demo test nightly-tests upstream-tests release-tests lint format cuda-objects clean
+.PHONY: build demo wheel wheel-demo test nightly-tests upstream-tests release-tests lint format cuda-objects clean
 .DELETE_ON_ERROR:
 
 build: $(VENV)/.overlay-linked
@@ -50,6 +51,20 @@ demo: sentence := please open blue door
 demo: build
 	@$(bin)/vllm speak "$(sentence)" --output demo.wav
 	@$(bin)/vllm transcribe demo.wav
+
+wheel: $(VENV)/.torch-installed
+	@rm -rf dist
+	@$(pip) wheel --no-build-isolation --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+# As somebody would who has the wheel alone: in a new environment, and outside of the repository.
+wheel-demo: sentence := please open blue door
+wheel-demo: wheel
+	@rm -rf build/wheel-demo
+	@$(PYTHON) -m venv build/wheel-demo
+	@build/wheel-demo/bin/python -m pip install -qq --disable-pip-version-check "$(TORCH)" dist/*.whl
+	@cd build/wheel-demo && bin/vllm speak "$(sentence)" --output demo.wav && bin/vllm transcribe demo.wav | tee heard.txt
+	@test "$$(cat build/wheel-demo/heard.txt)" = "$(sentence)"
 
 # One worker per core; tests/support/parallel.py says which tests a worker gets.
 test nightly-tests: pytest := $(bin)/python -m pytest -n logical --maxprocesses=4
