@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from tests.support.codecs import WindowSumCodec
 from tests.support.generation import Request, make_request
 from tests.support.random_layouts import example, layouts
+from tests.support.spans import exporter
 from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
 from vllm.unison.audio_decoder.codec_stream import HostCodecStream, HostCopy
-from vllm.unison.audio_decoder.executor import Admission, AudioExecutor
+from vllm.unison.audio_decoder.executor import TRACES_ENDPOINT, Admission, AudioExecutor
 from vllm.unison.audio_decoder.frames import CodeReader, frames_of_segments
 from vllm.unison.codecs.base import Codec
 from vllm.unison.codecs.channels import ChannelCodec
@@ -482,3 +483,18 @@ def test_a_codec_that_cannot_be_decoded_in_parts_is_refused() -> None:
     codec.decoder_context = lambda: None  # type: ignore[method-assign, assignment, return-value]
     with pytest.raises(ValueError, match="cannot be decoded in parts"):
         executor_with(codec)
+
+
+def test_calls_of_the_codec_are_spans_where_traces_are_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = exporter()
+    request = audio_request(6, 1)
+    for endpoint, is_traced in (("", False), ("http://localhost:1", True)):
+        monkeypatch.setenv(TRACES_ENDPOINT, endpoint)
+        driver = Driver(executor_with(WindowSumCodec(3, 3)), [request])
+        driver.enter(0)
+        for _ in range(request.num_output):
+            driver.step()
+        names = {span.name for span in kept.get_finished_spans()}
+        assert names == ({"speech.codec"} if is_traced else set())

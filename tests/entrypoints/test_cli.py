@@ -114,6 +114,29 @@ def test_standard_output_holds_the_audio_alone(
     assert capfdbinary.readouterr().out == expected
 
 
+def test_standard_input_becomes_one_file_the_same_from_both(
+    local: list[str], remote: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--seed", "1", "--max-tokens", "20", "--voice", "rms"]
+    said = ["Hello there.", "What a day", "and a night"]
+    files = []
+    for name, place in (("here", local), ("there", remote)):
+        (tmp_path / "text").write_text(f"{said[0]} {said[1]}\n\n{said[2]}")
+        with (tmp_path / "text").open() as lines, monkeypatch.context() as once:
+            once.setattr("sys.stdin", lines)
+            run("speak", "--stdin", "-o", str(tmp_path / f"{name}.wav"), *options, *place)
+        files.append((tmp_path / f"{name}.wav").read_bytes())
+    expected = b""
+    for text in said:
+        run("speak", text, "-o", str(tmp_path / "one.pcm"), *options, *local)
+        expected += (tmp_path / "one.pcm").read_bytes()
+    assert files[0][:44] == files[1][:44] and files[0][44:] == expected
+    samples = [np.frombuffer(data[44:], "<i2").astype(int) for data in files]
+    assert np.abs(samples[0] - samples[1]).max() <= 1
+    with pytest.raises(SystemExit, match="--stdin does not go with TEXT"):
+        run("speak", "--stdin", "hi", *local)
+
+
 def test_guidance_changes_the_speech_and_takes_two_lanes(
     local: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,7 +236,7 @@ def test_errors_are_a_line(
         (["speak", "hi", "-o", out, "--task", "sing", *local], "task must be one of"),
         (["speak", "hi", "-o", out, "--url", server.url, "--api-key", "x"], "Unauthorized"),
         (["speak", "hi", "-o", out, "--url", "http://127.0.0.1:9"], "127.0.0.1:9/v1"),
-        (["speak", "-o", out, *local], "give TEXT, or a recording"),
+        (["speak", "-o", out, *local], "give TEXT, --stdin, or a recording"),
         (["speak", "  ", "-o", out, *local], "text must"),
         (["speak", "-o", out, "--audio", str(text), *local], "must be a complete audio file"),
         (["speak", "hi", "-o", out, "--audio", "none.wav", *local], "No such file"),

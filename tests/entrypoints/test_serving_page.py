@@ -18,9 +18,16 @@ import soundfile
 from tests.entrypoints.server import API_KEY, Server
 from vllm.entrypoints.speech.encoding import encode_whole
 from vllm.entrypoints.speech.media import AudioLimits
+from vllm.entrypoints.speech.server.endpoints.speech_stream import (
+    IDLE_SECONDS,
+    MAX_FRAME_BYTES,
+    MAX_WAITING_CHARACTERS,
+    MAX_WAITING_UTTERANCES,
+)
 from vllm.entrypoints.speech.server.forms import MAX_FIELD_BYTES, MAX_FIELDS, MAX_FILES
 from vllm.entrypoints.speech.server.routes import WITHOUT_AUDIO
 from vllm.entrypoints.speech.server.schemas import MAX_INPUT_CHARACTERS
+from vllm.entrypoints.speech.server.session_messages import MAX_TEXT_CHARACTERS, MESSAGES
 from vllm.entrypoints.speech.voice_folder import RECORDINGS
 from vllm.unison.frontend.clip_encoder import CACHED_CLIPS
 from vllm.unison.messages.sampling_fields import RANGES
@@ -89,9 +96,9 @@ def test_the_metrics_on_the_page_are_the_server_s(server: Server) -> None:
     assert server.request("/v1/audio/speech", b'{"input": "hello"}')[0] == 200
     exposed = server.request("/metrics")[1].decode()
     names = re.findall(r"`(vllm:\w+)`", PAGE)
-    assert len(names) == 5
+    assert len(names) == 8
     for name in names:
-        assert re.search(rf"^{name}(_count)?{{", exposed, re.MULTILINE), name
+        assert re.search(rf"^{name}(_count)?[{{ ]", exposed, re.MULTILINE), name
 
 
 def test_the_numbers_on_the_page_are_those_of_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,6 +109,12 @@ def test_the_numbers_on_the_page_are_those_of_the_code(monkeypatch: pytest.Monke
     assert f"| its length | {limits.seconds:g} s, and in chat" in PAGE
     assert f"| its samples, decoded | {limits.decoded_bytes // 2**20} MiB |" in PAGE
     assert f"{MAX_INPUT_CHARACTERS} characters" in PAGE
+    assert f"of up to {MAX_TEXT_CHARACTERS} characters, cut anywhere" in PAGE
+    waiting = f"{MAX_WAITING_CHARACTERS} characters, {MAX_WAITING_UTTERANCES} utterances"
+    assert f"| text of a session that waits to be spoken | {waiting} |" in PAGE
+    assert f"| a session in which nothing happens | {IDLE_SECONDS / 60:g} minutes |" in PAGE
+    assert f"at most {MAX_FRAME_BYTES // 2**10} KiB in each" in PAGE
+    assert all(f'{{"type": "{kind}"' in PAGE for kind in MESSAGES)
     assert f"the codes of the last {CACHED_CLIPS} are kept" in PAGE
     assert f"| a form | {MAX_FIELDS} fields of {MAX_FIELD_BYTES // 2**10} KiB, " in PAGE
     assert f"each once, and {MAX_FILES} files |" in PAGE

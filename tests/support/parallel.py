@@ -20,7 +20,10 @@ SLOW_FIRST = (
     # Of the one server, and of the packaged model's.
     tuple(
         f"{ENTRYPOINTS}/test_{name}.py"
-        for name in ("server", "requests", "serving_page", "fuzz", "cli")
+        for name in (
+            *("server", "requests", "serving_page", "fuzz", "cli"),
+            *("monitoring", "speech_stream"),
+        )
     ),
     (f"{ENTRYPOINTS}/test_client_tools.py", f"{ENTRYPOINTS}/test_readme.py"),
     ("tests/engine/v2/test_suites.py",),

@@ -30,7 +30,15 @@ EXTENSION = f"{PACKAGE}/_unison_C.so"
 DROPPED_REQUIREMENTS = frozenset({"torchvision", "torchaudio", "torchcodec"})
 """Builds for another device break ``import transformers``, and nothing in speech needs them."""
 
-FORK_REQUIREMENTS = ("av>=14", "httpx2>=2", "soundfile>=0.12", "soxr>=0.5", "sse-starlette>=3")
+FORK_REQUIREMENTS = (
+    "av>=14",
+    "httpx2>=2",
+    "sentence-stream>=1.3",
+    "soundfile>=0.12",
+    "soxr>=0.5",
+    "sse-starlette>=3",
+    "websockets>=14",
+)
 """What the fork's own modules import beyond upstream's requirements."""
 
 Entries = tuple[str, ...]

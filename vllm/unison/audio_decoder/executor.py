@@ -8,6 +8,7 @@ one call. Only new samples leave it.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vllm.tracing import instrument
 from vllm.unison.audio_decoder.chunk_schedule import ChunkSchedule
 from vllm.unison.audio_decoder.codec_stream import CodecStream, HostCopy, codec_stream_for
 from vllm.unison.audio_decoder.decode_state import RequestDecodeState
@@ -35,6 +37,10 @@ from vllm.unison.codecs.base import Codec
 from vllm.unison.messages.streams import AudioOutput
 from vllm.unison.model.layout import StreamLayout
 from vllm.unison.model.phases import Finish, PhaseTable, Replay
+
+TRACES_ENDPOINT = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+"""Set in the processes of an engine whose server sends traces. Each call of the codec then is a
+span; without it none is made, as a step has no time for what nobody sees."""
 
 
 @dataclass
@@ -152,6 +158,10 @@ class AudioExecutor:
         self._num_launched = 0
         self._num_read = 0
         self._lock = threading.Lock()
+        if os.environ.get(TRACES_ENDPOINT):
+            self._decode = instrument(  # type: ignore[method-assign]
+                self._decode, span_name="speech.codec"
+            )
 
     def num_streams(self) -> int:
         """Requests that the executor holds state of."""

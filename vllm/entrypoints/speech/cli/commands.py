@@ -6,10 +6,11 @@ from __future__ import annotations
 import argparse
 import base64
 import contextlib
+import dataclasses
 import gc
 import os
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -104,14 +105,14 @@ class SpeakSubcommand(CLISubcommand):
             with (
                 console(args.verbose) as streams,
                 _sink(args, streams) as sink,
-                contextlib.closing(_pieces(args, text, streams)) as pieces,
+                contextlib.closing(_audio(args, text, streams)) as pieces,
             ):
                 for piece in pieces:
                     sink.write(piece)
                     sink.flush()
-                if not args.play and is_kept(args.output) and _format(args) == "wav":
+                if _is_file(args) and _format(args) == "wav":
                     _complete_wav_header(sink)
-            if not args.play and is_kept(args.output):
+            if _is_file(args):
                 print(f"wrote {printable(args.output)}", flush=True)
 
     def subparser_init(self, subparsers: Any) -> Any:
@@ -126,6 +127,12 @@ class SpeakSubcommand(CLISubcommand):
             nargs="?",
             metavar="TEXT",
             help="what to say, or what music is to be like; - reads standard input",
+        )
+        parser.add_argument(
+            "--stdin",
+            action="store_true",
+            help="in place of TEXT: say standard input sentence by sentence, as it comes; a line's "
+            "end is the end of a sentence",
         )
         parser.add_argument(
             "--audio",
@@ -249,8 +256,10 @@ def run(arguments: Sequence[str]) -> bool:
 
 def _text(args: argparse.Namespace) -> str | None:
     """What to say; checks what can be checked before anything is loaded."""
-    if args.text is None and args.audio is None:
-        raise ValueError("give TEXT, or a recording to continue with --audio")
+    if args.stdin and args.text is not None:
+        raise ValueError("--stdin does not go with TEXT: give one of them")
+    if args.text is None and args.audio is None and not args.stdin:
+        raise ValueError("give TEXT, --stdin, or a recording to continue with --audio")
     if args.audio is not None:
         if args.url is not None:
             raise ValueError("--audio does not go with --url: the speech route takes text only")
@@ -292,29 +301,52 @@ def _engine(args: argparse.Namespace) -> LocalEngine:
         return local.LocalEngine(args.model or DEFAULT_MODEL, args.dtype)
 
 
-def _pieces(
+def _audio(
     args: argparse.Namespace, text: str | None, streams: Console
 ) -> Generator[bytes, None, None]:
     """The bytes of the audio file, as they are made."""
-    sampling = _sampling(args, "guidance_scale", "negative_prompt")
-    if args.url is not None:
-        from vllm.entrypoints.speech.cli.remote import RemoteServer
+    return _remote_audio(args, text) if args.url is not None else _local_audio(args, text, streams)
 
-        named = {
-            "model": args.model,
-            "voice": args.voice,
-            "task": args.task,
-            "duration": args.duration,
-            "ref_text": args.ref_text,
-        }
-        if args.ref_audio is not None:
-            named["ref_audio"] = base64.b64encode(args.ref_audio.read_bytes()).decode("ascii")
-        fields = {name: value for name, value in named.items() if value is not None}
-        body = sampling | fields | {"input": text, "response_format": _format(args)}
-        yield from RemoteServer(args.url, _api_key(args)).speak(body)
+
+def _remote_audio(args: argparse.Namespace, text: str | None) -> Generator[bytes, None, None]:
+    named = {
+        "model": args.model,
+        "voice": args.voice,
+        "task": args.task,
+        "duration": args.duration,
+        "ref_text": args.ref_text,
+    }
+    if args.ref_audio is not None:
+        named["ref_audio"] = base64.b64encode(args.ref_audio.read_bytes()).decode("ascii")
+    fields = {name: value for name, value in named.items() if value is not None}
+    fields |= _sampling(args, "guidance_scale", "negative_prompt")
+    if args.stdin:
+        from vllm.entrypoints.speech.cli.live_text import read_text
+        from vllm.entrypoints.speech.cli.remote_session import RemoteSession
+        from vllm.entrypoints.speech.encoding import Encoder, make_encoder
+
+        def encoder(sample_rate: int, num_channels: int) -> Encoder:
+            return make_encoder(_format(args), sample_rate, _is_file(args), num_channels)
+
+        session = RemoteSession(args.url, _api_key(args))
+        yield from session.speak(fields, read_text(sys.stdin.fileno()), encoder)
         return
-    with progress(f"loading {args.model or DEFAULT_MODEL}", streams.errors) as line:
+    from vllm.entrypoints.speech.cli.remote import RemoteServer
+
+    body = fields | {"input": text, "response_format": _format(args)}
+    yield from RemoteServer(args.url, _api_key(args)).speak(body)
+
+
+def _local_audio(
+    args: argparse.Namespace, text: str | None, streams: Console
+) -> Generator[bytes, None, None]:
+    sampling = _sampling(args, "guidance_scale", "negative_prompt")
+    with contextlib.ExitStack() as shown:
+        line = shown.enter_context(
+            progress(f"loading {args.model or DEFAULT_MODEL}", streams.errors)
+        )
         engine = _engine(args)
+        from vllm.entrypoints.speech.cli.live_text import read_text, sentences
         from vllm.entrypoints.speech.parameters import Recording, SpeechInput
         from vllm.unison.frontend.tasks import FieldNames
 
@@ -324,11 +356,9 @@ def _pieces(
             clip = engine.read(args.ref_audio)
             recording = Recording((clip.samples, clip.sample_rate), args.ref_text)
             names = FieldNames(text="text", voice="ref_audio", reference_text="ref_text")
-        is_file = not args.play and is_kept(args.output)
-        encoder = engine.encoder(_format(args), is_whole=is_file)
+        encoder = engine.encoder(_format(args), is_whole=_is_file(args))
         request = SpeechInput(
             frozenset({"audio"}),
-            text=text,
             clip=None if args.audio is None else engine.read(args.audio),
             voice=args.voice,
             recording=recording,
@@ -337,13 +367,24 @@ def _pieces(
             duration=args.duration,
             fields=names,
         )
+        texts: Iterable[str | None] = [text]
+        if args.stdin:
+            texts = sentences(read_text(sys.stdin.fileno()))
+            shown.close()  # the line would be drawn over what is typed
         seconds = 0.0
-        for completion in engine.generate(request, voices):
-            if completion.audio is not None:
-                seconds += completion.audio.seconds
-                line.set_description_str(f"speaking: {seconds:.1f} s of audio")
-                yield encoder.encode(completion.audio.samples)
+        for said in texts:
+            for completion in engine.generate(dataclasses.replace(request, text=said), voices):
+                if completion.audio is not None:
+                    seconds += completion.audio.seconds
+                    if not args.stdin:
+                        line.set_description_str(f"speaking: {seconds:.1f} s of audio")
+                    yield encoder.encode(completion.audio.samples)
         yield encoder.finish()
+
+
+def _is_file(args: argparse.Namespace) -> bool:
+    """Whether the audio is kept until it is whole."""
+    return not args.play and is_kept(args.output)
 
 
 def _texts(args: argparse.Namespace, streams: Console) -> Generator[str, None, None]:

@@ -46,11 +46,19 @@ class Lifecycle:
 
     def __init__(self) -> None:
         self.in_flight = 0
-        self.is_draining = False
+        self._draining = asyncio.Event()
         self.is_hurried = False
         self._changed = asyncio.Event()
         self._was_asked = False
         self._deadline = 0.0
+
+    @property
+    def is_draining(self) -> bool:
+        return self._draining.is_set()
+
+    async def draining(self) -> None:
+        """Wait until the server is about to leave."""
+        await self._draining.wait()
 
     def enter(self) -> None:
         """A request begins."""
@@ -69,7 +77,8 @@ class Lifecycle:
     def take_signal(self, stop: Callable[[], Any]) -> bool:
         """React to a signal to leave: the first calls `stop`. Returns whether it was the first."""
         is_first = not self._was_asked
-        self._was_asked = self.is_draining = True
+        self._was_asked = True
+        self._draining.set()
         if is_first:
             stop()
         return is_first
@@ -88,7 +97,7 @@ class Lifecycle:
             timeout: at 0, all are ended at once.
             end_all: coroutine function that ends all requests in the engine.
         """
-        self.is_draining = True
+        self._draining.set()
         self._deadline = asyncio.get_running_loop().time() + timeout
         await self._wait(timeout, lambda: not self.in_flight or self.is_hurried)
         if self.in_flight:
@@ -132,6 +141,8 @@ def take_signals(state: State, loop: asyncio.AbstractEventLoop, stop: Callable[[
         return
     # Clients that do not read must not hold the process.
     state.server.config.timeout_graceful_shutdown = ENDING_SECONDS
+    # A client that plays as it reads answers a ping when it has played what was sent before it.
+    state.server.config.ws_ping_timeout = None
     is_supervised = multiprocessing.parent_process() is not None
 
     def kill() -> None:

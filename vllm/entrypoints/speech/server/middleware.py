@@ -49,7 +49,7 @@ class SpeechMiddleware:
         self._reads_json = reads_json
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             return await self._app(scope, receive, send)
         path = scope["path"].removeprefix(scope.get("root_path") or "")
         if path.startswith(MONITORING):
@@ -58,6 +58,8 @@ class SpeechMiddleware:
             return await self._unavailable()(scope, receive, send)
         self._lifecycle.enter()
         try:
+            if scope["type"] == "websocket":
+                return await self._app(scope, receive, send)
             limits = self._limits.get(path, BodyLimits())
             exchange = _Exchange(receive, send, limits, Headers(scope=scope))
             checks_json = path not in self._reads_json

@@ -7,7 +7,7 @@ from argparse import Namespace
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, FastAPI, Form, Request, params
+from fastapi import APIRouter, FastAPI, Form, Request, WebSocket, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
@@ -30,7 +30,7 @@ from vllm.entrypoints.speech.server.body import (
     KiB,
     is_json,
 )
-from vllm.entrypoints.speech.server.endpoints import chat, generations, speech
+from vllm.entrypoints.speech.server.endpoints import chat, generations, speech, speech_stream
 from vllm.entrypoints.speech.server.endpoints import transcriptions as transcription
 from vllm.entrypoints.speech.server.errors import error_response, validation_response
 from vllm.entrypoints.speech.server.exact_schema import keep_bounds_exact
@@ -205,6 +205,16 @@ async def create_generation(request: GenerationRequest, raw_request: Request) ->
     return await generations.create_generation(_service(raw_request), request, raw_request)
 
 
+@router.websocket(f"{SPEECH}/stream")
+async def stream_speech(websocket: WebSocket) -> None:
+    """Text to speech while the text comes."""
+    state = websocket.app.state
+    session = speech_stream.SpeechSession(
+        websocket, state.speech_service, state.lifecycle, body_limits(SPEECH)
+    )
+    await session.run()
+
+
 @router.get("/v1/audio/voices")
 async def list_voices(raw_request: Request) -> dict[str, Any]:
     """The names that speech requests may give as `voice`."""
@@ -271,6 +281,10 @@ def register_speech_routes(app: FastAPI, model_config: ModelConfig | None) -> No
     serve_docs(app)
     keep_bounds_exact(app, (SpeechRequest, GenerationRequest, TranscriptionForm, ChatRequest))
     app.state.lifecycle = Lifecycle()
+    # Its metrics are made by its import, and an engine that starts takes those away that it finds.
+    from vllm.entrypoints.speech_to_text.realtime.metrics import WebSocketMetricsMiddleware
+
+    app.add_middleware(WebSocketMetricsMiddleware)
     limits = {path: body_limits(path) for path in own}
     limits["/detokenize"] = BodyLimits(num_values=model_config.max_model_len + MAX_VALUES)
     app.add_middleware(

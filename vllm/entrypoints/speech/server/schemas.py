@@ -98,7 +98,7 @@ def refused_at(location: tuple[int | str, ...], kind: str, words: str) -> Valida
     return ValidationError.from_exception_data("request", [details])
 
 
-class _Body(BaseModel):
+class Body(BaseModel):
     """An object of a request: null is a field that was left out, and unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -109,7 +109,7 @@ class _Body(BaseModel):
         return _known(cls.model_fields, data) if isinstance(data, Mapping) else data
 
 
-class _Request(_Body):
+class _Request(Body):
     """The body of a request, which may hold neutral fields."""
 
     @model_validator(mode="before")
@@ -152,7 +152,7 @@ def _by_alias(fields: Mapping[str, FieldInfo]) -> dict[str, FieldInfo]:
     return {info.alias or name: info for name, info in fields.items()}
 
 
-class VoiceId(_Body):
+class VoiceId(Body):
     """A voice as OpenAI's clients may also name it."""
 
     id: Name
@@ -222,10 +222,9 @@ class AudioFields(SamplingFields):
         return self
 
 
-class SpeechRequest(AudioFields):
-    """Body of POST /v1/audio/speech."""
+class SpeechFields(AudioFields):
+    """How a text is to be spoken."""
 
-    input: Text
     voice: Voice | None = None
     ref_audio: Annotated[
         AudioFile | None,
@@ -240,13 +239,6 @@ class SpeechRequest(AudioFields):
     speed: Annotated[
         float, Field(ge=1, le=1, description="Only 1.0: these models have no control of speed.")
     ] = 1.0
-    stream: Annotated[
-        bool,
-        Field(
-            description="true: audio is sent while it is made. false: the whole file at once, "
-            "whose header gives its length."
-        ),
-    ] = True
     language: Annotated[
         Language | None, Field(description="A language that the model's config.json names.")
     ] = None
@@ -256,6 +248,19 @@ class SpeechRequest(AudioFields):
         if self.ref_text is not None and self.ref_audio is None:
             raise refused_at(("ref_text",), "combination", "must be given beside ref_audio")
         return self
+
+
+class SpeechRequest(SpeechFields):
+    """Body of POST /v1/audio/speech."""
+
+    input: Text
+    stream: Annotated[
+        bool,
+        Field(
+            description="true: audio is sent while it is made. false: the whole file at once, "
+            "whose header gives its length."
+        ),
+    ] = True
 
     @model_validator(mode="after")
     def _events_are_streamed(self) -> Self:
@@ -304,21 +309,21 @@ class GenerationRequest(AudioFields):
         return self.n == 1 if self.stream is None else self.stream
 
 
-class TextPart(_Body):
+class TextPart(Body):
     """Text of a message."""
 
     type: Literal["text"]
     text: Annotated[str, Field(max_length=MAX_INPUT_CHARACTERS)]
 
 
-class InputAudio(_Body):
+class InputAudio(Body):
     """An audio file, in base64. The format is read from the file itself."""
 
     data: Annotated[str, Field(min_length=1)]
     format: Annotated[str | None, Field(max_length=64)] = None
 
 
-class InputAudioPart(_Body):
+class InputAudioPart(Body):
     """Audio of a message."""
 
     type: Literal["input_audio"]
@@ -356,7 +361,7 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(_Body):
+class ChatMessage(Body):
     """The message that is answered, or one before it."""
 
     role: Literal["system", "scene", "user", "assistant"]
@@ -364,14 +369,14 @@ class ChatMessage(_Body):
     name: Name | None = None
 
 
-class ChatAudio(_Body):
+class ChatAudio(Body):
     """How audio is answered."""
 
     voice: Voice | None = None
     format: ChatAudioFormat | None = None
 
 
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """Options of a streamed answer."""
 
     include_usage: bool = False

@@ -9,9 +9,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import astuple, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from fastapi import Request
+from starlette.requests import HTTPConnection, Request
 
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.generate.base.serving import GenerateBaseServing
@@ -28,6 +28,7 @@ from vllm.entrypoints.speech.parameters import (
 )
 from vllm.entrypoints.speech.server.errors import bounded
 from vllm.entrypoints.speech.server.parts import split_request
+from vllm.entrypoints.speech.server.traces import RequestTrace
 from vllm.exceptions import VLLMNotFoundError
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -88,12 +89,14 @@ class Generation:
         spec: SpeechSpec,
         usage: Usage,
         temperature: float = 0.0,
+        trace: RequestTrace | None = None,
     ) -> None:
         self.request_id = request_id
         self.usage = usage
         self.temperature = temperature
         self._outputs = outputs
         self._spec = spec
+        self._trace = trace
         self._first: RequestOutput | None = None
 
     async def begin(self) -> None:
@@ -120,6 +123,8 @@ class Generation:
             if last.finish_reason is None:
                 raise incomplete()
         finally:
+            if self._trace is not None:
+                self._trace.end(self.usage.seconds)
             await self._outputs.aclose()
 
     def _count(self, output: RequestOutput) -> CompletionOutput:
@@ -130,6 +135,8 @@ class Generation:
         if completion.audio is not None:
             usage.frames += len(completion.audio.codes)
             usage.seconds += completion.audio.seconds
+            if self._trace is not None and len(completion.audio.samples):
+                self._trace.note_audio()
         return completion
 
 
@@ -198,20 +205,46 @@ class SpeechService(GenerateBaseServing):
         """Writes the model's audio; see `make_encoder`."""
         return make_encoder(audio_format, self.sample_rate, is_whole, self.num_channels)
 
-    def check(self, model: str | None) -> str:
+    def check_model(self, model: str | None) -> str:
         """The name of the model that serves a request.
 
         Raises:
             VLLMNotFoundError: if it asks for another model.
-            GracefulHTTPError: if the server has as many requests as it may.
         """
         if not self._is_model_supported(model):
             served = ", ".join(path.name for path in self.models.base_model_paths)
             raise VLLMNotFoundError(bounded(f"model must be one of {served}, not {model!r}"))
-        self._preflight()
         return model or self.models.base_model_paths[0].name
 
-    async def start(self, raw_request: Request, prefix: str, request: SpeechInput) -> Generation:
+    def check(self, model: str | None) -> str:
+        """As `check_model`, for a request that is to start now.
+
+        Raises:
+            GracefulHTTPError: if the server has as many requests as it may.
+        """
+        name = self.check_model(model)
+        self._preflight()
+        return name
+
+    def plan(self, request: SpeechInput) -> tuple[dict[str, Any], SamplingParams]:
+        """The prompt and the sampling parameters of a request; see `plan_request`.
+
+        Raises:
+            InvalidRequestError: naming the field.
+        """
+        try:
+            return self._plan(request)
+        except InvalidRequestError as error:
+            raise request.fields.rename(error) from error
+
+    def _plan(self, request: SpeechInput) -> tuple[dict[str, Any], SamplingParams]:
+        return plan_request(
+            self.spec, self._defaults, request, self.voice_aliases, self.recorded_voices
+        )
+
+    async def start(
+        self, raw_request: HTTPConnection, prefix: str, request: SpeechInput
+    ) -> Generation:
         """Start a request and wait for its first output.
 
         Args:
@@ -228,7 +261,7 @@ class SpeechService(GenerateBaseServing):
             raise request.fields.rename(error) from error
 
     async def start_all(
-        self, raw_request: Request, prefix: str, requests: Sequence[SpeechInput]
+        self, raw_request: HTTPConnection, prefix: str, requests: Sequence[SpeechInput]
     ) -> list[Generation]:
         """Start requests that run at once; all of them, or none.
 
@@ -257,18 +290,23 @@ class SpeechService(GenerateBaseServing):
         context = self.model_config.max_model_len
         return split_request(self.spec, self._defaults, request, context)
 
-    async def _start(self, raw_request: Request, prefix: str, request: SpeechInput) -> Generation:
-        prompt, params = plan_request(
-            self.spec, self._defaults, request, self.voice_aliases, self.recorded_voices
-        )
-        seconds = prompt_seconds(prompt)
-        request_id = f"{prefix}-{self._base_request_id(raw_request)}"
+    async def _start(
+        self, raw_request: HTTPConnection, prefix: str, request: SpeechInput
+    ) -> Generation:
+        # It reads the headers alone, which a WebSocket has, too.
+        request_id = f"{prefix}-{self._base_request_id(cast(Request, raw_request))}"
         headers = await self._get_trace_headers(raw_request.headers)
+        is_traced = await self.engine_client.is_tracing_enabled()
+        trace = RequestTrace(request_id, headers) if is_traced else None
+        prompt, params = self._plan(request)
+        seconds = prompt_seconds(prompt)
         windows: LongRequest | None = None
         if EXTEND_STRIDE in prompt["mm_processor_kwargs"]:
             windows = await self._in_windows(prompt, params)
             prompt, params = windows.window(0, 0)
         engine_input = await self._render(prompt)
+        if trace is not None:
+            trace.note_admission()
         self._log_inputs(request_id, engine_input, params=params, lora_request=None)
         if windows is None:
             outputs = self.engine_client.generate(
@@ -288,6 +326,7 @@ class SpeechService(GenerateBaseServing):
                 seconds,
             ),
             params.temperature,
+            trace,
         )
         await generation.begin()
         return generation

@@ -15,7 +15,12 @@ from fastapi.responses import Response, StreamingResponse
 from vllm.entrypoints.speech.encoding import FORMATS, Encoder
 from vllm.entrypoints.speech.parameters import Recording, SpeechInput
 from vllm.entrypoints.speech.server.errors import error_body
-from vllm.entrypoints.speech.server.schemas import AudioFields, SpeechRequest, voice_name
+from vllm.entrypoints.speech.server.schemas import (
+    AudioFields,
+    SpeechFields,
+    SpeechRequest,
+    voice_name,
+)
 from vllm.entrypoints.speech.server.service import Generation, SpeechService, Usage
 from vllm.entrypoints.speech.server.sse import event, event_stream
 from vllm.unison.frontend.tasks import FieldNames
@@ -30,11 +35,24 @@ async def create_speech(
 ) -> Response:
     """Answer with audio as it is made, as a file or as events, or with a whole file."""
     service.check(request.model)
-    inputs = SpeechInput(
+    inputs = speech_input(request, request.input, await recording_of(service, request))
+    generation = await service.start(raw_request, "speech", inputs)
+    return await audio_answer(service, generation, request, request.stream)
+
+
+def speech_input(request: SpeechFields, text: str, recording: Recording | None) -> SpeechInput:
+    """What to make: a text, spoken as the request says.
+
+    Args:
+        request: how it is to be spoken.
+        text: what is to be said.
+        recording: of `recording_of` for this request.
+    """
+    return SpeechInput(
         modalities=frozenset({"audio"}),
-        text=request.input,
+        text=text,
         voice=voice_name(request.voice),
-        recording=await _recording(service, request),
+        recording=recording,
         task=request.task,
         sampling=request.sampling(),
         duration=request.duration,
@@ -42,11 +60,14 @@ async def create_speech(
         language=request.language,
         fields=_FIELDS if request.ref_audio is None else _CLONING_FIELDS,
     )
-    generation = await service.start(raw_request, "speech", inputs)
-    return await audio_answer(service, generation, request, request.stream)
 
 
-async def _recording(service: SpeechService, request: SpeechRequest) -> Recording | None:
+async def recording_of(service: SpeechService, request: SpeechFields) -> Recording | None:
+    """The recording that a request brings along, decoded.
+
+    Raises:
+        InvalidRequestError: naming the field.
+    """
     if request.ref_audio is None:
         return None
     clip = await service.clip(request.ref_audio, "ref_audio")
