@@ -26,6 +26,12 @@ from tools.fork.project import PACKAGE, ForkError, load_project  # noqa: E402
 from tools.fork.runtime import update_tree  # noqa: E402
 from tools.fork.tree import unexported  # noqa: E402
 
+EXTRAS = {
+    "batch": ["pyarrow>=15"],
+    "ray": ["ray[data,serve]>=2.60", "pyarrow>=15"],
+}
+"""What parts of the fork need that most installations do not have."""
+
 
 class BuildPackage(build_py):
     """Assembles the package in the build folder, or, for a development install, inside the patched
@@ -112,7 +118,7 @@ try:
         version=version,
         python_requires=metadata.requires_python,
         install_requires=list(metadata.requires),
-        extras_require={**metadata.extras, "dev": development_requirements()},
+        extras_require={**metadata.extras, **EXTRAS, "dev": development_requirements()},
         entry_points={group: list(entries) for group, entries in metadata.entry_points.items()},
         packages=[PACKAGE],
         package_dir={"": str(development.relative_to(ROOT))},

@@ -26,6 +26,8 @@ SLOW_FIRST = (
         )
     ),
     (f"{ENTRYPOINTS}/test_client_tools.py", f"{ENTRYPOINTS}/test_readme.py"),
+    # Of one Ray cluster.
+    (f"{ENTRYPOINTS}/ray_cluster/test_ray_pool.py",),
     ("tests/engine/v2/test_suites.py",),
     (f"{ENTRYPOINTS}/test_shutdown.py",),
     (f"{ENTRYPOINTS}/test_commands.py",),

@@ -15,6 +15,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from vllm.entrypoints.cli.types import CLISubcommand
+from vllm.entrypoints.speech.cli.batch_commands import (
+    SpeakBatchSubcommand,
+    TranscribeBatchSubcommand,
+)
 from vllm.entrypoints.speech.cli.process import (
     Console,
     console,
@@ -77,7 +81,7 @@ def _sampling(args: argparse.Namespace, *more: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _errors() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
     """Errors of the request and of files end the command with a line, not with a traceback."""
     try:
         yield
@@ -100,7 +104,7 @@ class SpeakSubcommand(CLISubcommand):
 
     @staticmethod
     def cmd(args: argparse.Namespace) -> None:
-        with _errors():
+        with report_errors():
             text = _text(args)
             with (
                 console(args.verbose) as streams,
@@ -184,7 +188,7 @@ class TranscribeSubcommand(CLISubcommand):
     @staticmethod
     def cmd(args: argparse.Namespace) -> None:
         with (
-            _errors(),
+            report_errors(),
             console(args.verbose) as streams,
             contextlib.closing(_texts(args, streams)) as texts,
         ):
@@ -211,7 +215,12 @@ class TranscribeSubcommand(CLISubcommand):
 
 def cmd_init() -> list[CLISubcommand]:
     """The commands, as upstream's command line asks for them."""
-    return [SpeakSubcommand(), TranscribeSubcommand()]
+    return [
+        SpeakSubcommand(),
+        TranscribeSubcommand(),
+        SpeakBatchSubcommand(),
+        TranscribeBatchSubcommand(),
+    ]
 
 
 class _Parser(FlexibleArgumentParser):

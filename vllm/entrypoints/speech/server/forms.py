@@ -57,10 +57,15 @@ async def json_of_form(request: Request, model: type[BaseModel]) -> dict[str, An
             if isinstance(value, UploadFile):
                 values[name] = await value.read()
             elif value:
-                values[name] = value if _is_text(model, name) else neutral.of_form(name, value)
+                values[name] = value_of_text(model, name, value)
     finally:
         await form.close()
     return values
+
+
+def value_of_text(model: type[BaseModel], name: str, text: str) -> Any:
+    """The value of JSON that the text in a field of a form stands for."""
+    return text if _is_text(model, name) else neutral.of_form(name, text)
 
 
 def _is_text(model: type[BaseModel], name: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
+from vllm.entrypoints.speech.media import Clip
 from vllm.entrypoints.speech.parameters import SpeechInput
 from vllm.entrypoints.speech.server.endpoints.speech import token_usage
 from vllm.entrypoints.speech.server.endpoints.transcript import Transcript
@@ -38,14 +39,7 @@ async def create_transcription(
     if len(data) > limit:
         raise InvalidRequestError(f"file must have at most {limit} bytes")
     clip = await service.media.decode(data, "file")
-    inputs = SpeechInput(
-        modalities=frozenset({"text"}),
-        clip=clip,
-        task=form.task,
-        sampling=form.sampling(),
-        language=form.language,
-        fields=_FIELDS,
-    )
+    inputs = transcription_input(form, clip)
     parts = await asyncio.to_thread(service.parts, inputs)
     generations = await service.start_all(raw_request, "transcription", parts)
     seconds = [part.clip.seconds for part in parts if part.clip is not None]
@@ -65,6 +59,18 @@ async def create_transcription(
         return JSONResponse({"text": transcript.text, "usage": _usage(transcript)})
     texts = {"text": lambda: transcript.text, "srt": transcript.srt, "vtt": transcript.vtt}
     return PlainTextResponse(texts[form.response_format]())
+
+
+def transcription_input(form: TranscriptionForm, clip: Clip) -> SpeechInput:
+    """What a request asks for, with the clip that its `file` holds."""
+    return SpeechInput(
+        modalities=frozenset({"text"}),
+        clip=clip,
+        task=form.task,
+        sampling=form.sampling(),
+        language=form.language,
+        fields=_FIELDS,
+    )
 
 
 async def transcription_events(transcript: Transcript) -> AsyncIterator[str]:
