@@ -30,7 +30,13 @@ from vllm.entrypoints.speech.server.body import (
     KiB,
     is_json,
 )
-from vllm.entrypoints.speech.server.endpoints import chat, generations, speech, speech_stream
+from vllm.entrypoints.speech.server.endpoints import (
+    capabilities,
+    chat,
+    generations,
+    speech,
+    speech_stream,
+)
 from vllm.entrypoints.speech.server.endpoints import transcriptions as transcription
 from vllm.entrypoints.speech.server.errors import error_response, validation_response
 from vllm.entrypoints.speech.server.exact_schema import keep_bounds_exact
@@ -38,6 +44,7 @@ from vllm.entrypoints.speech.server.forms import is_multipart, json_of_form, rea
 from vllm.entrypoints.speech.server.lifecycle import Lifecycle
 from vllm.entrypoints.speech.server.local_docs import serve_docs
 from vllm.entrypoints.speech.server.middleware import SpeechMiddleware
+from vllm.entrypoints.speech.server.playground import serve_playground
 from vllm.entrypoints.speech.server.schemas import (
     ChatRequest,
     GenerationRequest,
@@ -221,6 +228,12 @@ async def list_voices(raw_request: Request) -> dict[str, Any]:
     return speech.list_voices(_service(raw_request))
 
 
+@router.get("/v1/audio/capabilities")
+async def get_capabilities(raw_request: Request) -> capabilities.Capabilities:
+    """What the served model does."""
+    return capabilities.capabilities_of(_service(raw_request))
+
+
 @router.post(
     TRANSCRIPTIONS,
     response_class=Response,
@@ -279,6 +292,7 @@ def register_speech_routes(app: FastAPI, model_config: ModelConfig | None) -> No
         app.add_api_route(path, refuse, methods=["POST"], include_in_schema=False)
     app.title, app.version = "Unison", VLLM_VERSION
     serve_docs(app)
+    serve_playground(app, getattr(app.state, "args", None))
     keep_bounds_exact(app, (SpeechRequest, GenerationRequest, TranscriptionForm, ChatRequest))
     app.state.lifecycle = Lifecycle()
     # Its metrics are made by its import, and an engine that starts takes those away that it finds.
