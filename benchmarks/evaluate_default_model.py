@@ -1,300 +1,465 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures the default model, through the engine, with a recognizer that is not ours.
+"""Measures the open-vocabulary default model, through the engine, with judges that are not ours.
 
-    python benchmarks/evaluate_default_model.py --output-json benchmarks/results/default_model.json
+    python benchmarks/evaluate_default_model.py --folder build/default_model \
+        --output-json benchmarks/results/default_model.json
 
-Sentences are held out from training. Originals come from flite, the evaluator is pocketsphinx
-with a grammar of the vocabulary; its error rate on the originals is the lower bound of all others.
+Sentences are held out from training; the folder of the training has them as the teachers say them.
+Whisper's word errors on these originals are what all others are compared with. Clips are left in
+`--clips`, with what each judge said of it. The voice that training never hears is measured once
+`stranger.py` of the training has made its speech, and flite for comparison where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
-import statistics
+import shutil
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import soundfile
 import torch
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ROOT / "examples" / "train_default_model" / "version_1"
-sys.path[:0] = [str(ROOT / "benchmarks"), str(SCRIPTS)]
+sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "train_default_model")]
 
-from hardware import describe_machine  # noqa: E402
-from speech_evaluator import Evaluator, word_error_rate  # noqa: E402
-from synthesize import HELD_OUT_SPEAKER, SAMPLE_RATE, SPEAKERS, synthesize  # noqa: E402
-from vocabulary import WORDS, sentences  # noqa: E402
+from corpus import SAMPLE_RATE, Shard  # noqa: E402
+
+from benchmarks.default_model_report import plot_guidance, plot_spectrograms  # noqa: E402
+from benchmarks.hardware import describe_machine  # noqa: E402
+from benchmarks.judging import Score, judge  # noqa: E402
+from benchmarks.speech_scores import error_rate, likeness, mean_known, word_errors  # noqa: E402
 
 if TYPE_CHECKING:
     from vllm import LLM
 
+Samples = NDArray[np.float32]
+VOICES = ("heart", "joe")
+"""Who says the originals, in turn; voices of the model."""
+
+STRANGERS = ("michael",)
+"""Voices that training never hears."""
+
+FLITE = ("slt", "rms")
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 SEED = 20260101
-MAX_FRAMES = 400
-"""16 seconds; a request that reaches it did not stop by itself."""
+MAX_FRAMES = 500
+"""20 seconds; a request that reaches it did not stop by itself."""
+
+EARLY, LATE = 0.75, 1.25
+"""Lengths, of the original's, at which an utterance stops too early or too late."""
+
+SAMPLES = {
+    "train": "The train to Leeds leaves at half past nine.",
+    "price": "That comes to forty two pounds, please.",
+    "question": "Have you heard anything from your sister lately?",
+    "weather": "Tomorrow it will rain in the north, and the south stays dry.",
+    "story": "She closed the old book and looked out of the window.",
+}
+"""Sentences of the documentation's clips; ship.py makes sure that none of them was trained on."""
 
 
 @dataclass(frozen=True)
 class Original:
-    """A sentence as the synthesizer says it.
+    """A held-out sentence as a teacher says it.
 
     Attributes:
-        text: the sentence.
-        speaker: the voice.
-        samples: [num_samples] float32 at SAMPLE_RATE.
+        text: what is said.
+        voice: who says it.
+        samples: [num_samples] at SAMPLE_RATE.
     """
 
     text: str
-    speaker: str
-    samples: NDArray[np.float32]
+    voice: str
+    samples: Samples
 
 
-def originals(count: int, speakers: Sequence[str]) -> list[Original]:
-    """Held-out sentences, by the voices in turn."""
-    texts = sentences(SEED, held_out=True)
+@dataclass(frozen=True)
+class Said:
+    """What the engine made of a sentence.
+
+    Attributes:
+        samples: [num_samples] at SAMPLE_RATE.
+        stopped: whether it stopped by itself.
+    """
+
+    samples: Samples
+    stopped: bool
+
+
+def originals(folder: Path, part: str, count: int, voices: Sequence[str]) -> list[Original]:
+    """The first sentences of a held-out set, by voices in turn.
+
+    Args:
+        folder: of the training.
+        part: of the held-out sentences.
+        count: of sentences.
+        voices: each has said all of the set.
+
+    Raises:
+        ValueError: the set has fewer sentences.
+    """
+    shards = [Shard(folder / "speech" / part / voice) for voice in voices]
+    available = min(len(shard.utterances) for shard in shards)
+    if not 1 <= count <= available:
+        raise ValueError(f"--utterances must be between 1 and {available}, got {count}")
     made = []
-    for index in range(count):
-        text, speaker = next(texts), speakers[index % len(speakers)]
-        samples, _ = synthesize(text, speaker)
-        made.append(Original(text, speaker, samples.astype(np.float32) / 32768))
+    for number in range(count):
+        shard = shards[number % len(voices)]
+        text = shard.utterances[number].text
+        made.append(Original(text, voices[number % len(voices)], shard.samples(number)))
     return made
 
 
-def transcribed(evaluator: Evaluator, clips: Sequence[NDArray[np.float32]], what: str) -> list[str]:
-    """What the evaluator hears."""
-    return [evaluator.transcribe(clip) for clip in tqdm(clips, desc=f"transcribing {what}")]
+def flite(texts: Sequence[str]) -> list[Samples]:
+    """The same sentences by flite, for comparison; none where it is not installed."""
+    if shutil.which("flite") is None:
+        return []
+    clips = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "clip.wav"
+        for number, text in enumerate(texts):
+            voice = FLITE[number % len(FLITE)]
+            subprocess.run(
+                ["flite", "-voice", voice, "-t", text, "-o", str(file)],
+                check=True,
+                capture_output=True,
+            )
+            clips.append(soundfile.read(file, dtype="float32")[0])
+    return clips
 
 
-def error_rates(spoken: Sequence[Original], heard: Sequence[str]) -> dict[str, Any]:
-    """Word error rate of what was heard, over all sentences and for each voice."""
-    by_voice = {}
-    for speaker in sorted({o.speaker for o in spoken}):
-        chosen = [index for index, o in enumerate(spoken) if o.speaker == speaker]
-        by_voice[speaker] = word_error_rate(
-            [spoken[index].text for index in chosen], [heard[index] for index in chosen]
+class Clips:
+    """Sets of clips, as folders of WAV files.
+
+    Args:
+        folder: of all sets; made if missing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, name: str, clips: Sequence[Samples] | Mapping[str, Samples]) -> Path:
+        """Write a set, in place of what an earlier run left of it.
+
+        Args:
+            name: of the set.
+            clips: by their names, or in order.
+
+        Returns:
+            The set's folder.
+        """
+        named = (
+            clips if isinstance(clips, Mapping) else {f"{i:03d}": c for i, c in enumerate(clips)}
         )
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob("*.wav"):
+            if left.stem not in named:
+                left.unlink()
+        for stem, samples in named.items():
+            soundfile.write(folder / f"{stem}.wav", samples, SAMPLE_RATE)
+        return folder
+
+
+def summary(
+    spoken: Sequence[Original], scores: Sequence[Score], references: Sequence[Score]
+) -> dict[str, Any]:
+    """What the judges say of a set.
+
+    Args:
+        spoken: what should be said, and by whom.
+        scores: of the set's clips.
+        references: of the originals' clips, with whose voices a clip's is compared; never with
+            that of its own sentence.
+    """
+    texts = [o.text for o in spoken]
+    heard = [score.heard for score in scores]
+    voices = sorted({o.voice for o in spoken})
+    by_voice = {}
+    for voice in voices:
+        own = [i for i, o in enumerate(spoken) if o.voice == voice]
+        by_voice[voice] = error_rate([texts[i] for i in own], [heard[i] for i in own])
+    alike = [
+        likeness(
+            score.voice,
+            (
+                reference.voice
+                for j, reference in enumerate(references)
+                if j != i and spoken[j].voice == spoken[i].voice
+            ),
+        )
+        for i, score in enumerate(scores)
+    ]
     return {
-        "word_error_rate": word_error_rate([o.text for o in spoken], heard),
+        "word_error_rate": error_rate(texts, heard),
         "word_error_rate_by_voice": by_voice,
+        "distillmos": mean_known(score.distillmos for score in scores),
+        "dnsmos": mean_known(score.dnsmos for score in scores),
+        "speaker_similarity": mean_known(alike),
     }
 
 
-def mel_distance(codec: Any, one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Mean absolute difference of log-mel spectra, in decibels."""
-    length = min(len(one), len(other)) // codec.samples_per_frame * codec.samples_per_frame
-    both = torch.from_numpy(np.stack([one[:length], other[:length]]))
-    spectra = codec.model.encoder.log_mel(both)
-    return float((spectra[0] - spectra[1]).abs().mean()) * 10 / float(np.log(10))
-
-
-def evaluate_codec(codec: Any, evaluator: Evaluator, spoken: list[Original]) -> dict[str, Any]:
-    """Error rate of speech that was encoded and decoded."""
-    decoded = [
-        codec.decode(codec.encode(torch.from_numpy(o.samples))).numpy()[: len(o.samples)]
-        for o in tqdm(spoken, desc="codec")
-    ]
-    pairs = zip(spoken, decoded, strict=True)
-    return error_rates(spoken, transcribed(evaluator, decoded, "codec")) | {
-        "mel_distance_db": statistics.mean(mel_distance(codec, o.samples, d) for o, d in pairs),
+def ends(spoken: Sequence[Original], said: Sequence[Said]) -> dict[str, float]:
+    """How utterances end, as parts of all; those that are wrong in any way are ``wrong``."""
+    ratios = np.array([len(s.samples) / len(o.samples) for o, s in zip(spoken, said, strict=True)])
+    endless = np.array([not s.stopped for s in said])
+    early, late = ratios < EARLY, ratios > LATE
+    parts = {"early": early, "late": late, "endless": endless, "wrong": early | late | endless}
+    return {
+        "duration_ratio": float(ratios.mean()),
+        **{name: float(part.mean()) for name, part in parts.items()},
     }
 
 
-def speech_defaults(llm: LLM) -> dict[str, Any]:
-    """The model's own sampling parameters of speech."""
-    from vllm.unison.model.spec import multistream_spec
+class Model:
+    """The model in an engine.
 
-    spec = multistream_spec(llm.model_config)
-    assert spec is not None
-    return dict(spec.generation_defaults["text_to_speech"])
+    Args:
+        llm: the engine.
+    """
 
+    def __init__(self, llm: LLM) -> None:
+        from vllm.unison.codecs.of_model import codec_of
+        from vllm.unison.model.spec import multistream_spec
 
-def speak(llm: LLM, spoken: Sequence[Original], scale: float) -> list[Any]:
-    """Completions of the sentences, each in its original's voice."""
-    from vllm import SamplingParams
+        spec = multistream_spec(llm.model_config)
+        assert spec is not None
+        self._llm = llm
+        self.defaults = dict(spec.generation_defaults["text_to_speech"])
+        self.codec = codec_of(spec, "cpu")
 
-    prompts: list[Any] = [
-        {"prompt": o.text, "mm_processor_kwargs": {"voice": o.speaker}} for o in spoken
-    ]
-    fields = speech_defaults(llm) | {"max_tokens": MAX_FRAMES, "guidance_scale": scale}
-    params = [SamplingParams(seed=SEED + index, **fields) for index in range(len(prompts))]
-    return [output.outputs[0] for output in llm.generate(prompts, params)]
+    def _speech_params(self, scale: float, seed: int) -> Any:
+        from vllm import SamplingParams
 
+        fields = self.defaults | {"max_tokens": MAX_FRAMES, "guidance_scale": scale}
+        return SamplingParams(seed=seed, **fields)
 
-def transcribe(llm: LLM, clips: Sequence[NDArray[np.float32]]) -> list[str]:
-    """Our own speech to text."""
-    from vllm import SamplingParams
+    @staticmethod
+    def _hearing(clip: Samples) -> tuple[Any, Any]:
+        from vllm import SamplingParams
 
-    prompts: list[Any] = [
-        {
+        prompt = {
             "prompt": "",
             "multi_modal_data": {"audio": (clip, SAMPLE_RATE)},
             "mm_processor_kwargs": {"task": "speech_to_text"},
         }
-        for clip in clips
-    ]
-    outputs = llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=80))
-    return [output.outputs[0].text.strip() for output in outputs]
+        return prompt, SamplingParams(temperature=0.0, max_tokens=200)
+
+    @staticmethod
+    def _asked(text: str, voice: str) -> Any:
+        return {"prompt": text, "mm_processor_kwargs": {"voice": voice}}
+
+    def speak(self, wanted: Sequence[tuple[str, str]], scale: float) -> list[Said]:
+        """Sentences as the model says them.
+
+        Args:
+            wanted: text and voice of each.
+            scale: of guidance.
+        """
+        prompts = [self._asked(text, voice) for text, voice in wanted]
+        params = [self._speech_params(scale, SEED + i) for i in range(len(prompts))]
+        said = [output.outputs[0] for output in self._llm.generate(prompts, params)]
+        return [
+            Said(
+                np.zeros(0, np.float32) if one.audio is None else one.audio.samples,
+                one.finish_reason == "stop",
+            )
+            for one in said
+        ]
+
+    def transcribe(self, clips: Sequence[Samples]) -> list[str]:
+        """What the model hears."""
+        prompts, params = zip(*map(self._hearing, clips), strict=True)
+        outputs = self._llm.generate(list(prompts), list(params))
+        return [output.outputs[0].text.strip() for output in outputs]
+
+    def transcribe_beside_speech(
+        self, clips: Sequence[Samples], wanted: Sequence[tuple[str, str]], scale: float
+    ) -> list[str]:
+        """What the model hears in one batch with as many requests that speak."""
+        prompts, params = [], []
+        for number, (clip, (text, voice)) in enumerate(zip(clips, wanted, strict=True)):
+            prompt, greedy = self._hearing(clip)
+            prompts += [prompt, self._asked(text, voice)]
+            params += [greedy, self._speech_params(scale, number)]
+        outputs = self._llm.generate(prompts, params)[::2]
+        return [output.outputs[0].text.strip() for output in outputs]
+
+    def through_codec(self, samples: Samples) -> Samples:
+        """Encoded and decoded."""
+        decoded = self.codec.decode(self.codec.encode(torch.from_numpy(samples)))
+        return np.asarray(decoded.numpy()[: len(samples)], np.float32)
 
 
-def evaluate_speech(
-    llm: LLM, evaluator: Evaluator, spoken: list[Original], scale: float
+def identity(model: str) -> dict[str, Any]:
+    """Which weights were measured: their digest, and the training's step if they say it."""
+    from safetensors import safe_open
+
+    from vllm.unison.packaged_model import folder_of
+
+    file = Path(folder_of(model)) / "model.safetensors"
+    with safe_open(file, "pt") as weights:
+        step = (weights.metadata() or {}).get("step")
+    return {
+        "name": Path(model).name,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "step": None if step is None else int(step),
+    }
+
+
+def evaluate(
+    model: Model,
+    spoken: Sequence[Original],
+    strangers: Mapping[str, Sequence[Original]],
+    scales: Sequence[float],
+    clips: Clips,
+    threads: int = 1,
 ) -> dict[str, Any]:
-    """Text to speech at one guidance scale."""
-    completions = speak(llm, spoken, scale)
-    clips = [
-        c.audio.samples if c.audio is not None else np.zeros(0, np.float32) for c in completions
-    ]
-    ratios = [len(clip) / len(o.samples) for clip, o in zip(clips, spoken, strict=True)]
-    return {
-        "guidance_scale": scale,
-        **error_rates(spoken, transcribed(evaluator, clips, f"scale {scale}")),
-        "duration_ratio": statistics.mean(ratios),
-        "did_not_stop": sum(c.finish_reason != "stop" for c in completions),
-    }
+    """All measurements.
 
-
-def evaluate_round_trip(llm: LLM, spoken: list[Original], scale: float) -> dict[str, float]:
-    """Speak, then recognize in one batch with as many requests that speak."""
-    from vllm import SamplingParams
-
-    fields = speech_defaults(llm) | {"max_tokens": MAX_FRAMES, "guidance_scale": scale}
-    clips = [c.audio.samples for c in speak(llm, spoken, scale)]
-    prompts: list[Any] = []
-    params = []
-    for clip, original in zip(clips, spoken, strict=True):
-        prompts.append(
-            {
-                "prompt": "",
-                "multi_modal_data": {"audio": (clip, SAMPLE_RATE)},
-                "mm_processor_kwargs": {"task": "speech_to_text"},
-            }
-        )
-        params.append(SamplingParams(temperature=0.0, max_tokens=80))
-        prompts.append(
-            {"prompt": original.text, "mm_processor_kwargs": {"voice": original.speaker}}
-        )
-        params.append(SamplingParams(seed=1, **fields))
-    outputs = llm.generate(prompts, params)[::2]
-    heard = [output.outputs[0].text.strip() for output in outputs]
+    Args:
+        model: to be measured.
+        spoken: sentences in the model's voices.
+        strangers: sentences in voices that it does not know, by voice.
+        scales: of guidance, in rising order.
+        clips: where the clips go.
+        threads: of the judges.
+    """
     texts = [o.text for o in spoken]
-    return {
-        "exact_match": statistics.mean(a == b for a, b in zip(texts, heard, strict=True)),
-        "word_error_rate": word_error_rate(texts, heard),
+    wanted = [(o.text, o.voice) for o in spoken]
+    said = {scale: model.speak(wanted, scale) for scale in scales}
+    folders = [
+        clips.write("originals", [o.samples for o in spoken]),
+        clips.write("codec", [model.through_codec(o.samples) for o in spoken]),
+        clips.write("flite", flite(texts)),
+        *(clips.write(f"scale_{scale:g}", [s.samples for s in said[scale]]) for scale in scales),
+    ]
+    scored = [list(scores.values()) for scores in judge(folders, threads)]
+    references, codec, by_flite, *speech = scored
+    rows = [
+        {
+            "guidance_scale": scale,
+            **summary(spoken, scores, references),
+            **ends(spoken, said[scale]),
+        }
+        for scale, scores in zip(scales, speech, strict=True)
+    ]
+    best = min(rows, key=lambda row: row["word_error_rate"])["guidance_scale"]
+    heard = model.transcribe([o.samples for o in spoken])
+    again = model.transcribe_beside_speech([s.samples for s in said[best]], wanted, best)
+    result: dict[str, Any] = {
+        "utterances": len(spoken),
+        "sampling": {name: model.defaults.get(name) for name in ("temperature", "top_k")},
+        "originals": summary(spoken, references, references),
+        "codec": summary(spoken, codec, references),
+        "speech": rows,
+        "recognition": {
+            "known_voices": error_rate(texts, heard),
+            "strangers": {
+                voice: error_rate(
+                    [o.text for o in theirs], model.transcribe([o.samples for o in theirs])
+                )
+                for voice, theirs in strangers.items()
+            },
+        },
+        "round_trip": {
+            "guidance_scale": best,
+            "word_error_rate": error_rate(texts, again),
+            "exact": float(
+                np.mean([not word_errors(*pair) for pair in zip(texts, again, strict=True)])
+            ),
+        },
+        "heard": [
+            {"text": text, "whisper": score.heard, "model": own}
+            for text, score, own in zip(texts, speech[list(scales).index(best)], again, strict=True)
+        ][:20],
     }
+    if by_flite:
+        unknown = [Original(o.text, "flite", o.samples) for o in spoken]
+        result["flite"] = summary(unknown, by_flite, by_flite)
+    return result
 
 
-def plot(result: dict[str, Any], file: Path) -> None:
-    """Error rate over the guidance scale, with the originals' and the codec's as lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    rows = result["text_to_speech"]
-    figure, axes = plt.subplots(figsize=(6, 3.5))
-    scales = [row["guidance_scale"] for row in rows]
-    axes.plot(scales, [100 * row["word_error_rate"] for row in rows], "o-", label="text to speech")
-    for name, style in (("originals", ":"), ("codec", "--")):
-        level = 100 * result[name]["word_error_rate"]
-        axes.axhline(level, linestyle=style, color="grey", label=name)
-    axes.set_xlabel("guidance scale")
-    axes.set_ylabel("word error rate, % (pocketsphinx)")
-    axes.set_ylim(bottom=0)
-    axes.legend()
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
-
-
-def plot_spectrograms(file: Path, title: str, clips: dict[str, NDArray[np.float32]]) -> None:
-    """Log-magnitude spectrograms of clips, one above the other, on one time axis."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, panels = plt.subplots(len(clips), 1, figsize=(8, 2 * len(clips)), sharex=True)
-    for panel, (name, samples) in zip(panels, clips.items(), strict=True):
-        panel.specgram(
-            samples + 1e-5, NFFT=512, Fs=SAMPLE_RATE, noverlap=384, cmap="magma", vmin=-120
-        )
-        panel.set_ylabel(f"{name}\nHz")
-    panels[0].set_title(title)
-    panels[-1].set_xlabel("seconds")
-    figure.tight_layout()
-    figure.savefig(file, dpi=100)
+def make_samples(model: Model, scale: float, clips: Clips) -> list[dict[str, str]]:
+    """The documentation's clips, and what Whisper and the model itself hear in them."""
+    voices = [VOICES[number % len(VOICES)] for number in range(len(SAMPLES))]
+    said = model.speak(list(zip(SAMPLES.values(), voices, strict=True)), scale)
+    by_name = {name: s.samples for name, s in zip(SAMPLES, said, strict=True)}
+    scores = judge([clips.write("samples", by_name)])[0]
+    own = model.transcribe(list(by_name.values()))
+    return [
+        {
+            "name": name,
+            "voice": voice,
+            "text": SAMPLES[name],
+            "whisper": scores[f"{name}.wav"].heard,
+            "model": mine,
+        }
+        for name, voice, mine in zip(SAMPLES, voices, own, strict=True)
+    ]
 
 
 def main() -> None:
     """Measure everything, print it and write it."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--model", default="unison-default")
-    parser.add_argument("--utterances", type=int, default=200, help="per measurement, at least 3")
+    parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
+    parser.add_argument("--part", default="evaluation", help="evaluation or validation")
+    parser.add_argument("--utterances", type=int, default=300)
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
+    parser.add_argument("--clips", type=Path, default=Path("build/default_model_clips"))
+    parser.add_argument("--threads", type=int, default=1, help="of the judges")
     parser.add_argument("--output-json", type=Path)
-    parser.add_argument("--output-plot", type=Path, help="PNG of error rate over guidance scale")
+    parser.add_argument("--output-plot", type=Path, help="PNG of all scores over guidance scale")
     parser.add_argument("--output-spectrograms", type=Path, help="PNG of one sentence")
     options = parser.parse_args()
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    spoken = originals(options.folder, options.part, options.utterances, VOICES)
+    strangers = {
+        voice: originals(options.folder, options.part, options.utterances, [voice])
+        for voice in STRANGERS
+        if (options.folder / "speech" / options.part / f"{voice}.jsonl").exists()
+    }
     from vllm import LLM
-    from vllm.unison.codecs.of_model import codec_of
-    from vllm.unison.model.spec import multistream_spec
 
-    llm = LLM(options.model, enforce_eager=True, max_model_len=1024, max_num_seqs=64)
-    spec = multistream_spec(llm.llm_engine.model_config)
-    assert spec is not None
-    codec = codec_of(spec, "cpu")
-    evaluator = Evaluator(WORDS)
-    spoken = originals(options.utterances, SPEAKERS)
-    texts = [o.text for o in spoken]
-    defaults = spec.generation_defaults["text_to_speech"]
-    result: dict[str, Any] = {
+    model = Model(LLM(options.model, enforce_eager=True, max_model_len=1024, max_num_seqs=64))
+    clips = Clips(options.clips)
+    result = {
         "machine": describe_machine(),
-        "utterances": options.utterances,
-        "words": len(WORDS),
-        "sampling": {name: defaults[name] for name in ("temperature", "top_k")},
+        "model": identity(options.model),
+        **evaluate(model, spoken, strangers, sorted(options.scales), clips, options.threads),
     }
-    result["originals"] = error_rates(
-        spoken, transcribed(evaluator, [o.samples for o in spoken], "originals")
-    )
-    result["codec"] = evaluate_codec(codec, evaluator, spoken)
-    print(json.dumps({key: result[key] for key in ("originals", "codec")}, indent=2))
-    result["text_to_speech"] = [evaluate_speech(llm, evaluator, spoken, s) for s in options.scales]
-    print(json.dumps(result["text_to_speech"], indent=2))
-    result["speech_to_text"] = {
-        "known_voices": word_error_rate(texts, transcribe(llm, [o.samples for o in spoken])),
-    }
-    stranger = originals(options.utterances, [HELD_OUT_SPEAKER])
-    result["speech_to_text"]["held_out_voice"] = word_error_rate(
-        texts, transcribe(llm, [o.samples for o in stranger])
-    )
-    best = min(result["text_to_speech"], key=lambda row: row["word_error_rate"])
-    result["round_trip"] = evaluate_round_trip(
-        llm, spoken[: min(100, len(spoken))], best["guidance_scale"]
-    ) | {"guidance_scale": best["guidance_scale"]}
+    best = result["round_trip"]["guidance_scale"]
+    result["samples"] = make_samples(model, best, clips)
     print(json.dumps(result, indent=2))
     if options.output_json:
+        options.output_json.parent.mkdir(parents=True, exist_ok=True)
         options.output_json.write_text(json.dumps(result, indent=2) + "\n")
     if options.output_plot:
-        plot(result, options.output_plot)
+        plot_guidance(result, options.output_plot)
     if options.output_spectrograms:
         first = spoken[0]
-        clips = {
-            "original": first.samples,
-            "codec": codec.decode(codec.encode(torch.from_numpy(first.samples))).numpy(),
-        }
-        for scale in (1.0, best["guidance_scale"]):
-            said = speak(llm, [first], scale)[0].audio
-            clips[f"generated, scale {scale:g}"] = said.samples
-        plot_spectrograms(options.output_spectrograms, first.text, clips)
+        shown = {"original": "originals", "codec": "codec", "generated, scale 1": "scale_1"}
+        shown[f"generated, scale {best:g}"] = f"scale_{best:g}"
+        files = {name: options.clips / place / "000.wav" for name, place in shown.items()}
+        plot_spectrograms(
+            options.output_spectrograms,
+            first.text,
+            {n: soundfile.read(f, dtype="float32")[0] for n, f in files.items() if f.exists()},
+            SAMPLE_RATE,
+        )
 
 
 if __name__ == "__main__":

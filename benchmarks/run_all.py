@@ -340,7 +340,7 @@ SECTIONS = (
         "evaluated by a recognizer that knows nothing of it (pocketsphinx). Its "
         "[page](default_model.md) says how it was made.",
         script=(
-            "benchmarks/evaluate_default_model.py",
+            "examples/train_default_model/version_1/evaluate.py",
             *("--output-plot", f"{IMAGES}/default_model_guidance.png"),
             *("--output-spectrograms", f"{IMAGES}/default_model_spectrograms.png"),
         ),

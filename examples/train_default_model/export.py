@@ -44,7 +44,8 @@ def export(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     state = torch.load(folder / "language_model_checkpoint.pt")
     weights = {name: weight.to(dtype).contiguous() for name, weight in state["mean"].items()}
-    save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+    metadata = {"format": "pt", "step": str(state["step"])}
+    save_file(weights, target / "model.safetensors", metadata=metadata)
     # bfloat16 would cost the codec's inverse Fourier transform audible precision.
     SpectralCodecModel.load(folder / "codec").save(target / "codec", torch.float16)
     backbone = CONFIG.to_diff_dict() | {

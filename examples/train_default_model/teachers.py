@@ -6,7 +6,7 @@ so a sentence is pronounced alike by all of them:
 
 - ``heart``: hibari, a small distilled network (Apache-2.0), female;
 - ``joe``: Piper's en_US-joe (voice CC0), male;
-- Kokoro's styles (Apache-2.0), slow: only for recognition and for evaluation.
+- a style of Kokoro (Apache-2.0), slow: only for the evaluation, see `stranger.py`.
 
 Their networks work out how long each phone lasts; the tensor that says so is made an output.
 """
@@ -79,11 +79,20 @@ def finish(samples: NDArray[np.float32], sample_rate: int, phones: Phones) -> Sp
     return Speech(part.astype(np.float32), kept)
 
 
-def _session(model: onnx.ModelProto | Path) -> onnxruntime.InferenceSession:
+def new_session(model: onnx.ModelProto | Path | bytes) -> onnxruntime.InferenceSession:
+    """A network on one thread.
+
+    Args:
+        model: itself, its file, or the file's bytes.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    source = str(model) if isinstance(model, Path) else model.SerializeToString()
+    source = model
+    if isinstance(model, Path):
+        source = str(model)
+    elif not isinstance(model, bytes):
+        source = model.SerializeToString()
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
 
@@ -114,7 +123,7 @@ class Heart:
         voice = Hibari(threads=1)
         self._ids, self._synthesize = voice.ids, synth
         self._vocabulary = voice.vocab
-        self._network = _session(_with_output(Path(voice.model_path), "/Clip_output_0"))
+        self._network = new_session(_with_output(Path(voice.model_path), "/Clip_output_0"))
 
     def __call__(self, sentence: str, rng: np.random.Generator) -> Speech | None:
         """Say a sentence at its own pace."""
@@ -189,7 +198,7 @@ class Joe:
         settings = json.loads(file.with_suffix(".onnx.json").read_text())
         self._rate = settings["audio"]["sample_rate"]
         self._table = settings["phoneme_id_map"]
-        self._network = _session(_with_output(file, "/Ceil_output_0"))
+        self._network = new_session(_with_output(file, "/Ceil_output_0"))
 
     def translate(self, symbols: str) -> list[tuple[str, str]]:
         """Our symbols, each with the espeak symbols for it."""

@@ -93,13 +93,3 @@ def test_a_place_says_what_it_takes():
         place.Place(scale=0)
     with pytest.raises(ValueError, match="workers must be at least 0, got -1"):
         place.Place(workers=-1)
-
-
-def test_originals_are_said_by_the_voices_in_turn(folder):
-    (evaluation,) = training_modules("evaluate")
-    spoken = evaluation.originals(folder, "validation", 3)
-    assert [o.voice for o in spoken] == ["heart", "joe", "heart"]
-    assert [len(o.samples) for o in spoken] == [19200, 19200, 16000]
-    assert evaluation.error_rate(spoken, ["cat s", "Cat! S", "cap s too"]) == pytest.approx(2 / 6)
-    clips = [np.zeros(size, np.float32) for size in (19200, 14000, 21000)]
-    assert evaluation.stops(spoken, clips) == pytest.approx({"early": 1 / 3, "late": 1 / 3})

@@ -20,8 +20,8 @@ from vllm.unison.testing import random_checkpoint
 NOT_RUN = {
     ("README.md", "make demo"): "builds in the checkout; test_make_demo_says_what_the_readme_says",
     ("docs/acoustic_decoding.md", "vllm serve MODEL"): "tests/engine/audio has such engines",
-    ("docs/default_model.md", "python benchmarks/evaluate_default_model.py"): "takes an hour",
-    ("docs/default_model.md", "python examples/train_default_model/version_1/"): "takes hours",
+    ("docs/default_model.md", "python examples/train_default_model/version_1/evaluate"): "an hour",
+    ("docs/default_model.md", "python examples/train_default_model/version_1/train"): "takes hours",
     ("docs/default_model.md", "python examples/train_default_model/background"): "takes hours",
 }
 """How snippets begin that no test runs, and why; keep it short."""

@@ -17,7 +17,7 @@ from vllm.unison.codecs.spectral_codec import SpectralCodecModel
 
 SPEECH_DEFAULTS = {"temperature": 0.0, "top_k": 20, "max_tokens": 500}
 GUIDANCE_SCALE = 1.5
-"""What benchmarks/evaluate_default_model.py found best."""
+"""What evaluate.py found best."""
 
 GENERATION_DEFAULTS = {
     "text_to_speech": {**SPEECH_DEFAULTS, "guidance_scale": GUIDANCE_SCALE},

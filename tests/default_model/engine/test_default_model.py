@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The packaged model really speaks and listens; what breaks a stream or guidance is noticed.
 
-A short version of benchmarks/evaluate_default_model.py. Sentences are held out from training, the
+A short version of version_1/evaluate.py of the training. Sentences are held out from training, the
 evaluator of speech is pocketsphinx.
 """
 
