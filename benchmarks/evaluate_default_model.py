@@ -159,15 +159,14 @@ class Clips:
         Returns:
             The set's folder.
         """
-        named = (
-            clips if isinstance(clips, Mapping) else {f"{i:03d}": c for i, c in enumerate(clips)}
-        )
+        if not isinstance(clips, Mapping):
+            clips = {f"{index:03d}": samples for index, samples in enumerate(clips)}
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         for left in folder.glob("*.wav"):
-            if left.stem not in named:
+            if left.stem not in clips:
                 left.unlink()
-        for stem, samples in named.items():
+        for stem, samples in clips.items():
             soundfile.write(folder / f"{stem}.wav", samples, SAMPLE_RATE)
         return folder
 
@@ -358,6 +357,7 @@ def evaluate(
     best = min(rows, key=lambda row: row["word_error_rate"])["guidance_scale"]
     heard = model.transcribe([o.samples for o in spoken])
     again = model.transcribe_beside_speech([s.samples for s in said[best]], wanted, best)
+    exact = [not word_errors(text, own) for text, own in zip(texts, again, strict=True)]
     result: dict[str, Any] = {
         "utterances": len(spoken),
         "sampling": {name: model.defaults.get(name) for name in ("temperature", "top_k")},
@@ -376,9 +376,7 @@ def evaluate(
         "round_trip": {
             "guidance_scale": best,
             "word_error_rate": error_rate(texts, again),
-            "exact": float(
-                np.mean([not word_errors(*pair) for pair in zip(texts, again, strict=True)])
-            ),
+            "exact": float(np.mean(exact)),
         },
         "heard": [
             {"text": text, "whisper": score.heard, "model": own}

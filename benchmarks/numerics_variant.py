@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from variant_process import serve
+from benchmarks.variant_process import serve
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Variant:
         """Greedy speech with the model's own guidance, voices in turn.
 
         Returns:
-            ``codes`` and ``samples`` of each sentence, and the ``seconds`` that all took.
+            ``codes`` and ``samples`` of each sentence, ``sample_rate``, and ``cpu_seconds`` of all.
         """
         from vllm import SamplingParams
         from vllm.unison.model.spec import multistream_spec
@@ -91,14 +91,15 @@ class Variant:
             {"prompt": text, "mm_processor_kwargs": {"voice": voices[index % len(voices)]}}
             for index, text in enumerate(sentences)
         ]
-        started = time.perf_counter()
+        started = time.process_time()
         outputs = self._llm.generate(prompts, SamplingParams(**fields), use_tqdm=False)
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         audios = [output.outputs[0].audio for output in outputs]
         return {
             "codes": [[] if audio is None else audio.codes.tolist() for audio in audios],
             "samples": [[] if audio is None else audio.samples.tolist() for audio in audios],
-            "seconds": seconds,
+            "sample_rate": next(audio.sample_rate for audio in audios if audio is not None),
+            "cpu_seconds": seconds,
         }
 
     def transcribe(self, clips: Sequence[Sequence[float]], sample_rate: int) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 
 from vllm.config import ModelConfig
 from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+from vllm.platforms import current_platform
 from vllm.tokenizers import get_tokenizer
 from vllm.transformers_utils.config import get_config
 from vllm.unison.packaged_model import (
@@ -37,6 +38,15 @@ def test_the_name_stands_for_the_folder() -> None:
 )
 def test_it_takes_little_memory_unless_told(given, expected) -> None:
     assert EngineArgs(model=DEFAULT_MODEL, **given).kv_cache_memory_bytes == expected
+
+
+def test_it_computes_in_float32_on_a_cpu_unless_told(monkeypatch) -> None:
+    assert EngineArgs(model=DEFAULT_MODEL, dtype="bfloat16").dtype == "bfloat16"
+    for is_cpu, expected in ((True, "float32"), (False, "auto")):
+        monkeypatch.setattr(current_platform, "is_cpu", lambda is_cpu=is_cpu: is_cpu)
+        assert EngineArgs(model=DEFAULT_MODEL).dtype == expected
+        # A checkpoint of the user's is computed as it says.
+        assert EngineArgs(model="somebody/model").dtype == "auto"
 
 
 def test_a_folder_of_the_name_comes_first(tmp_path, monkeypatch) -> None:

@@ -2,14 +2,19 @@
 """Names of models that stand for folders: the packaged one's, and those without a config.json."""
 
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 DEFAULT_MODEL = "unison-default"
 """The name that stands for the packaged model, unless a folder of this name is at hand."""
 
 KV_CACHE_BYTES = 2**30
-"""For the packaged model's KV cache unless the user says something about memory: room for 256
-requests of 600 steps. Upstream's default takes nine tenths of the machine."""
+"""For the packaged model's KV cache unless the user says something about memory: room for 145
+requests of 600 steps in float32. Upstream's default takes nine tenths of the machine."""
+
+CPU_DTYPE = "float32"
+"""What the packaged model computes in on a CPU unless the user says it, though its weights are kept
+in bfloat16. Products of bfloat16 are rounded otherwise by each kind of processor, and a greedy
+model then says other words; in float32 it says the same ones (docs/default_model.md)."""
 
 _Name = TypeVar("_Name", str, Path)
 _FOLDER = Path(__file__).parent / "default_model"
@@ -25,10 +30,13 @@ class ModelArguments(Protocol):
     served_model_name: str | list[str] | None
     gpu_memory_utilization: float
     kv_cache_memory_bytes: int | None
+    dtype: Any
 
 
 def resolve_packaged_model(arguments: ModelArguments) -> None:
     """Put the folder that a name stands for in its place; the model is still served under it.
+
+    What the user says nothing about is set for the packaged model: memory, and dtype on a CPU.
 
     Raises:
         ValueError: see `folder_of`.
@@ -44,11 +52,15 @@ def resolve_packaged_model(arguments: ModelArguments) -> None:
         arguments.served_model_name = name
     if folder != str(_FOLDER):
         return
-    from vllm.config import CacheConfig  # takes seconds; the name is asked for without an engine
+    # Take seconds; the name is asked for without an engine.
+    from vllm.config import CacheConfig
+    from vllm.platforms import current_platform
 
     is_upstreams = arguments.gpu_memory_utilization == CacheConfig.gpu_memory_utilization
     if is_upstreams and arguments.kv_cache_memory_bytes is None:
         arguments.kv_cache_memory_bytes = KV_CACHE_BYTES
+    if arguments.dtype == "auto" and current_platform.is_cpu():
+        arguments.dtype = CPU_DTYPE
 
 
 def folder_of(name: _Name, revision: str | None = None) -> _Name | str:

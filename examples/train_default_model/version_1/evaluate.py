@@ -27,12 +27,12 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
-from synthesize import HELD_OUT_SPEAKER, SAMPLE_RATE, SPEAKERS, synthesize  # noqa: E402
-from vocabulary import WORDS, sentences  # noqa: E402
+from synthesize import HELD_OUT_SPEAKER, SAMPLE_RATE, SPEAKERS, synthesize
+from vocabulary import WORDS, sentences
 
-from benchmarks.default_model_report import plot_spectrograms  # noqa: E402
-from benchmarks.hardware import describe_machine  # noqa: E402
-from benchmarks.speech_evaluator import Evaluator, word_error_rate  # noqa: E402
+from benchmarks.default_model_report import plot_spectrograms
+from benchmarks.hardware import describe_machine
+from benchmarks.speech_evaluator import Evaluator, word_error_rate
 
 if TYPE_CHECKING:
     from vllm import LLM
