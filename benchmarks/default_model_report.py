@@ -94,7 +94,7 @@ TARGETS = (
     ),
     Target(
         "word errors that guidance saves",
-        0.0,
+        0.001,
         False,
         _gain,
         points,

@@ -80,7 +80,8 @@ def judge(folders: Sequence[Path], threads: int = 1) -> list[dict[str, Score]]:
 
 def _scores(folder: Path) -> dict[str, Score]:
     found: dict[str, Score] = {}
-    for line in (folder / "scores.jsonl").read_text().splitlines():
+    scores = folder / "scores.jsonl"
+    for line in scores.read_text().splitlines() if scores.exists() else ():
         row = json.loads(line)
         name = row.pop("name")
         del row["sha256"]
