@@ -63,7 +63,7 @@ class Variant:
         max_num_seqs: of a batch; a guided sentence takes two.
     """
 
-    def __init__(self, model: str, dtype: str, max_num_seqs: int) -> None:
+    def __init__(self, model: str, dtype: Any, max_num_seqs: int) -> None:
         from vllm import LLM
 
         self._llm = LLM(
@@ -109,7 +109,10 @@ class Variant:
         from vllm import SamplingParams
 
         prompts: list[Any] = [
-            {"prompt": "", "multi_modal_data": {"audio": (np.float32(clip), sample_rate)}}
+            {
+                "prompt": "",
+                "multi_modal_data": {"audio": (np.asarray(clip, np.float32), sample_rate)},
+            }
             for clip in clips
         ]
         params = SamplingParams(temperature=0.0, max_tokens=200)

@@ -59,7 +59,7 @@ class Naturalness:
     """DistillMOS: the mean opinion that listeners would have, from 1 to 5."""
 
     def __init__(self) -> None:
-        if importlib.util.find_spec("torchaudio") is None:
+        if "torchaudio" not in sys.modules and importlib.util.find_spec("torchaudio") is None:
             # The package imports it, but only its command line tool uses it.
             sys.modules["torchaudio"] = types.ModuleType("torchaudio")
         import distillmos

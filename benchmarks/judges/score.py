@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,21 +62,25 @@ class Judges:
         return row
 
 
-def score_folder(folder: Path, threads: int) -> None:
-    """Score what is not scored yet."""
-    scores = folder / "scores.jsonl"
-    done = set()
+def unscored(folder: Path) -> list[Path]:
+    """Files of a folder that are new or have changed since they were scored."""
+    scores, done = folder / "scores.jsonl", set()
     if scores.exists():
         rows = (json.loads(line) for line in scores.read_text().splitlines())
         done = {(row["name"], row["sha256"]) for row in rows}
-    files = [f for f in sorted(folder.glob("*.wav")) if (f.name, digest(f)) not in done]
+    return [file for file in sorted(folder.glob("*.wav")) if (file.name, digest(file)) not in done]
+
+
+def score_folders(folders: Sequence[Path], threads: int) -> None:
+    """Score what is not scored yet."""
+    files = [file for folder in folders for file in unscored(folder)]
     if not files:
         return
     judges = Judges(threads)
-    with scores.open("a") as lines:
-        for file in tqdm(files, desc=f"judging {folder.name}"):
-            lines.write(json.dumps(judges.score(file)) + "\n")
-            lines.flush()
+    for file in tqdm(files, desc="judging"):
+        row = json.dumps(judges.score(file))
+        with (file.parent / "scores.jsonl").open("a") as lines:
+            lines.write(row + "\n")
 
 
 def main() -> None:
@@ -84,8 +89,7 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
-    for folder in options.folders:
-        score_folder(folder, options.threads)
+    score_folders(options.folders, options.threads)
 
 
 if __name__ == "__main__":

@@ -195,8 +195,9 @@ def score_module(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_only_new_and_changed_clips_are_judged(tmp_path, score_module):
     clips = evaluation.Clips(tmp_path)
     folder = clips.write("one", [clip(1), clip(1)])
-    score_module.score_folder(folder, 1)
+    score_module.score_folders([folder], 1)
     folder = clips.write("one", [clip(1), clip(2), clip(1)])
-    score_module.score_folder(folder, 1)
+    score_module.score_folders([folder, clips.write("none", [])], 1)
     assert score_module.Judges.asked == ["000.wav", "001.wav", "001.wav", "002.wav"]
     assert list(judging._scores(folder)) == ["000.wav", "001.wav", "002.wav"]
+    assert judging._scores(tmp_path / "none") == {}
