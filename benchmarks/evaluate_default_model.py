@@ -412,6 +412,7 @@ def main() -> None:
     """Measure everything, print it and write it."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--model", default="unison-default")
+    parser.add_argument("--dtype", default="float32", help="the package's own on a CPU")
     parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
     parser.add_argument("--part", default="evaluation", help="evaluation or validation")
     parser.add_argument("--utterances", type=int, default=300)
@@ -432,11 +433,19 @@ def main() -> None:
     }
     from vllm import LLM
 
-    model = Model(LLM(options.model, enforce_eager=True, max_model_len=1024, max_num_seqs=64))
+    llm = LLM(
+        options.model,
+        dtype=options.dtype,
+        enforce_eager=True,
+        max_model_len=1024,
+        max_num_seqs=64,
+    )
+    model = Model(llm)
     clips = Clips(options.clips)
     result = {
         "machine": describe_machine(),
         "model": identity(options.model),
+        "dtype": options.dtype,
         **evaluate(model, spoken, strangers, sorted(options.scales), clips, options.threads),
     }
     best = result["round_trip"]["guidance_scale"]
