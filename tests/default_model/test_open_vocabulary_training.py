@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ from transformers import LlamaForCausalLM
 
 from tests.default_model.training_modules import training_modules
 from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
+from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.frontend.prompts import PromptBuilder
 from vllm.unison.model.spec import SpeechSpec
+from vllm.unison.packaged_model import packaged_model
 
 encode, layout, letters, model, phones, templates, texts, training = training_modules(
     "encode",
@@ -142,6 +145,8 @@ def spec() -> SpeechSpec:
         stream_layout=layout.stream_layout(),
         embedding={"auxiliary_skip_ids": [layout.PAD]},
         head_offsets=True,
+        # Any codec of these streams.
+        codec={"name_or_path": str(packaged_model() / "codec")},
         tasks=layout.tasks(),
         voices={speaker: [index] for speaker, index in layout.SPEAKER_IDS.items()},
         default_voice="heart",
@@ -169,6 +174,50 @@ def test_prompts_of_speech_are_those_of_training(spec):
     assert item.targets[first, 0] == codes[0, 0] + layout.slice_begin(0)
     looked = item.focus[first : first + 9].round().astype(int)
     assert [item.steps[p, 0] for p in looked[[0, -1]]] == [ids[0], ids[-1]]
+
+
+def heard_prompt(spec: SpeechSpec, clip: np.ndarray, task: str) -> np.ndarray:
+    """[num_prompt_tokens, num_streams] ids of the engine's prompt around a clip."""
+    built: Any = PromptBuilder(spec).build(
+        {
+            "prompt_token_ids": [],
+            "multi_modal_data": {"audio": (clip, 16000)},
+            "mm_processor_kwargs": {"task": task},
+        }
+    )
+    ids = np.array(built["prompt_token_ids"])
+    return np.column_stack([ids, built["auxiliary_token_ids"][: len(ids)]])
+
+
+def test_prompts_around_a_clip_are_those_of_training(spec):
+    clip = 0.1 * np.random.default_rng(2).standard_normal(9000).astype(np.float32)
+    codes = codec_of(spec, "cpu").encode(torch.from_numpy(clip)).numpy()
+    ids = layout.text_ids("Six today.")
+    transcription = layout.transcription_example(codes, ids)
+    prompt = heard_prompt(spec, clip, "speech_to_text")
+    np.testing.assert_array_equal(prompt, transcription.steps[: len(prompt)])
+    said = transcription.targets[len(prompt) - 1 :, 0]
+    assert said[said != layout.IGNORE].tolist() == [*ids, layout.END]
+    continuation = layout.continuation_example(np.concatenate([codes, codes]), len(codes))
+    prompt = heard_prompt(spec, clip, "speech_continuation")
+    np.testing.assert_array_equal(prompt, continuation.steps[: len(prompt)])
+
+
+def test_the_null_prompt_is_that_of_training(spec):
+    item = layout.speech_example(np.zeros((5, layout.NUM_STREAMS), int), [], None)
+    assert spec.null_prompt == tuple(item.steps[: len(layout.NULL_PROMPT), 0])
+
+
+def test_targets_are_the_next_steps_ids():
+    codes = np.random.default_rng(4).integers(0, 512, (20, layout.NUM_STREAMS))
+    for item in (
+        layout.speech_example(codes, [20, 21], "joe"),
+        layout.continuation_example(codes, 7),
+        layout.transcription_example(codes, [20, 21]),
+    ):
+        known = item.targets[:-1] != layout.IGNORE
+        np.testing.assert_array_equal(item.targets[:-1][known], item.steps[1:][known])
+        assert (item.targets[-1] == layout.IGNORE).all()
 
 
 def test_transcription_looks_at_the_frame_of_the_letter():
