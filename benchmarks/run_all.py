@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import numerics_report
 from benchmarks import report_plots as plots
 from benchmarks import report_tables as tables
 from benchmarks.report import (
@@ -332,6 +333,17 @@ SECTIONS = (
             Target("rows of the batch usable at the end", 1, False, tables.soak_rows, percent),
         ),
         plot=plots.speech_soak,
+    ),
+    Section(
+        name="numerics",
+        title="The same words on every processor",
+        text="The packaged model speaks greedily and transcribes in float32 and in bfloat16, on "
+        "this processor and with what others lack switched off. Its "
+        "[page](default_model.md#the-same-words-on-every-processor) says what follows from it.",
+        script=("benchmarks/benchmark_numerics.py",),
+        result="numerics.json",
+        body=numerics_report.body,
+        targets=numerics_report.TARGETS,
     ),
     Section(
         name="default_model",

@@ -102,11 +102,12 @@ def check_sentences(texts: Iterable[str], training: Iterable[str]) -> None:
     Raises:
         ValueError: one is within two words of a sentence of training.
     """
-    for text in texts:
-        index = NearbySentences([text])
-        near = next((learned for learned in training if index.near(learned)), None)
-        if near is not None:
-            raise ValueError(f"samples: {text!r} is within two words of training's {near!r}")
+    texts = list(texts)
+    index = NearbySentences(texts)
+    for learned in training:
+        if index.near(learned):
+            text = next(text for text in texts if NearbySentences([text]).near(learned))
+            raise ValueError(f"samples: {text!r} is within two words of training's {learned!r}")
 
 
 def check_size(files: Iterable[Path], limit: int, what: str) -> int:

@@ -51,9 +51,9 @@ def report() -> dict[str, Any]:
             {
                 "name": "train",
                 "voice": "heart",
-                "text": "The train to Leeds leaves at half past nine.",
-                "whisper": "The train to Leeds leaves at half past nine.",
-                "model": "the train to Leeds leaves at half past nine",
+                "text": "The last train to Leeds leaves at half past nine tonight.",
+                "whisper": "The last train to Leeds leaves at half past nine tonight.",
+                "model": "the last train to Leeds leaves at half past nine tonight",
             }
         ],
     }

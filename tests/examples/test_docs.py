@@ -23,6 +23,7 @@ NOT_RUN = {
     ("docs/default_model.md", "python examples/train_default_model/version_1/evaluate"): "an hour",
     ("docs/default_model.md", "python examples/train_default_model/version_1/train"): "takes hours",
     ("docs/default_model.md", "python examples/train_default_model/background"): "takes hours",
+    ("docs/default_model.md", "python benchmarks/benchmark_numerics.py"): "takes half an hour",
 }
 """How snippets begin that no test runs, and why; keep it short."""
 
