@@ -51,9 +51,9 @@ def report() -> dict[str, Any]:
             {
                 "name": "train",
                 "voice": "heart",
-                "text": "The last train to Leeds leaves at half past nine tonight.",
-                "whisper": "The last train to Leeds leaves at half past nine tonight.",
-                "model": "the last train to Leeds leaves at half past nine tonight",
+                "text": "The train leaves Leeds at half past nine.",
+                "whisper": "The train leaves Leeds at half past nine.",
+                "model": "the train leaves Leeds at half past nine",
             }
         ],
     }

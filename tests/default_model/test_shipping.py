@@ -128,8 +128,8 @@ def test_too_much_is_refused_and_nothing_is_written(trained, root, monkeypatch, 
 def test_a_sentence_that_was_learned_is_refused(trained, root):
     before = files_of(root)
     with (trained / "texts" / "train.txt").open("a") as texts:
-        texts.write("everyday\tThe last train to York leaves at half past nine today.\n")
-    with pytest.raises(ValueError, match="within two words of training's 'The last train to York"):
+        texts.write("everyday\tThe train leaves York at half past nine.\n")
+    with pytest.raises(ValueError, match="within two words of training's 'The train leaves York"):
         ship.ship(trained, trained / "unison-default", samples.report(), root, "")
     assert files_of(root) == before
 
