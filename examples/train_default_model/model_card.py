@@ -68,11 +68,20 @@ SOURCES = {
 
 
 def _paragraph(text: str) -> str:
-    return "\n".join(textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False))
+    lines = textwrap.wrap(
+        text,
+        WIDTH,
+        subsequent_indent="  " if text.startswith("- ") else "",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines)
 
 
-def _items(counts: Mapping[str, str], described: Mapping[str, str]) -> str:
-    return "\n".join(f"- {count} of {described[name]}" for name, count in counts.items())
+def _items(amounts: Mapping[str, str], described: Mapping[str, str]) -> str:
+    return "\n".join(
+        _paragraph(f"- {amount}: {described[name]}") for name, amount in amounts.items()
+    )
 
 
 def verdict(report: Report) -> str:
@@ -163,7 +172,7 @@ def _what_it_is(training: Training) -> list[str]:
 
 
 def _training(training: Training) -> list[str]:
-    hours = {name: f"{value:.1f} hours" for name, value in training.hours.items()}
+    hours = {name: f"`{name}`, {value:.1f} hours" for name, value in training.hours.items()}
     sentences = {name: f"{count:,}" for name, count in training.sentences.items()}
     steps = (
         f"The codec was trained for {training.codec_steps:,} steps, the language model for "

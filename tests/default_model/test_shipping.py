@@ -82,7 +82,9 @@ def test_all_of_a_model_is_written(trained, root):
     card = (root / "vllm" / "unison" / "default_model" / "README.md").read_text()
     for said in ("CC0", "Apache-2.0", "WordNet licence", "6,000 steps", "1,000", "It took a day."):
         assert said in card
-    assert "- 0.1 hours of male" in card and "1.8 kbit/s" in card and "3 layers, 48 wide" in card
+    assert (
+        "- `joe`, 0.1 hours: male" in card and "1.8 kbit/s" in card and "3 layers, 48 wide" in card
+    )
     assert "All targets are met." in card
 
 
