@@ -71,10 +71,10 @@ def score(heard: str, voice: Sequence[float] | None) -> judging.Score:
 def test_a_voice_is_compared_with_its_own_other_sentences():
     spoken = [original("one", "heart"), original("two", "heart"), original("three", "joe")]
     references = [score("", [1.0, 0.0]), score("", [0.6, 0.8]), score("", [0.0, 1.0])]
-    said = [score("one", [1.0, 0.0]), score("to", [1.0, 0.0]), score("three", None)]
+    said = [score("one", [1.0, 0.0]), score("to", [0.0, 1.0]), score("three", None)]
     found = evaluation.summary(spoken, said, references)
     # joe has no other sentence; heart's are compared with each other's.
-    assert found["speaker_similarity"] == pytest.approx((0.6 + 1.0) / 2)
+    assert found["speaker_similarity"] == pytest.approx((0.6 + 0.0) / 2)
     assert found["word_error_rate"] == pytest.approx(1 / 3)
     assert found["word_error_rate_by_voice"] == {"heart": 0.5, "joe": 0.0}
     assert (found["distillmos"], found["dnsmos"]) == (4.0, None)
