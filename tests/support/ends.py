@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -314,3 +314,27 @@ class Stage:
         # Whatever was computed again, and with whichever others.
         assert self._scripts.largest_change < 1e-3
         assert_nothing_left(self._llm)
+
+
+class EngineEnds:
+    """The tests of a model's ends in the engine, for a module that has the fixture `engine`, a
+    `Scripted` of the model.
+
+    Attributes:
+        endings: the requests, with what the module's own rule says of each.
+    """
+
+    endings: ClassVar[Sequence[Ending]]
+
+    @pytest.fixture
+    def stage(self, engine: Scripted, emitted_steps: Steps) -> Stage:
+        return Stage(engine, emitted_steps, self.endings)
+
+    def test_every_end(self, stage: Stage) -> None:
+        stage.check()
+
+    def test_preemption_in_each_row_of_the_tail(self, stage: Stage) -> None:
+        stage.check_preemption()
+
+    def test_abort_in_each_row_of_the_tail(self, stage: Stage) -> None:
+        stage.check_aborts()

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from tests.engine.bagpiper.reference import ASSISTANT, AUDIO, EOS, EOT
-from tests.engine.streams.conftest import Steps
 from tests.support.bagpiper import (
     CODEBOOK_SIZE,
     DECODING,
@@ -27,7 +26,7 @@ from tests.support.bagpiper import (
     NUM_CODEBOOKS,
     write_bagpiper,
 )
-from tests.support.ends import ANYTHING, Ending, Made, Rows, Scripted, Stage, open_scripted
+from tests.support.ends import ANYTHING, Ending, EngineEnds, Made, Rows, Scripted, open_scripted
 
 LAST = NUM_CODEBOOKS - 1
 FIRST_END = 5
@@ -143,18 +142,5 @@ def engine(request: Any, folder: Path) -> Iterator[Scripted]:
         yield scripted
 
 
-@pytest.fixture
-def stage(engine: Scripted, emitted_steps: Steps) -> Stage:
-    return Stage(engine, emitted_steps, ENDINGS)
-
-
-def test_every_end(stage: Stage) -> None:
-    stage.check()
-
-
-def test_preemption_in_each_row_of_the_tail(stage: Stage) -> None:
-    stage.check_preemption()
-
-
-def test_abort_in_each_row_of_the_tail(stage: Stage) -> None:
-    stage.check_aborts()
+class TestEnds(EngineEnds):
+    endings = ENDINGS

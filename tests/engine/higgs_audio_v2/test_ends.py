@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.engine.streams.conftest import Steps
-from tests.support.ends import Ending, Made, Rows, Scripted, Stage, open_scripted
+from tests.support.ends import Ending, EngineEnds, Made, Rows, Scripted, open_scripted
 from tests.support.higgs_audio_v2 import NUM_CODEBOOKS, NUM_CODES, tokenizer
 
 BEGIN, END = NUM_CODES, NUM_CODES + 1
@@ -109,18 +108,5 @@ def engine(request: Any, folder: Path) -> Iterator[Scripted]:
         yield scripted
 
 
-@pytest.fixture
-def stage(engine: Scripted, emitted_steps: Steps) -> Stage:
-    return Stage(engine, emitted_steps, ENDINGS)
-
-
-def test_every_end(stage: Stage) -> None:
-    stage.check()
-
-
-def test_preemption_in_each_row_of_the_tail(stage: Stage) -> None:
-    stage.check_preemption()
-
-
-def test_abort_in_each_row_of_the_tail(stage: Stage) -> None:
-    stage.check_aborts()
+class TestEnds(EngineEnds):
+    endings = ENDINGS

@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 
 from tests.engine.opuslm.cases import MAX_MODEL_LEN, OpusCase
-from tests.engine.streams.conftest import Steps
 from tests.support import opuslm as model
-from tests.support.ends import Ending, Made, Rows, Scripted, Stage, open_scripted
+from tests.support.ends import Ending, EngineEnds, Made, Rows, Scripted, open_scripted
 
 NUM_STREAMS, LAST = model.NUM_STREAMS, model.NUM_STREAMS - 1
 FIRST_END = 3
@@ -120,18 +119,5 @@ def engine(request: Any, published: Callable[[str], Path]) -> Iterator[Scripted]
         yield scripted
 
 
-@pytest.fixture
-def stage(engine: Scripted, emitted_steps: Steps) -> Stage:
-    return Stage(engine, emitted_steps, ENDINGS)
-
-
-def test_every_end(stage: Stage) -> None:
-    stage.check()
-
-
-def test_preemption_in_each_row_of_the_tail(stage: Stage) -> None:
-    stage.check_preemption()
-
-
-def test_abort_in_each_row_of_the_tail(stage: Stage) -> None:
-    stage.check_aborts()
+class TestEnds(EngineEnds):
+    endings = ENDINGS
