@@ -22,7 +22,7 @@ from vllm.entrypoints.speech.batch.requests import (
 from vllm.entrypoints.speech.batch.results import SPOKEN, WRITTEN, Result
 from vllm.entrypoints.speech.batch.rows import Row
 from vllm.entrypoints.speech.batch.settings import EngineSettings
-from vllm.entrypoints.speech.cli.local import kv_cache_bytes
+from vllm.entrypoints.speech.cli.local import bounded_kv_cache_bytes
 from vllm.entrypoints.speech.encoding import encode_whole
 from vllm.entrypoints.speech.outcome import failure
 from vllm.entrypoints.speech.parameters import RecordedVoice, SpeechInput, plan_request
@@ -99,10 +99,7 @@ class BatchEngine:
         says_memory = cache.kv_cache_memory_bytes or "VLLM_CPU_KVCACHE_SPACE" in os.environ
         if current_platform.is_cpu() and not says_memory:
             lanes = config.scheduler_config.max_num_seqs
-            enough = max(
-                min(kv_cache_bytes(config, lanes), MAX_CPU_CACHE), kv_cache_bytes(config, 2)
-            )
-            cache.kv_cache_memory_bytes = enough
+            cache.kv_cache_memory_bytes = bounded_kv_cache_bytes(config, lanes, MAX_CPU_CACHE)
         self._spec, self._rules, self._seed = spec, rules, seed
         self._context = model.max_model_len
         self._defaults = task_defaults(model)

@@ -45,6 +45,11 @@ def kv_cache_bytes(config: VllmConfig, num_lanes: int) -> int:
     return int(blocks * block_size * per_token * model.get_num_layers(parallel))
 
 
+def bounded_kv_cache_bytes(config: VllmConfig, num_lanes: int, limit: int) -> int:
+    """As `kv_cache_bytes`, up to a limit, but never less than two sequences need."""
+    return max(min(kv_cache_bytes(config, num_lanes), limit), kv_cache_bytes(config, 2))
+
+
 class LocalEngine:
     """A multi-stream model in this process.
 
@@ -72,8 +77,8 @@ class LocalEngine:
             raise ValueError(f"model must be a multi-stream model, which {model} is not")
         if "VLLM_CPU_KVCACHE_SPACE" not in os.environ:
             # No more than one request needs: all of it is written once, which takes its time.
-            num_bytes = min(kv_cache_bytes(config, MAX_LANES), GiB_bytes)
-            config.cache_config.kv_cache_memory_bytes = max(num_bytes, kv_cache_bytes(config, 2))
+            enough = bounded_kv_cache_bytes(config, MAX_LANES, GiB_bytes)
+            config.cache_config.kv_cache_memory_bytes = enough
         self.spec = spec
         self._engine = LLMEngine.from_vllm_config(config, usage, disable_log_stats=True)
         self._defaults = task_defaults(config.model_config)
