@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import mmap
 import os
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def _write_weights(file: Path, config: Any, vocabulary: int) -> Path:
     del state
     random = torch.Generator().manual_seed(0)
     block = torch.empty(_BLOCK, dtype=torch.bfloat16).normal_(0, 0.02, generator=random)
-    with torch.serialization.set_default_mmap_options(_map_shared()):
+    with torch.serialization.set_default_mmap_options(mmap.MAP_SHARED):
         stored = torch.load(file, mmap=True, weights_only=True)
     for name, tensor in tqdm(stored.items(), desc="writing", unit="tensor"):
         if "norm" in name:
@@ -132,12 +133,6 @@ def _write_weights(file: Path, config: Any, vocabulary: int) -> Path:
             part.copy_(block.roll(shift)[: len(part)])
     os.sync()
     return file
-
-
-def _map_shared() -> int:
-    import mmap
-
-    return mmap.MAP_SHARED
 
 
 def drop_from_cache(file: Path) -> None:
