@@ -11,7 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.entrypoints.cli.types import CLISubcommand
-from vllm.entrypoints.speech.cli.process import console, prepare_process, without_collections
+from vllm.entrypoints.speech.cli.process import (
+    console,
+    prepare_process,
+    report_errors,
+    without_collections,
+)
 from vllm.unison.packaged_model import DEFAULT_MODEL
 
 if TYPE_CHECKING:
@@ -212,8 +217,6 @@ def _run(command: Command, args: argparse.Namespace, fields: tuple[str, ...]) ->
 @contextlib.contextmanager
 def _streams(args: argparse.Namespace) -> Iterator[Any]:
     """Standard error for errors and progress alone, and errors as one line."""
-    from vllm.entrypoints.speech.cli.commands import report_errors
-
     with report_errors(), console(args.verbose) as streams:
         prepare_process(args.verbose)
         yield streams.errors

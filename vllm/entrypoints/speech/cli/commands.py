@@ -26,11 +26,11 @@ from vllm.entrypoints.speech.cli.process import (
     leave,
     prepare_process,
     printable,
+    report_errors,
     without_collections,
 )
 from vllm.entrypoints.speech.cli.progress import progress
 from vllm.entrypoints.speech.cli.sinks import descriptor_of, is_kept, playing, replaced_file
-from vllm.exceptions import VLLMError
 from vllm.unison.packaged_model import DEFAULT_MODEL
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
@@ -78,23 +78,6 @@ def _common(parser: argparse.ArgumentParser) -> None:
 def _sampling(args: argparse.Namespace, *more: str) -> dict[str, Any]:
     names = ("temperature", "top_k", "top_p", "seed", "max_tokens", *more)
     return {name: value for name in names if (value := getattr(args, name)) is not None}
-
-
-@contextlib.contextmanager
-def report_errors() -> Iterator[None]:
-    """Errors of the request and of files end the command with a line, not with a traceback."""
-    try:
-        yield
-    except BrokenPipeError:
-        # Whoever read the output has seen enough. Python must not flush into it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SystemExit(f"error: {printable(str(error))}") from error
-    except VLLMError as error:  # upstream's are no ValueErrors, and repeat the field in brackets
-        raise SystemExit(f"error: {printable(str(next(iter(error.args), error)))}") from error
 
 
 class SpeakSubcommand(CLISubcommand):

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any, NoReturn
 
+from vllm.exceptions import VLLMError
+
 
 def prepare_process(verbose: bool = False) -> None:
     """Settings that suit a short command; what the user has set in the environment stays.
@@ -116,3 +118,20 @@ def leave(status: int) -> NoReturn:
             stream.flush()
     atexit._run_exitfuncs()
     os._exit(status)
+
+
+@contextlib.contextmanager
+def report_errors() -> Iterator[None]:
+    """Errors of the request and of files end the command with a line, not with a traceback."""
+    try:
+        yield
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Python must not flush into it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SystemExit(f"error: {printable(str(error))}") from error
+    except VLLMError as error:  # upstream's are no ValueErrors, and repeat the field in brackets
+        raise SystemExit(f"error: {printable(str(next(iter(error.args), error)))}") from error

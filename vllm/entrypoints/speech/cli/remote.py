@@ -16,6 +16,16 @@ class RemoteError(RuntimeError):
     """The server refused, or cannot be reached."""
 
 
+def base_url(url: str) -> str:
+    """A server's address without the path /v1, which users may give with it."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def authorization(api_key: str | None) -> dict[str, str]:
+    """The headers that a server with a key wants; none without one."""
+    return {} if not api_key else {"authorization": f"Bearer {api_key}"}
+
+
 class RemoteServer:
     """A server.
 
@@ -28,10 +38,11 @@ class RemoteServer:
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        self._base = url.rstrip("/").removesuffix("/v1") + "/v1"
-        headers = {} if not api_key else {"authorization": f"Bearer {api_key}"}
+        self._base = base_url(url) + "/v1"
         # Speech may take any time, and what hangs is ended by hand.
-        self._client = httpx2.Client(headers=headers, timeout=httpx2.Timeout(None, connect=30))
+        self._client = httpx2.Client(
+            headers=authorization(api_key), timeout=httpx2.Timeout(None, connect=30)
+        )
 
     def speak(self, body: Mapping[str, Any]) -> Iterator[bytes]:
         """The bytes of an audio file as they come; `body` as for POST /v1/audio/speech.

@@ -14,7 +14,12 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketExce
 from websockets.sync.client import ClientConnection, connect
 
 from vllm.entrypoints.speech.cli.live_text import lines
-from vllm.entrypoints.speech.cli.remote import MAX_ERROR_CHARACTERS, RemoteError
+from vllm.entrypoints.speech.cli.remote import (
+    MAX_ERROR_CHARACTERS,
+    RemoteError,
+    authorization,
+    base_url,
+)
 from vllm.entrypoints.speech.encoding import Encoder
 
 MakeEncoder = Callable[[int, int], Encoder]
@@ -36,11 +41,11 @@ class RemoteSession:
     """
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
-        base = url.rstrip("/").removesuffix("/v1")
+        base = base_url(url)
         # http: becomes ws:, and https: wss:.
         scheme = "ws" if base.startswith("http") else ""
         self._url = scheme + base.removeprefix("http") + "/v1/audio/speech/stream"
-        self._headers = {} if not api_key else {"authorization": f"Bearer {api_key}"}
+        self._headers = authorization(api_key)
         self._unspoken: deque[int] = deque([0])
         self._changed = threading.Condition()
         self._failure: Exception | None = None
