@@ -33,11 +33,15 @@ def error_body(error: Exception) -> dict[str, Any]:
     return body.model_dump()
 
 
+def error_object(message: str, status: int, param: str | None = None) -> dict[str, Any]:
+    """What OpenAI's shape says of a refusal, under its key `error`."""
+    kind = "ServiceUnavailableError" if status == 503 else "BadRequestError"
+    return {"message": bounded(message), "type": kind, "param": param, "code": status}
+
+
 def error_response(message: str, status: int, param: str | None = None) -> JSONResponse:
     """An error in OpenAI's shape."""
-    kind = "ServiceUnavailableError" if status == 503 else "BadRequestError"
-    error = {"message": bounded(message), "type": kind, "param": param, "code": status}
-    return JSONResponse({"error": error}, status_code=status)
+    return JSONResponse({"error": error_object(message, status, param)}, status_code=status)
 
 
 def validation_response(error: RequestValidationError) -> JSONResponse:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from vllm.entrypoints.speech.server.body import BodyError, BodyLimits, JsonReader
-from vllm.entrypoints.speech.server.errors import bounded, error_body
+from vllm.entrypoints.speech.server.errors import error_body, error_object
 from vllm.entrypoints.speech.server.schema_errors import describe
 from vllm.entrypoints.speech.server.schemas import Body, SpeechFields, Text
 
@@ -129,12 +129,7 @@ def error_event(error: Exception, **where: int) -> Event:
         where: the utterance and the sentence, if one of them failed.
     """
     if isinstance(error, BodyError):
-        body = {
-            "message": bounded(error.message),
-            "type": "ServiceUnavailableError" if error.status == 503 else "BadRequestError",
-            "param": error.param,
-            "code": error.status,
-        }
+        body = error_object(error.message, error.status, error.param)
     else:
         body = error_body(error)["error"]
     return {"type": "error", **where, "message": body["message"], "error": body}
