@@ -14,7 +14,7 @@ import jiwer
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks import default_model_report as reports
@@ -32,7 +32,6 @@ RATE = evaluation.SAMPLE_RATE
 WORDS = st.lists(st.sampled_from(["a", "red", "train", "leaves"]), max_size=6)
 
 
-@settings(deadline=None)
 @given(WORDS.filter(len), WORDS)
 def test_word_errors_are_jiwers(said, heard):
     text, other = " ".join(said), " ".join(heard)

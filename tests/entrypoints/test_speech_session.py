@@ -588,7 +588,7 @@ MESSAGE = st.one_of(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(st.lists(MESSAGE, max_size=12))
 def test_whatever_is_sent_the_session_answers_and_goes_on(messages: list[str | bytes]) -> None:
     async def test(made: Fixture) -> None:
