@@ -23,7 +23,9 @@ from corpus import Shard, all_shards
 from encode import UNKNOWN, Encoded, frames_of_letters, make_aligner, read_encoded, sketch
 from layout import IGNORE, NUM_STREAMS, PAD, Example
 from model import CONFIG, StreamLanguageModel, num_layers
+from numpy.typing import NDArray
 from pack import PackedUtterances
+from phones import PAUSE, phone_index
 from place import CPU, Place, add_arguments, place_of
 from progress import LossLog, save_atomically
 from synthesize import HELD_OUT_SETS, VOICES
@@ -48,6 +50,10 @@ OPEN_VOICE = 0.05
 
 HEARD = 0.6
 """Part of the transcriptions that are of the disturbed speech."""
+
+PAUSES, LONGEST_PAUSES = 0.5, (12, 50)
+"""Part of the transcriptions with pauses before and after, and how many frames these have at most;
+the teachers' sentences have next to none."""
 
 MATRIX_RATE, OTHER_RATE = 0.01, 2e-3
 WARM_STEPS = 100
@@ -127,12 +133,36 @@ def speech_example(utterance: Encoded, voice: bool = True) -> Example:
     return layout.speech_example(utterance.codes, ids, utterance.voice if voice else None, places)
 
 
-def transcription_example(utterance: Encoded, heard: bool) -> Example:
-    """Transcription of an utterance or of its disturbed version."""
+def pauses(codes: NDArray[np.int16], rng: np.random.Generator) -> list[NDArray[np.int16]]:
+    """Codes of the pauses before and after an utterance, of frames in which it is silent.
+
+    Args:
+        codes: [num_frames, num_codebooks] of the utterance; none of it may be silent.
+        rng: decides how long they are, up to LONGEST_PAUSES frames.
+    """
+    silent = codes[codes[:, 0] // 2 == phone_index(PAUSE)]
+    lengths = rng.integers(LONGEST_PAUSES, endpoint=True) if len(silent) else [0, 0]
+    return [silent[rng.integers(max(1, len(silent)), size=length)] for length in lengths]
+
+
+def transcription_example(
+    utterance: Encoded, heard: bool, rng: np.random.Generator | None = None
+) -> Example:
+    """Transcription of an utterance or of its disturbed version.
+
+    Args:
+        utterance: to be transcribed.
+        heard: whether its disturbed version.
+        rng: decides of pauses around it; None for none.
+    """
     ids = layout.text_ids(utterance.text)
     codes = utterance.heard if heard else utterance.codes
-    frames = frames_of_letters(utterance.places, len(ids))
-    return layout.transcription_example(codes, ids, frames * len(codes) / len(utterance.codes))
+    frames = frames_of_letters(utterance.places, len(ids)) * len(codes) / len(utterance.codes)
+    if rng is not None and rng.random() < PAUSES:
+        before, after = pauses(codes, rng)
+        codes = np.concatenate([before, codes, after])
+        frames += len(before)
+    return layout.transcription_example(codes, ids, frames)
 
 
 def example(utterance: Encoded, rng: np.random.Generator) -> Example:
@@ -144,7 +174,7 @@ def example(utterance: Encoded, rng: np.random.Generator) -> Example:
             return layout.speech_example(utterance.codes, [], None)
         return speech_example(utterance, rng.random() >= OPEN_VOICE)
     if task < SPEECH + TRANSCRIPTION or not speaks:
-        return transcription_example(utterance, rng.random() < HEARD)
+        return transcription_example(utterance, rng.random() < HEARD, rng)
     count = len(utterance.codes)
     return layout.continuation_example(utterance.codes, int(rng.integers(count // 4, count - 4)))
 

@@ -232,6 +232,33 @@ def test_transcription_looks_at_the_frame_of_the_letter():
     np.testing.assert_array_equal(item.steps[steps, 0], codes[[0, 2, 5], 0] + layout.slice_begin(0))
 
 
+def test_pauses_around_a_transcription_move_what_it_looks_at():
+    generator = np.random.default_rng(3)
+    codes = generator.integers(0, 84, (9, layout.NUM_STREAMS)).astype(np.int16)
+    codes[:, 0] = [0, 8, 8, 20, 20, 21, 40, 41, 1]
+    places = np.array([encode.UNKNOWN, 0, 0, 1, 1, 1, 2, 2, encode.UNKNOWN], np.uint8)
+    utterance = encode.Encoded("cab", "joe", codes, codes, places)
+    quiet = training.transcription_example(utterance, False)
+    seen = set()
+    for seed in range(30):
+        item = training.transcription_example(utterance, True, np.random.default_rng(seed))
+        added = len(item.steps) - len(quiet.steps)
+        begin, end = item.region
+        heard = item.steps[begin:end, 0] - layout.slice_begin(0)
+        assert end - begin == len(codes) + added
+        before = int(item.focus.max() - quiet.focus.max())
+        np.testing.assert_array_equal(heard[before : before + len(codes)], codes[:, 0])
+        assert set(np.delete(heard, range(before, before + len(codes)))) <= {0, 1}
+        looked = item.focus[item.focus != layout.NOWHERE] - before
+        np.testing.assert_array_equal(looked, quiet.focus[quiet.focus != layout.NOWHERE])
+        seen.add((before, added - before))
+    assert (0, 0) in seen and len(seen) > 8
+    assert max(before for before, _ in seen) <= 12 < max(after for _, after in seen) <= 50
+    loud = encode.Encoded("cab", "joe", codes[1:8], codes[1:8], places[1:8])
+    examples = [training.transcription_example(loud, True, generator) for _ in range(10)]
+    assert {len(item.steps) for item in examples} == {len(quiet.steps) - 2}
+
+
 def test_unknown_codes_are_pads_and_not_learned():
     codes = np.full((5, layout.NUM_STREAMS), -1)
     codes[:, 0] = [4, 5, 6, 7, 8]
