@@ -139,13 +139,16 @@ class Jobs:
             process.wait()
 
 
-def jobs_of(folder: Path, hours: float, codec_steps: int, steps: int) -> list[Job]:
+def jobs_of(
+    folder: Path, hours: float, codec_steps: int, decoder_steps: int, steps: int
+) -> list[Job]:
     """The stages of the training after the texts.
 
     Args:
         folder: of the training.
         hours: of speech.
-        codec_steps, steps: of the codec's and the language model's training.
+        codec_steps, decoder_steps, steps: of the codec's training, of its decoder's against a
+            discriminator, and of the language model's.
     """
 
     def python(script: str, *arguments: object) -> list[str]:
@@ -189,6 +192,7 @@ def jobs_of(folder: Path, hours: float, codec_steps: int, steps: int) -> list[Jo
             lambda: codec_is_complete() and have("speech", held_out, ".jsonl"),
             lambda: not have("codes", [*held_out, *spoken()], ".npz"),
         ),
+        Job("decoder", python("refine_decoder.py", "--steps", decoder_steps), codec_is_complete),
         Job(
             "language_model",
             learn,
@@ -204,6 +208,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
     parser.add_argument("--hours", type=float, default=40.0, help="of speech to learn from")
     parser.add_argument("--codec-steps", type=int, default=8000)
+    parser.add_argument("--decoder-steps", type=int, default=6000)
     parser.add_argument("--language-model-steps", type=int, default=60000)
     options = parser.parse_args()
     folder: Path = options.folder
@@ -215,10 +220,8 @@ def main() -> None:
             sys.exit(f"the default model is being made in {folder} already")
         give_way()
         write_texts(folder / "texts")
-        jobs = Jobs(
-            jobs_of(folder, options.hours, options.codec_steps, options.language_model_steps),
-            folder,
-        )
+        steps = (options.codec_steps, options.decoder_steps, options.language_model_steps)
+        jobs = Jobs(jobs_of(folder, options.hours, *steps), folder)
         signal.signal(signal.SIGTERM, _leave)
         try:
             while jobs.look(time.monotonic()):

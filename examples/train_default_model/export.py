@@ -15,6 +15,7 @@ from pathlib import Path
 import layout
 import torch
 from model import CONFIG, num_layers
+from refine_decoder import refined
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
 
@@ -47,7 +48,7 @@ def export(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
     metadata = {"format": "pt", "step": str(state["step"])}
     save_file(weights, target / "model.safetensors", metadata=metadata)
     # bfloat16 would cost the codec's inverse Fourier transform audible precision.
-    SpectralCodecModel.load(folder / "codec").save(target / "codec", torch.float16)
+    SpectralCodecModel.load(refined(folder)).save(target / "codec", torch.float16)
     backbone = CONFIG.to_diff_dict() | {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM"],

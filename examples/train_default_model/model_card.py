@@ -30,7 +30,8 @@ class Training:
     Attributes:
         hours: of speech, by voice.
         sentences: of training, by their source.
-        codec_steps, steps: of the codec's and the language model's training.
+        codec_steps, decoder_steps, steps: of the codec's training, of its decoder's against a
+            discriminator, and of the language model's.
         parameters: of the language model.
         layers, width: of the language model.
         codec_parameters: of the codec.
@@ -42,6 +43,7 @@ class Training:
     hours: Mapping[str, float]
     sentences: Mapping[str, int]
     codec_steps: int
+    decoder_steps: int
     steps: int
     parameters: int
     layers: int
@@ -175,7 +177,8 @@ def _training(training: Training) -> list[str]:
     hours = {name: f"`{name}`, {value:.1f} hours" for name, value in training.hours.items()}
     sentences = {name: f"{count:,}" for name, count in training.sentences.items()}
     steps = (
-        f"The codec was trained for {training.codec_steps:,} steps, the language model for "
+        f"The codec was trained for {training.codec_steps:,} steps, its decoder alone for "
+        f"{training.decoder_steps:,} more against a discriminator, the language model for "
         f"{training.steps:,}."
     )
     return [

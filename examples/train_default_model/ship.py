@@ -138,6 +138,7 @@ def training_of(folder: Path, checkpoint: Path, took: str) -> Training:
         hours=hours,
         sentences=dict(Counter(line.split("\t", 1)[0] for line in lines).most_common()),
         codec_steps=_last_step(folder / "codec_loss.jsonl"),
+        decoder_steps=_last_step(folder / "decoder_loss.jsonl"),
         steps=step_of(checkpoint),
         parameters=_parameters(checkpoint / "model.safetensors"),
         layers=config["backbone_config"]["num_hidden_layers"],
@@ -150,7 +151,9 @@ def training_of(folder: Path, checkpoint: Path, took: str) -> Training:
 
 
 def _last_step(curve: Path) -> int:
-    return int(json.loads(curve.read_text().splitlines()[-1])["step"]) + 1
+    """Steps of a stage by its losses; none of a stage that was left out."""
+    lines = curve.read_text().splitlines() if curve.exists() else []
+    return int(json.loads(lines[-1])["step"]) + 1 if lines else 0
 
 
 def _parameters(file: Path) -> int:

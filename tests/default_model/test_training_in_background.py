@@ -86,7 +86,7 @@ def test_what_runs_ends_with_it_and_its_own_children_too(tmp_path: Path):
 
 
 def test_stages_follow_from_the_files_that_there_are(tmp_path: Path):
-    stages = {job.name: job for job in background.jobs_of(tmp_path, 1e-9, 10, 10)}
+    stages = {job.name: job for job in background.jobs_of(tmp_path, 1e-9, 10, 10, 10)}
 
     def ready() -> set[str]:
         return {name for name, job in stages.items() if job.ready()}
@@ -117,7 +117,7 @@ def test_stages_follow_from_the_files_that_there_are(tmp_path: Path):
     make(*(f"speech/heart/{i:05d}.jsonl" for i in range(1, 6)))
     assert ready() == {"speech", "codec", "language_model"}
     make("codec/config.json")
-    assert ready() == {"speech", "codec", "language_model", "codes"}
+    assert ready() == {"speech", "codec", "language_model", "codes", "decoder"}
     assert not stages["codec"].wanted() and stages["codes"].wanted()
     make(
         *(

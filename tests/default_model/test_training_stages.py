@@ -10,11 +10,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.default_model.training_modules import training_modules
 
-corpus, codec, encode, place, training = training_modules(
-    "corpus", "train_codec", "encode", "place", "train_language_model"
+corpus, codec, decoder, discriminator, encode, place, training = training_modules(
+    "corpus",
+    "train_codec",
+    "refine_decoder",
+    "discriminator",
+    "encode",
+    "place",
+    "train_language_model",
 )
 
 PHONES = [("_", 0.1), ("k", 0.3), ("æ", 0.5), ("t", 0.7), ("_", 0.9), ("s", 1.1), ("_", 1.2)]
@@ -80,6 +87,55 @@ def test_codes_do_not_depend_on_what_was_encoded_before(trained):
     again = dict(np.load(file))
     for name, array in first.items():
         np.testing.assert_array_equal(array, again[name], err_msg=name)
+
+
+def test_a_decoder_is_refined_and_the_codes_stay(trained, monkeypatch):
+    monkeypatch.setattr(decoder, "BATCH", 2)
+    monkeypatch.setattr(decoder, "ALONE_STEPS", 1)
+    assert decoder.refined(trained) == trained / "codec"
+    decoder.refine_decoder(trained, 100, seconds=1e-9)
+    assert torch.load(trained / "decoder_checkpoint.pt")["step"] == 1
+    decoder.refine_decoder(trained, 2)
+    assert torch.load(trained / "decoder_checkpoint.pt")["step"] == 2
+    rows = [json.loads(line) for line in (trained / "decoder_loss.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1]
+    assert "feature" not in rows[0] and rows[1]["feature"] > 0 and rows[1]["adversarial"] > 0
+    assert decoder.refined(trained) == trained / "refined_codec"
+    before, after = (
+        load_file(folder / "model.safetensors")
+        for folder in (trained / "codec", trained / "refined_codec")
+    )
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if name.startswith("decoder.")}
+
+
+def test_real_speech_is_told_from_decoded():
+    judge = discriminator.Discriminator()
+    real, decoded = torch.randn(2, 4000), torch.randn(2, 4000, requires_grad=True)
+    heard, other = judge(real), judge(decoded)
+    assert discriminator.feature_distance(heard, heard) == 0
+    assert discriminator.feature_distance(heard, other) > 0
+    loss = discriminator.adversarial_loss(other) + discriminator.feature_distance(heard, other)
+    loss.backward()
+    assert decoded.grad is not None and (decoded.grad != 0).any(1).all()
+    verdicts = [[torch.ones(2, 1, 3, 4)], [torch.ones(2, 1, 5, 6)]]
+    denials = [[torch.zeros(2, 1, 3, 4)], [torch.zeros(2, 1, 5, 6)]]
+    assert discriminator.discriminator_loss(verdicts, denials) == 0
+    assert discriminator.discriminator_loss(denials, verdicts) == 2
+    assert discriminator.adversarial_loss(verdicts) == 0
+    assert discriminator.adversarial_loss(denials) == 1
+    optimizer = torch.optim.AdamW(judge.parameters(), 2e-3)
+    tones = 0.3 * torch.sin(torch.arange(4000) * torch.linspace(0.05, 0.2, 4)[:, None])
+    noise = 0.1 * torch.randn(4, 4000)
+    losses = []
+    for _ in range(12):
+        loss = discriminator.discriminator_loss(judge(tones), judge(noise))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.7 * losses[0]
 
 
 def test_a_long_batch_is_the_size_that_was_asked_for(folder):
