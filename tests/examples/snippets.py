@@ -22,6 +22,7 @@ PAGES = sorted(
 COMMANDS = ("vllm ", "python ", "python3 ", "pip ", "make ", "curl ", "git ")
 ELSEWHERE = {
     "docs/batch.md": "tests/entrypoints/batch runs these commands on small models",
+    "docs/scaling.md": "tests/entrypoints/ray_cluster serves a small model so",
     "docs/building.md": "tests/fork does these steps",
     "docs/benchmarks.md": "take hours",
     "docs/releases.md": "tests/fork and tests/releases do these steps",

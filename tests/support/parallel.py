@@ -27,7 +27,7 @@ SLOW_FIRST = (
     ),
     (f"{ENTRYPOINTS}/test_client_tools.py", f"{ENTRYPOINTS}/test_readme.py"),
     # Of one Ray cluster.
-    (f"{ENTRYPOINTS}/ray_cluster/test_ray_pool.py",),
+    tuple(f"{ENTRYPOINTS}/ray_cluster/test_ray_{name}.py" for name in ("serve", "pool")),
     ("tests/engine/v2/test_suites.py",),
     (f"{ENTRYPOINTS}/test_shutdown.py",),
     (f"{ENTRYPOINTS}/test_commands.py",),

@@ -19,6 +19,7 @@ from tests.entrypoints.ray_cluster.cluster import needs_ray
 from vllm.entrypoints.speech.batch.engine import BatchEngine
 from vllm.entrypoints.speech.batch.ray_pool import RayPool
 from vllm.entrypoints.speech.batch.requests import RowRules
+from vllm.entrypoints.speech.batch.rows import Row
 from vllm.entrypoints.speech.batch.run import BatchSettings, run_batch
 from vllm.entrypoints.speech.batch.settings import EngineSettings
 
@@ -64,3 +65,10 @@ def test_a_killed_engine_leaves_the_same_files(cluster: Any, tmp_path: Path) -> 
     run_batch(batch("embedded"), lambda: engine.run, io.StringIO())
     engine.close()
     assert contents(tmp_path / "with Ray") == contents(tmp_path / "embedded")
+
+
+def test_an_engine_that_cannot_be_made_is_said(cluster: Any, tmp_path: Path) -> None:
+    settings = EngineSettings({"model": str(tmp_path / "none"), **ENGINE})
+    pool = RayPool("", settings, RowRules("speak", tmp_path), 0)
+    with pytest.raises(RuntimeError, match=r"^--ray: .*none"):
+        list(pool.run([Row(0, {"text": "a"})]))
