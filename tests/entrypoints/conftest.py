@@ -20,6 +20,7 @@ from tests.entrypoints.server import (
     write_voices,
 )
 from tests.examples.snippets import ALL, plain_environment
+from tests.support.otlp import Collector, collecting
 
 
 @pytest.fixture(scope="session")
@@ -34,13 +35,24 @@ def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_voices(tmp_path_factory.mktemp("recorded") / "voices")
 
 
+@pytest.fixture(scope="session")
+def collector() -> Iterator[Collector]:
+    """What the server sends its spans to."""
+    with collecting() as made:
+        yield made
+
+
 @pytest.fixture(scope="package")
 def server(
-    served_model: Path, voices: Path, tmp_path_factory: pytest.TempPathFactory
+    served_model: Path,
+    voices: Path,
+    collector: Collector,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Server]:
     """The server; every test leaves it serving."""
     folder = tmp_path_factory.mktemp("server")
     more = ("--voice-alias", "alloy=rms", "--voices", str(voices))
+    more += ("--otlp-traces-endpoint", collector.address)
     with running_server(served_model, folder, *more) as running:
         yield running
 

@@ -4,16 +4,21 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 from opentelemetry.sdk.trace import ReadableSpan
 
+from tests.entrypoints.server import PATIENCE, Server
 from tests.entrypoints.test_generation import SPEC, Engine, output
+from tests.support.otlp import Collector
 from tests.support.spans import exporter
 from vllm.entrypoints.speech.server.service import Generation, Usage
 from vllm.entrypoints.speech.server.traces import ADMISSION, AUDIO, FIRST_AUDIO, RequestTrace
 
+RATE = 16000
 CLIENT = "4bf92f3577b34da6a3ce929d0e0e4736"
 HEADERS = {"traceparent": f"00-{CLIENT}-00f067aa0ba902b7-01"}
 OUTPUTS = (
@@ -65,3 +70,39 @@ def test_a_request_that_is_left_has_the_audio_that_it_made() -> None:
 
 def test_a_request_without_audio_has_its_admission() -> None:
     assert [span.name for span in run(OUTPUTS[0], OUTPUTS[-1])] == [ADMISSION]
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_a_collector_gets_a_requests_spans_from_all_processes(
+    server: Server, collector: Collector
+) -> None:
+    body = {"input": "hello", "response_format": "pcm", "stream": False, "max_tokens": 12}
+    status, audio = server.request("/v1/audio/speech", json.dumps(body).encode(), headers=HEADERS)
+    assert status == 200
+    names = {ADMISSION, FIRST_AUDIO, AUDIO, "llm_request"}
+
+    def of_the_client(spans: Sequence[Any]) -> dict[str, Any]:
+        return {span.name: span for span in spans if span.trace_id.hex() == CLIENT}
+
+    spans = collector.wait_for(
+        lambda spans: (
+            of_the_client(spans).keys() >= names
+            and any(span.name == "speech.codec" for span in spans)
+        ),
+        PATIENCE,
+    )
+    found = of_the_client(spans)
+    assert found.keys() == names
+    assert {span.parent_span_id.hex() for span in found.values()} == {
+        HEADERS["traceparent"].split("-")[2]
+    }
+    values = [
+        {pair.key: pair.value for pair in found[name].attributes} for name in (ADMISSION, AUDIO)
+    ]
+    assert len({value["gen_ai.request.id"].string_value for value in values}) == 1
+    seconds = values[1]["speech.audio_seconds"].double_value
+    assert len(audio) == round(2 * RATE * seconds) > 0
+    codec = [span for span in spans if span.name == "speech.codec"]
+    begin, end = found["llm_request"].start_time_unix_nano, found[AUDIO].end_time_unix_nano
+    assert any(begin <= span.start_time_unix_nano <= end for span in codec)

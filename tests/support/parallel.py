@@ -22,7 +22,7 @@ SLOW_FIRST = (
         f"{ENTRYPOINTS}/test_{name}.py"
         for name in (
             *("server", "requests", "serving_page", "fuzz", "cli"),
-            *("monitoring", "speech_stream"),
+            *("monitoring", "speech_stream", "traces"),
         )
     ),
     (f"{ENTRYPOINTS}/test_client_tools.py", f"{ENTRYPOINTS}/test_readme.py"),
