@@ -39,7 +39,7 @@ POSITIONS = 4000
 LONGEST = 420
 """Steps of the longest example."""
 
-SPEECH, TRANSCRIPTION = 0.62, 0.27
+SPEECH, TRANSCRIPTION = 0.55, 0.4
 """Shares of the tasks; the rest is continuation."""
 
 CONDITION_DROPOUT = 0.1
