@@ -9,7 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
+from transformers.models.olmo2 import modeling_olmo2
 
+from vllm.compilation.decorators import support_torch_compile
 from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
 from vllm.unison.codecs.of_model import codec_of
 from vllm.unison.model.layout import StreamLayout
@@ -115,3 +117,19 @@ def test_the_tokenizer_maps_bytes_to_text_ids(tmp_path: Path) -> None:
         assert all(FIRST_TEXT <= token < FIRST_CODE for token in ids)
         assert tokenizer.decode(ids) == text
     assert tokenizer("<audio>")["input_ids"] == [2]
+
+
+def test_checkpoints_are_made_after_an_engine_changed_their_class(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As upstream's engines do, for good, whose backbone is transformers' own."""
+    small: dict[str, Any] = {**SMALL, "layout": stream_layout(2)}
+    before = write_random_speech_lm(tmp_path / "before", "olmo2", **small)
+    # A copy stands for the class, which other tests need.
+    changed = type("Changed", (modeling_olmo2.Olmo2Model,), {})
+    support_torch_compile(dynamic_arg_dims={"input_ids": 0})(changed)
+    monkeypatch.setattr(modeling_olmo2, "Olmo2Model", changed)
+    after = write_random_speech_lm(tmp_path / "after", "olmo2", **small)
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (before, after))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)

@@ -20,6 +20,7 @@ from transformers import CONFIG_MAPPING, AutoModel, AutoModelForCausalLM, PreTra
 
 from vllm.unison.ops.sample import SampleArguments
 from vllm.unison.ops.sample_reference import sample_streams_reference
+from vllm.unison.testing.random_checkpoint import beside_engines
 
 FREE = None
 """A cell of the prompt's suffix that generation may fill."""
@@ -131,9 +132,10 @@ class Reference:
         config = json.loads((folder / "config.json").read_text())
         backbone = dict(config["backbone_config"])
         kind = backbone.pop("model_type")
-        self._model = AutoModelForCausalLM.from_config(
-            CONFIG_MAPPING[kind](**backbone), dtype=torch.float32
-        ).eval()
+        with beside_engines():
+            self._model = AutoModelForCausalLM.from_config(
+                CONFIG_MAPPING[kind](**backbone), dtype=torch.float32
+            ).eval()
         weights = load_file(folder / "model.safetensors")
         own = {
             name.removeprefix("backbone."): weight.float()

@@ -5,7 +5,8 @@ For tests, benchmarks and demonstrations without a trained model: all is real bu
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,26 @@ BACKBONES: Mapping[str, str] = {
     "olmo2": "Olmo2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
 }
+
+
+@contextmanager
+def beside_engines() -> Iterator[None]:
+    """Models of transformers can be made here, even in a process that has had an engine.
+
+    An engine whose backbone is transformers' own changes its class for good: from then on it asks
+    for the engine's configuration wherever it is made.
+    """
+    # Not needed by those who read no more than the layouts.
+    from vllm.config import (
+        CompilationConfig,
+        CompilationMode,
+        VllmConfig,
+        set_current_vllm_config,
+    )
+
+    config = VllmConfig(compilation_config=CompilationConfig(mode=CompilationMode.NONE))
+    with set_current_vllm_config(config):
+        yield
 
 
 def stream_layout(
@@ -162,7 +183,7 @@ def write_random_speech_lm(
         bos_token_id=None,
         eos_token_id=END_TOKEN,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), beside_engines():
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         offsets = torch.randn(streams, hidden_size) * initializer_range
