@@ -201,6 +201,8 @@ def test_standard_input_is_spoken_as_it_comes(server: Server) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # Whoever runs the tests in the background may ignore SIGINT, which a child inherits.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdin is not None and process.stdout is not None
     expected = [over_http(server, text, response_format="pcm", **SAMPLING) for text in SENTENCES]
