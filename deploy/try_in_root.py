@@ -93,7 +93,7 @@ class Roots:
         stages: of the file.
         arguments: of the build, in place of those that ARG gives.
         environment: of all steps, beside what ENV sets.
-        binds: folders and files that every root sees, such as those of pip and of names of hosts.
+        binds: folders and files that every root sees, and where, such as pip's settings.
         mirror: of Debian; "" for debootstrap's own.
     """
 
@@ -103,7 +103,7 @@ class Roots:
         stages: Mapping[str, Stage],
         arguments: Mapping[str, str],
         environment: Mapping[str, str],
-        binds: Sequence[Path],
+        binds: Mapping[Path, str],
         mirror: str = "",
     ) -> None:
         self._folder, self._stages = folder, stages
@@ -120,18 +120,29 @@ class Roots:
             return
         root, stage = self.path(name), self._stages[name]
         shutil.rmtree(root, ignore_errors=True)
-        if stage.base in self._stages:
-            self.make(stage.base)
-            subprocess.run(["cp", "-a", str(self.path(stage.base)), str(root)], check=True)
-            (root / "complete").unlink()
-        elif stage.base.endswith(DEBIAN):
+        base = stage.base
+        if base in self._stages:
+            self.make(base)
+        elif base.endswith(DEBIAN):
+            base = self._make_debian()
+        else:
+            raise ValueError(f"--target must be a stage on {DEBIAN}, not on {base}")
+        subprocess.run(["cp", "-a", str(self.path(base)), str(root)], check=True)
+        (root / "complete").unlink()
+        self.run(name, stage.steps)
+        (root / "complete").touch()
+
+    def _make_debian(self) -> str:
+        """The name of the root that all others begin with."""
+        name = "debian"
+        root = self.path(name)
+        if not (root / "complete").exists():
+            shutil.rmtree(root, ignore_errors=True)
             root.mkdir(parents=True)
             command = ["debootstrap", "--variant=minbase", SUITE, str(root), self._mirror]
             subprocess.run([part for part in command if part], check=True)
-        else:
-            raise ValueError(f"--target must be a stage on {DEBIAN}, not on {stage.base}")
-        self.run(name, stage.steps)
-        (root / "complete").touch()
+            (root / "complete").touch()
+        return name
 
     def run(self, name: str, steps: Sequence[tuple[str, str]], then: str = "") -> None:
         """Run steps in a stage's root, and a command as its last user."""
@@ -168,7 +179,7 @@ class Roots:
     def _run(
         self, root: Path, text: str, user: str, folder: str, environment: Mapping[str, str]
     ) -> None:
-        binds = {path: str(path) for path in self._binds}
+        binds = dict(self._binds)
         mounts = re.compile(r"--mount=type=bind,from=([\w-]+),source=(\S+),target=(\S+)\s+")
         for stage, source, target in mounts.findall(text):
             self.make(stage)
@@ -199,14 +210,17 @@ def main() -> None:
     parser.add_argument("--arg", action="append", default=[], help="NAME=VALUE, as of a build")
     parser.add_argument("--env", action="append", default=[], help="NAME=VALUE, of all steps")
     parser.add_argument("--mirror", default="", help="of Debian; default: debootstrap's own")
-    parser.add_argument("--bind", action="append", type=Path, default=[], help="that roots see")
+    parser.add_argument(
+        "--bind", action="append", default=[], help="PATH or PATH:PATH_INSIDE, that roots see"
+    )
     options = parser.parse_args()
     if shutil.which("debootstrap") is None:
         sys.exit("debootstrap is not installed: apt-get install debootstrap")
     stages = read_stages(CONTAINERFILE.read_text(encoding="utf-8"))
     if options.target not in stages:
         sys.exit(f"--target must be one of {', '.join(stages)}, not {options.target}")
-    given = _pairs(options.arg), _pairs(options.env), options.bind, options.mirror
+    binds = {Path(one.split(":")[0]): one.split(":")[-1] for one in options.bind}
+    given = _pairs(options.arg), _pairs(options.env), binds, options.mirror
     roots = Roots(options.into.resolve(), stages, *given)
     roots.make(options.target)
     if options.then:

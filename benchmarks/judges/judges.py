@@ -72,11 +72,29 @@ class Naturalness:
         return float(self._model(torch.from_numpy(np.ascontiguousarray(samples))[None]))
 
 
-def dnsmos(samples: Samples) -> float:
-    """DNSMOS: overall quality by the noise suppression challenge's predictor, from 1 to 5."""
-    from speechmos import dnsmos as package
+class Quality:
+    """DNSMOS: overall quality by the noise suppression challenge's predictor, from 1 to 5.
 
-    return float(package.run(np.clip(samples, -1, 1), SAMPLE_RATE)["ovrl_mos"])
+    Args:
+        threads: that it may use.
+    """
+
+    def __init__(self, threads: int = 1) -> None:
+        import onnxruntime
+        from speechmos import dnsmos
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        # The package asks for none, so that two threads would wait for each other, computing, on
+        # one processor.
+        dnsmos.ort = types.SimpleNamespace(
+            InferenceSession=lambda path: onnxruntime.InferenceSession(path, options)
+        )
+        self._run = dnsmos.run
+
+    def __call__(self, samples: Samples) -> float:
+        """Score of a clip."""
+        return float(self._run(np.clip(samples, -1, 1), SAMPLE_RATE)["ovrl_mos"])
 
 
 class _Encoder(nn.Module):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import soundfile
-from judges import SAMPLE_RATE, Naturalness, Transcriber, Voice, dnsmos
+from judges import SAMPLE_RATE, Naturalness, Quality, Transcriber, Voice
 from tqdm import tqdm
 
 SHORTEST = SAMPLE_RATE // 2
@@ -35,12 +35,12 @@ class Judges:
     """All of them.
 
     Args:
-        threads: that Whisper may use.
+        threads: that each may use.
     """
 
     def __init__(self, threads: int) -> None:
         self._transcribe = Transcriber(threads)
-        self._naturalness = Naturalness()
+        self._naturalness, self._quality = Naturalness(), Quality(threads)
         self._voice = Voice()
 
     def score(self, file: Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class Judges:
         row["heard"] = self._transcribe(samples)
         whole = len(samples) >= SHORTEST
         row["distillmos"] = round(self._naturalness(samples), 4) if whole else None
-        row["dnsmos"] = round(dnsmos(samples), 4) if whole else None
+        row["dnsmos"] = round(self._quality(samples), 4) if whole else None
         row["voice"] = [round(float(x), 5) for x in self._voice(samples)] if whole else None
         return row
 
