@@ -129,8 +129,19 @@ class Roots:
             raise ValueError(f"--target must be a stage on {DEBIAN}, not on {base}")
         subprocess.run(["cp", "-a", str(self.path(base)), str(root)], check=True)
         (root / "complete").unlink()
-        self.run(name, stage.steps)
+        inherited = self._settings(stage.base) if stage.base in self._stages else []
+        self.run(name, [*inherited, *stage.steps])
         (root / "complete").touch()
+
+    def _settings(self, name: str) -> list[tuple[str, str]]:
+        """The steps that say where, as whom and with which variables the next ones run."""
+        stage = self._stages[name]
+        before = self._settings(stage.base) if stage.base in self._stages else []
+        return before + [step for step in stage.steps if step[0] in ("USER", "WORKDIR", "ENV")]
+
+    def run_in(self, name: str, command: str) -> None:
+        """Run a command as a container of the stage would."""
+        self.run(name, [*self._settings(name), ("RUN", command)])
 
     def _make_debian(self) -> str:
         """The name of the root that all others begin with."""
@@ -144,11 +155,11 @@ class Roots:
             (root / "complete").touch()
         return name
 
-    def run(self, name: str, steps: Sequence[tuple[str, str]], then: str = "") -> None:
-        """Run steps in a stage's root, and a command as its last user."""
+    def run(self, name: str, steps: Sequence[tuple[str, str]]) -> None:
+        """Run steps in a stage's root."""
         root, user, folder = self.path(name), "root", "/"
         environment = {"PATH": "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"} | self._environment
-        for instruction, text in [*steps, *([("RUN", then)] if then else [])]:
+        for instruction, text in steps:
             print(f"--- {name}: {instruction} {text}", flush=True)
             if instruction == "WORKDIR":
                 folder = text
@@ -224,11 +235,7 @@ def main() -> None:
     roots = Roots(options.into.resolve(), stages, *given)
     roots.make(options.target)
     if options.then:
-        settings = [step for step in stages[options.target].steps if step[0] in _SETTINGS]
-        roots.run(options.target, settings, options.then)
-
-
-_SETTINGS = ("USER", "WORKDIR", "ENV")
+        roots.run_in(options.target, options.then)
 
 
 if __name__ == "__main__":
