@@ -66,7 +66,7 @@ def read_stages(text: str) -> dict[str, Stage]:
 @contextmanager
 def mounted(root: Path, binds: Mapping[Path, str]) -> Iterator[None]:
     """The kernel's file systems and some folders inside of a root."""
-    pairs = [(Path(name), name.lstrip("/")) for name in ("/proc", "/sys", "/dev")]
+    pairs = [(Path(name), name.lstrip("/")) for name in ("/proc", "/sys", "/dev", "/dev/shm")]
     pairs += [(source, target.lstrip("/")) for source, target in binds.items()]
     done: list[Path] = []
     try:

@@ -51,9 +51,9 @@ def server(
 ) -> Iterator[Server]:
     """The server; every test leaves it serving."""
     folder = tmp_path_factory.mktemp("server")
-    more = ("--voice-alias", "alloy=rms", "--voices", str(voices))
-    more += ("--otlp-traces-endpoint", collector.address)
-    with running_server(served_model, folder, *more) as running:
+    voiced = ("--voice-alias", "alloy=rms", "--voices", str(voices))
+    traced = ("--otlp-traces-endpoint", collector.address)
+    with running_server(served_model, folder, *voiced, *traced) as running:
         yield running
 
 

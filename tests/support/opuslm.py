@@ -18,6 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from tests.support.espnet_dac import GENERATOR, write_espnet_dac
+from vllm.unison.testing.random_checkpoint import beside_engines
 
 NUM_STREAMS, NUM_UNITS, NUM_CODES, NUM_PHONES = 9, 40, 16, 7
 FIRST_UNIT = 256
@@ -133,7 +134,7 @@ def tensors(kind: str, seed: int = 0) -> dict[str, torch.Tensor]:
     The end, and what the streams may carry after it, come more often than by chance.
     """
     config = backbone_config(kind, VOCABULARY)
-    with torch.device("meta"):
+    with beside_engines(config), torch.device("meta"):
         shapes = AutoModelForCausalLM.from_config(config).state_dict()
     random = torch.Generator().manual_seed(seed)
 

@@ -132,10 +132,10 @@ class Reference:
         config = json.loads((folder / "config.json").read_text())
         backbone = dict(config["backbone_config"])
         kind = backbone.pop("model_type")
-        with beside_engines():
-            self._model = AutoModelForCausalLM.from_config(
-                CONFIG_MAPPING[kind](**backbone), dtype=torch.float32
-            ).eval()
+        own_config = CONFIG_MAPPING[kind](**backbone)
+        with beside_engines(own_config):
+            model = AutoModelForCausalLM.from_config(own_config, dtype=torch.float32)
+        self._model = model.eval()
         weights = load_file(folder / "model.safetensors")
         own = {
             name.removeprefix("backbone."): weight.float()

@@ -53,6 +53,7 @@ def test_options_are_those_of_serve_and_of_vllm_serve() -> None:
     found = application({"max_replicas": "4", "target_requests": "8", "drain_seconds": "60"})
     deployment = found._bound_deployment
     autoscaling = deployment._deployment_config.autoscaling_config
+    assert autoscaling is not None
     assert (autoscaling.min_replicas, autoscaling.max_replicas) == (1, 4)
     assert autoscaling.target_ongoing_requests == 8
     assert deployment._deployment_config.graceful_shutdown_timeout_s == 60

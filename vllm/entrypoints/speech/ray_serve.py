@@ -157,8 +157,7 @@ def application(given: dict[str, Any]) -> serve.Application:
         ValueError: naming the option and what is accepted.
     """
     options = read_options(given)
-    deployment = serve.deployment(
-        serve.ingress()(SpeechReplica),
+    deploy = serve.deployment(
         name="speech",
         autoscaling_config={
             "min_replicas": options.min_replicas,
@@ -176,4 +175,5 @@ def application(given: dict[str, Any]) -> serve.Application:
         health_check_period_s=options.health_check_seconds,
         health_check_timeout_s=max(30, 3 * options.health_check_seconds),
     )
+    deployment = deploy(serve.ingress()(SpeechReplica))
     return deployment.bind(options.model, shlex.split(options.options))

@@ -8,12 +8,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+)
 
 from vllm.unison.testing.random_codec import write_random_codec
 
@@ -31,11 +37,14 @@ BACKBONES: Mapping[str, str] = {
 
 
 @contextmanager
-def beside_engines() -> Iterator[None]:
-    """Models of transformers can be made here, even in a process that has had an engine.
+def beside_engines(backbone: PretrainedConfig) -> Iterator[None]:
+    """A model of transformers can be made here, even in a process that has had an engine.
 
     An engine whose backbone is transformers' own changes its class for good: from then on it asks
     for the engine's configuration wherever it is made.
+
+    Args:
+        backbone: the model's configuration.
     """
     # Not needed by those who read no more than the layouts.
     from vllm.config import (
@@ -46,6 +55,8 @@ def beside_engines() -> Iterator[None]:
     )
 
     config = VllmConfig(compilation_config=CompilationConfig(mode=CompilationMode.NONE))
+    # All that the changed class reads of it.
+    config.model_config = SimpleNamespace(hf_config=backbone)  # type: ignore[assignment]
     with set_current_vllm_config(config):
         yield
 
@@ -183,7 +194,7 @@ def write_random_speech_lm(
         bos_token_id=None,
         eos_token_id=END_TOKEN,
     )
-    with torch.random.fork_rng(devices=[]), beside_engines():
+    with torch.random.fork_rng(devices=[]), beside_engines(config):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         offsets = torch.randn(streams, hidden_size) * initializer_range
