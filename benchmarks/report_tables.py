@@ -8,6 +8,7 @@ gives the numbers of a target leaves out what the report does not have.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import median
 from typing import Any
 
 from benchmarks.report import NOT_MEASURED, Report, Target, percent, ratio, table
@@ -693,6 +694,25 @@ def loading(report: Report, cuda: Report | None) -> str:
 def loading_peak(report: Report) -> Values:
     """Peak memory over the weights."""
     return {"7B": report["peak_over_weights"]}
+
+
+def batch(report: Report, cuda: Report | None) -> str:
+    """Seconds of audio a second of one engine and of two, and their ratio."""
+    kinds = {
+        "one engine": "seconds of audio a second, one engine",
+        "two engines": "seconds of audio a second, two engines",
+        "two over one": "two over one",
+    }
+    rows = [
+        (name, f"{median(report[key]):.2f}", f"{min(report[key]):.2f} to {max(report[key]):.2f}")
+        for name, key in kinds.items()
+    ]
+    equal = "the same codes" if report["codes are equal"] else "other codes"
+    return (
+        f"{report['rows']} rows, {len(report['two over one'])} rounds. Each row has {equal} with "
+        "one engine and with two.\n\n"
+        + table(["<", "seconds of audio a second, median", "range"], rows)
+    )
 
 
 def text_only(report: Report, cuda: Report | None) -> str:

@@ -261,6 +261,16 @@ SECTIONS = (
         targets=(Target("peak memory / weights", 1.2, True, tables.loading_peak),),
     ),
     Section(
+        name="batch",
+        title="Batches on one engine and on two",
+        text="Rows of `vllm speak-batch` for the packaged model, in float32, every other one "
+        "guided: one engine, and two beside each other, each a process of one thread, in "
+        "interleaved rounds. [From one machine to many](scaling.md) says what follows from it.",
+        script=("benchmarks/benchmark_batch.py",),
+        result="batch.json",
+        body=tables.batch,
+    ),
+    Section(
         name="text_only",
         title="Text-only models",
         text="A text-only model on the fork against the unpatched upstream package, in one "
