@@ -134,7 +134,8 @@ def parse_options(model: str, options: list[str]) -> Namespace:
     Raises:
         ValueError: if it would not take them.
     """
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    # Where vllm serve has them from differs between releases.
+    from vllm.entrypoints.cli.serve import make_arg_parser, validate_parsed_serve_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     parser = make_arg_parser(FlexibleArgumentParser("vllm serve", exit_on_error=False))
