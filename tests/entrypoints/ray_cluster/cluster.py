@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.entrypoints.server import PATIENCE, free_port
@@ -29,6 +30,15 @@ TIMEOUTS = (
     "SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S",
 )
 """Within which parts of Ray have to answer that take long to start on a machine that is busy."""
+
+
+def processes_of(actor: str) -> list[psutil.Process]:
+    """Processes of the actors of a class, by its name."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if actor in " ".join(process.info["cmdline"] or ())
+    ]
 
 
 @contextlib.contextmanager

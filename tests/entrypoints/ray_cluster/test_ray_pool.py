@@ -15,7 +15,7 @@ import pytest
 
 from tests.entrypoints.batch.model import ENGINE, write_model, write_rows
 from tests.entrypoints.batch.test_output import contents
-from tests.entrypoints.ray_cluster.cluster import needs_ray
+from tests.entrypoints.ray_cluster.cluster import needs_ray, processes_of
 from vllm.entrypoints.speech.batch.engine import BatchEngine
 from vllm.entrypoints.speech.batch.ray_pool import RayPool
 from vllm.entrypoints.speech.batch.requests import RowRules
@@ -26,15 +26,6 @@ from vllm.entrypoints.speech.batch.settings import EngineSettings
 NUM_ROWS, POISONED = 40, (7,)
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes, needs_ray]
-
-
-def engines() -> list[psutil.Process]:
-    """Processes of engines."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "EngineActor" in " ".join(process.info["cmdline"] or ())
-    ]
 
 
 def test_a_killed_engine_leaves_the_same_files(cluster: Any, tmp_path: Path) -> None:
@@ -51,7 +42,7 @@ def test_a_killed_engine_leaves_the_same_files(cluster: Any, tmp_path: Path) -> 
     def run(left: Any) -> Iterator[Any]:
         for number, result in enumerate(RayPool("", settings, rules, 3).run(left)):
             if number == 3:
-                found = engines()
+                found = processes_of("EngineActor")
                 assert len(found) == 2
                 killed.append(found[0].pid)
                 os.kill(found[0].pid, signal.SIGKILL)

@@ -7,17 +7,16 @@ import http.client
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
-from tests.entrypoints.ray_cluster.cluster import needs_ray
-from tests.entrypoints.server import PATIENCE, free_port, write_model
+from tests.entrypoints.ray_cluster.cluster import needs_ray, processes_of
+from tests.entrypoints.server import PATIENCE, SAMPLES_PER_FRAME, free_port, write_model
 
 SPEECH = "/v1/audio/speech"
 OPTIONS = (
@@ -25,7 +24,6 @@ OPTIONS = (
     "--served-model-name speech --kv-cache-memory-bytes 64000000"
 )
 NUM_STREAMS, LONG = 6, 800
-SAMPLES_PER_FRAME = 320
 
 pytestmark = needs_ray
 
@@ -122,13 +120,20 @@ def service(cluster: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         serve.shutdown()
 
 
-def replicas() -> list[psutil.Process]:
-    """Processes of replicas."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "ServeReplica" in " ".join(process.info["cmdline"] or ())
-    ]
+def heard_while(service: Service, happens: Callable[[], None]) -> list[bytes | None]:
+    """What NUM_STREAMS clients hear; something happens once all have begun."""
+    begun = Barrier(NUM_STREAMS + 1)
+    with ThreadPoolExecutor(NUM_STREAMS) as pool:
+        streams = [pool.submit(service.stream, begun) for _ in range(NUM_STREAMS)]
+        begun.wait(PATIENCE)
+        happens()
+        return [stream.result(PATIENCE) for stream in streams]
+
+
+def kill_a_replica() -> None:
+    found = processes_of("ServeReplica")
+    assert len(found) == 2
+    os.kill(found[0].pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -149,14 +154,7 @@ def test_streamed_audio_is_the_whole_audio(service: Service) -> None:
 @pytest.mark.slow
 @pytest.mark.processes
 def test_a_killed_replica_is_an_error_for_its_clients_alone(service: Service) -> None:
-    begun = Barrier(NUM_STREAMS + 1)
-    with ThreadPoolExecutor(NUM_STREAMS) as pool:
-        streams = [pool.submit(service.stream, begun) for _ in range(NUM_STREAMS)]
-        begun.wait(PATIENCE)
-        found = replicas()
-        assert len(found) == 2
-        os.kill(found[0].pid, signal.SIGKILL)
-        heard = [stream.result(PATIENCE) for stream in streams]
+    heard = heard_while(service, kill_a_replica)
     broken = [audio for audio in heard if audio is None]
     whole = [audio for audio in heard if audio is not None]
     assert 0 < len(broken) < NUM_STREAMS
@@ -170,11 +168,6 @@ def test_replicas_that_leave_lose_no_stream(service: Service) -> None:
     """The last test: all of them leave, as one does when there is less to do."""
     from ray import serve
 
-    begun = Barrier(NUM_STREAMS + 1)
-    with ThreadPoolExecutor(NUM_STREAMS) as pool:
-        streams = [pool.submit(service.stream, begun) for _ in range(NUM_STREAMS)]
-        begun.wait(PATIENCE)
-        serve.delete("default")
-        found = [stream.result(PATIENCE) for stream in streams]
+    found = heard_while(service, lambda: serve.delete("default"))
     assert len(found[0] or b"") == 2 * SAMPLES_PER_FRAME * LONG and are_alike(found)
     assert service.post().status == 404
