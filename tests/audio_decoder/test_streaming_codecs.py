@@ -21,6 +21,12 @@ from vllm.unison.audio_decoder.windows import frames_needed
 from vllm.unison.codecs import Codec, load_codec
 from vllm.unison.codecs.channels import ChannelCodec
 from vllm.unison.codecs.receptive_field import Context
+from vllm.unison.codecs.source_filter_decoder import SourceFilterConfig
+from vllm.unison.codecs.spectral_codec import (
+    SpectralCodec,
+    SpectralCodecConfig,
+    SpectralCodecModel,
+)
 from vllm.unison.packaged_model import packaged_model
 from vllm.unison.testing.random_codec import write_random_codec
 
@@ -41,11 +47,28 @@ KINDS: dict[str, dict[str, Any]] = {
 STEREO = ("encodec, looking ahead, stereo", "mimi, stereo", "dac, stereo")
 
 
+def source_and_filter() -> Codec:
+    """A spectral codec whose decoder filters a voice's source, with random weights."""
+    torch.manual_seed(5)
+    parts = SourceFilterConfig(pitch_size=16)
+    config = SpectralCodecConfig(hidden_size=32, intermediate_size=64, source_filter=parts)
+    model = SpectralCodecModel(config)
+    for weight in model.decoder.pitch.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    bins = parts.window_length // 2 + 1
+    with torch.no_grad():
+        # As loud as speech.
+        model.decoder.filters.bias[:bins] = -3
+        model.decoder.filters.bias[2 * bins :] = -4
+    return SpectralCodec(model)
+
+
 @pytest.fixture(scope="module")
 def get_codec(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Codec]:
     loaded: dict[str, Codec] = {
         "fourier": FourierCodec(),
         "packaged": load_codec(str(packaged_model() / "codec")),
+        "source and filter": source_and_filter(),
     }
 
     def get(name: str) -> Codec:
@@ -60,7 +83,7 @@ def get_codec(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Codec
     return get
 
 
-@pytest.fixture(params=[*KINDS, *STEREO, "fourier", "packaged"])
+@pytest.fixture(params=[*KINDS, *STEREO, "fourier", "packaged", "source and filter"])
 def codec(request: pytest.FixtureRequest, get_codec: Callable[[str], Codec]) -> Codec:
     return get_codec(request.param)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The spectral codec: its parts against independent computations, and its file format."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import scipy.signal
 import torch
 
 from vllm.unison.codecs import load_codec
+from vllm.unison.codecs.overlap_add import overlap_add
+from vllm.unison.codecs.source_filter_decoder import SourceFilterConfig, SourceFilterDecoder
 from vllm.unison.codecs.spectral_codec import (
     SpectralCodec,
     SpectralCodecConfig,
     SpectralCodecModel,
     mel_filters,
 )
+from vllm.unison.codecs.stages import WindowStage
 
 SMALL = SpectralCodecConfig(
     hidden_size=16,
@@ -26,6 +30,8 @@ SMALL = SpectralCodecConfig(
     codebook_size=32,
     codebook_size_semantic=11,
 )
+VOICED = replace(SMALL, source_filter=SourceFilterConfig(lookahead=(1, 0), pitch_size=8))
+BOTH = pytest.mark.parametrize("config", [SMALL, VOICED], ids=["spectra", "source"])
 
 
 def model(seed: int, config: SpectralCodecConfig = SMALL) -> SpectralCodecModel:
@@ -36,8 +42,9 @@ def model(seed: int, config: SpectralCodecConfig = SMALL) -> SpectralCodecModel:
     return made
 
 
-def test_lengths_and_alignment() -> None:
-    codec = SpectralCodec(model(1))
+@BOTH
+def test_lengths_and_alignment(config: SpectralCodecConfig) -> None:
+    codec = SpectralCodec(model(1, config))
     for num_samples in (1, 639, 640, 641, 6400):
         codes = codec.encode(0.1 * torch.randn(num_samples))
         assert codes.shape == (-(-num_samples // 640), 4)
@@ -61,7 +68,9 @@ def test_inverse_transform_restores_spectra_of_real_samples() -> None:
         np.fft.rfft(window * padded[start : start + config.window_length])
         for start in range(0, len(samples), config.hop_length)
     ]
-    restored = model(3).decoder._overlap_add(torch.from_numpy(np.array(spectra))[None])
+    restored = overlap_add(
+        torch.from_numpy(np.array(spectra))[None], config.hop_length, torch.from_numpy(window)
+    )
     np.testing.assert_allclose(restored[0].numpy(), samples, atol=1e-5)
 
 
@@ -108,6 +117,7 @@ def test_samples_depend_on_the_stated_context_only() -> None:
     """Changing a frame changes samples as far as the context says, and no further."""
     codec = SpectralCodec(model(12))
     context = codec.decoder_context()
+    assert context is not None
     codes = torch.randint(0, 11, (60, 4))
     changed = codes.clone()
     changed[30] = (codes[30] + 1) % 11
@@ -117,17 +127,58 @@ def test_samples_depend_on_the_stated_context_only() -> None:
     )
 
 
+def test_what_a_source_is_filtered_with_depends_on_the_stated_context_only() -> None:
+    codec = SpectralCodec(model(13, VOICED))
+    assert codec.decoder_context() is None
+    stages = codec.decoder_stages()
+    assert stages is not None
+    planning, _, filtering = stages
+    assert isinstance(planning, WindowStage) and isinstance(filtering, WindowStage)
+    codes = torch.randint(0, 11, (1, 60, 4))
+    changed = codes.clone()
+    changed[0, 30] = (codes[0, 30] + 1) % 11
+    source = torch.randn(1, 60, 2 * 640 + 2 * 16)
+    other = source.clone()
+    other[0, 30] += 1
+    for stage, inputs, others in ((planning, codes, changed), (filtering, source, other)):
+        differ = (stage.apply(inputs) != stage.apply(others))[0].any(-1).nonzero().flatten()
+        context = stage.context
+        assert differ.min() == 30 - context.right and differ.max() == 30 + context.left
+
+
+def test_a_source_is_where_its_decoder_is() -> None:
+    decoder = model(15, VOICED).to("meta").decoder
+    assert isinstance(decoder, SourceFilterDecoder)
+    made, _ = decoder.source().step(torch.zeros(1, 3, 4 + 2, device="meta"), [None])
+    assert made.shape == (1, 3, 2 * 640 + 2) and made.device.type == "meta"
+
+
+def test_a_pitch_does_not_depend_on_its_neighbours_in_a_batch() -> None:
+    network = model(14, VOICED).decoder.pitch.requires_grad_(False)
+    codes = torch.randint(0, 32, (7, 50, 4))
+    together = network(codes)
+    for row in range(7):
+        assert torch.equal(network(codes[row : row + 1])[0], together[row])
+    context = network.context()
+    part = network(codes[:, 20 - context.left : 31 + context.right])
+    assert torch.equal(part[:, context.left : context.left + 11], together[:, 20:31])
+    assert 50 <= float(together.min()) < float(together.max()) <= 600
+    assert torch.equal(together * 1024, (together * 1024).round())
+
+
+@BOTH
 @pytest.mark.parametrize("used", [1, 2, 4])
-def test_first_codebooks_alone(used: int) -> None:
+def test_first_codebooks_alone(used: int, config: SpectralCodecConfig) -> None:
     samples = 0.1 * torch.randn(6400)
-    whole = SpectralCodec(model(6))
-    part = SpectralCodec(model(6), num_codebooks=used)
+    whole = SpectralCodec(model(6, config))
+    part = SpectralCodec(model(6, config), num_codebooks=used)
     assert torch.equal(part.encode(samples), whole.encode(samples)[:, :used])
     assert part.decode(part.encode(samples)).shape == (6400,)
 
 
-def test_written_and_loaded_by_the_registry(tmp_path: Path) -> None:
-    saved = model(7)
+@BOTH
+def test_written_and_loaded_by_the_registry(tmp_path: Path, config: SpectralCodecConfig) -> None:
+    saved = model(7, config)
     saved.save(tmp_path)
     codec = load_codec(str(tmp_path))
     assert isinstance(codec, SpectralCodec)
@@ -137,15 +188,19 @@ def test_written_and_loaded_by_the_registry(tmp_path: Path) -> None:
     assert torch.equal(codec.decode(codes), SpectralCodec(saved).decode(codes))
 
 
-def test_half_precision_file_is_computed_in_float32(tmp_path: Path) -> None:
-    model(8).save(tmp_path, torch.float16)
+@BOTH
+def test_half_precision_file_is_computed_in_float32(
+    tmp_path: Path, config: SpectralCodecConfig
+) -> None:
+    model(8, config).save(tmp_path, torch.float16)
     codec = load_codec(str(tmp_path))
     assert isinstance(codec, SpectralCodec)
     assert {p.dtype for p in codec.model.parameters()} == {torch.float32}
 
 
-def test_bfloat16_computation_stays_close(tmp_path: Path) -> None:
-    model(9).save(tmp_path)
+@BOTH
+def test_bfloat16_computation_stays_close(tmp_path: Path, config: SpectralCodecConfig) -> None:
+    model(9, config).save(tmp_path)
     codes = torch.randint(0, 32, (20, 4))
     exact = load_codec(str(tmp_path)).decode(codes)
     rounded = load_codec(str(tmp_path), dtype=torch.bfloat16).decode(codes)
@@ -161,6 +216,9 @@ def test_bfloat16_computation_stays_close(tmp_path: Path) -> None:
         ({"decoder_lookahead": (7,)}, r"decoder_lookahead must lie in \[0, 6\]"),
         ({"window_length": 400}, "window_length must be at least 2"),
         ({"codebook_size_semantic": 999}, r"codebook_size_semantic must be in \[0, 512\]"),
+        ({"source_filter": {"hop_length": 150, "window_length": 600}}, "must divide 320, got 150"),
+        ({"source_filter": {"window_length": 200}}, "window_length must be at least 2"),
+        ({"source_filter": {"lookahead": (9,)}}, r"source_filter.lookahead must lie in \[0, 6\]"),
     ],
 )
 def test_wrong_sizes_are_refused(change: dict[str, Any], message: str) -> None:

@@ -22,12 +22,16 @@ from torch import nn
 from torch.nn import functional
 
 from vllm.unison.codecs.base import Codec
+from vllm.unison.codecs.convnext import ConvNeXtBlock
+from vllm.unison.codecs.overlap_add import overlap_add
 from vllm.unison.codecs.receptive_field import (
     Context,
     Convolution,
     TransposedConvolution,
     receptive_field,
 )
+from vllm.unison.codecs.source_filter_decoder import SourceFilterConfig, SourceFilterDecoder
+from vllm.unison.codecs.stages import DecoderStage, WindowStage
 
 MODEL_TYPE = "spectral_codec"
 _LOWEST_POWER = 1e-5
@@ -54,6 +58,7 @@ class SpectralCodecConfig:
         codebook_size: codes per book.
         codebook_size_semantic: codes of book 0 that are used if it is semantic; 0 if it is not.
         codebook_dimension: dimensions of the lookup.
+        source_filter: of a decoder that filters a voice's source; None for one that writes spectra.
     """
 
     sample_rate: int = 16000
@@ -70,6 +75,7 @@ class SpectralCodecConfig:
     codebook_size: int = 512
     codebook_size_semantic: int = 0
     codebook_dimension: int = 8
+    source_filter: SourceFilterConfig | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder_layers", tuple(self.encoder_layers))
@@ -85,6 +91,10 @@ class SpectralCodecConfig:
             raise ValueError(f"decoder_lookahead must lie in [0, {self.kernel_size - 1}]")
         if not 0 <= self.codebook_size_semantic <= self.codebook_size:
             raise ValueError(f"codebook_size_semantic must be in [0, {self.codebook_size}]")
+        if isinstance(self.source_filter, dict):
+            object.__setattr__(self, "source_filter", SourceFilterConfig(**self.source_filter))
+        if self.source_filter is not None:
+            self.source_filter.check_beside(self.hop_length, self.kernel_size)
 
     @property
     def samples_per_frame(self) -> int:
@@ -104,35 +114,6 @@ _POSITIVE = (
     "codebook_size",
     "codebook_dimension",
 )
-
-
-class ConvNeXtBlock(nn.Module):
-    """Depthwise convolution over time, then a two-layer perceptron per step, added to the input.
-
-    Args:
-        channels: of input and output.
-        intermediate: inside the perceptron.
-        kernel_size: steps that the convolution covers.
-        lookahead: how many of them lie ahead.
-        scale: initial factor on what the block adds.
-    """
-
-    def __init__(
-        self, channels: int, intermediate: int, kernel_size: int, lookahead: int, scale: float
-    ) -> None:
-        super().__init__()
-        self._padding = (kernel_size - 1 - lookahead, lookahead)
-        self.mix = nn.Conv1d(channels, channels, kernel_size, groups=channels)
-        self.norm = nn.LayerNorm(channels)
-        self.expand = nn.Linear(channels, intermediate)
-        self.contract = nn.Linear(intermediate, channels)
-        self.scale = nn.Parameter(torch.full((channels,), scale))
-
-    def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """[batch, steps, channels] to the same."""
-        padded = functional.pad(values.transpose(1, 2), self._padding)
-        mixed = self.norm(self.mix(padded).transpose(1, 2))
-        return values + self.scale * self.contract(functional.gelu(self.expand(mixed)))
 
 
 class Encoder(nn.Module):
@@ -278,22 +259,8 @@ class Decoder(nn.Module):
         values = self.norm(self.blocks(self.expand(latents).reshape(batch, steps, hidden)))
         magnitude, phase = self.spectrum(values).float().chunk(2, dim=-1)
         magnitude = magnitude.clamp_max(_HIGHEST_LOG_MAGNITUDE).exp()
-        return self._overlap_add(torch.polar(magnitude, phase))
-
-    def _overlap_add(self, spectrum: torch.Tensor) -> torch.Tensor:
-        config = self._config
-        length, hop = config.window_length, config.hop_length
-        pieces = torch.fft.irfft(spectrum, length) * self.window
-        steps = pieces.shape[1]
-        total = (steps - 1) * hop + length
-
-        def fold(values: torch.Tensor) -> torch.Tensor:
-            return functional.fold(values, (1, total), (1, length), stride=(1, hop))[:, 0, 0]
-
-        weight = fold(self.window.square().expand(1, steps, length).transpose(1, 2))
-        margin = (length - hop) // 2
-        inside = slice(margin, total - margin)
-        return fold(pieces.transpose(1, 2))[:, inside] / weight[:, inside].clamp_min(1e-3)
+        spectrum = torch.polar(magnitude, phase)
+        return overlap_add(spectrum, self._config.hop_length, self.window)
 
 
 class SpectralCodecModel(nn.Module):
@@ -308,7 +275,18 @@ class SpectralCodecModel(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.quantizer = ResidualQuantizer(config)
-        self.decoder = Decoder(config)
+        whole = config.source_filter is None
+        self.decoder: Decoder | SourceFilterDecoder
+        self.decoder = Decoder(config) if whole else SourceFilterDecoder(config)
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes [batch, frames, at most num_codebooks] to [batch, frames * samples_per_frame]."""
+        # The quantizer only adds up.
+        with torch.autocast(codes.device.type, enabled=False):
+            latents = self.quantizer.decode(codes)
+        if isinstance(self.decoder, SourceFilterDecoder):
+            return self.decoder(codes, latents)
+        return self.decoder(latents)
 
     def save(self, folder: Path, dtype: torch.dtype = torch.float32) -> None:
         """Write config.json and model.safetensors."""
@@ -390,9 +368,11 @@ class SpectralCodec(Codec):
         model = SpectralCodecModel.load(folder)
         return cls(model.to(device), num_codebooks, dtype)
 
-    def decoder_context(self) -> Context:
-        """The frames around a frame that its samples depend on."""
+    def decoder_context(self) -> Context | None:
+        """The frames around a frame that its samples depend on; None if a source goes on."""
         config = self.model.config
+        if config.source_filter is not None:
+            return None
         kernel = config.kernel_size
         convolutions = [
             Convolution(kernel, padding=kernel - 1 - ahead) for ahead in config.decoder_lookahead
@@ -403,6 +383,24 @@ class SpectralCodec(Codec):
             [*convolutions, transform], self.samples_per_frame, config.steps_per_frame
         )
 
+    def decoder_stages(self) -> tuple[DecoderStage, ...] | None:
+        """A stage that looks at a window; or that, the voice's source, and its filtering."""
+        decoder = self.model.decoder
+        if not isinstance(decoder, SourceFilterDecoder):
+            return super().decoder_stages()
+
+        def plan(codes: torch.Tensor) -> torch.Tensor:
+            latents = self.model.quantizer.decode(codes)
+            with torch.autocast(self.device.type, **self._autocast):
+                return decoder.plan(codes, latents)
+
+        def filtered(source: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(self.device.type, **self._autocast):
+                return decoder.filter(source)
+
+        planning, filtering = decoder.contexts()
+        return WindowStage(planning, plan), decoder.source(), WindowStage(filtering, filtered)
+
     def _encode(self, samples: torch.Tensor) -> torch.Tensor:
         missing = -samples.shape[0] % self.samples_per_frame
         padded = functional.pad(samples, (0, missing))[None]
@@ -412,9 +410,8 @@ class SpectralCodec(Codec):
         return codes[0, :, : self.num_codebooks]
 
     def _decode(self, codes: torch.Tensor) -> torch.Tensor:
-        latents = self.model.quantizer.decode(codes)
         with torch.autocast(self.device.type, **self._autocast):
-            return self.model.decoder(latents)
+            return self.model.decode(codes)
 
 
 def mel_filters(sample_rate: int, window_length: int, num_mels: int) -> torch.Tensor:
