@@ -30,6 +30,9 @@ SCRIPTS = Path(__file__).parent
 ENOUGH_SHARDS = 8
 """Shards of speech with which the language model begins."""
 
+PITCH_SHARDS = 16
+"""Shards of each voice whose pitch is found, and that the decoder learns from."""
+
 _PAUSE = 20.0
 """Seconds between looks at what runs, and before what failed is tried again."""
 
@@ -147,8 +150,8 @@ def jobs_of(
     Args:
         folder: of the training.
         hours: of speech.
-        codec_steps, decoder_steps, steps: of the codec's training, of its decoder's against a
-            discriminator, and of the language model's.
+        codec_steps, decoder_steps, steps: of the codec's training, of its decoder's after that,
+            and of the language model's.
     """
 
     def python(script: str, *arguments: object) -> list[str]:
@@ -168,6 +171,9 @@ def jobs_of(
 
     def speech_is_complete() -> bool:
         return have("speech", held_out, ".jsonl") and seconds_of(folder) >= hours * 3600
+
+    def with_pitch() -> list[str]:
+        return [name for voice in VOICES for name in shards(voice)[:PITCH_SHARDS]]
 
     def codec_is_complete() -> bool:
         return (folder / "codec" / "config.json").exists()
@@ -192,7 +198,21 @@ def jobs_of(
             lambda: codec_is_complete() and have("speech", held_out, ".jsonl"),
             lambda: not have("codes", [*held_out, *spoken()], ".npz"),
         ),
-        Job("decoder", python("refine_decoder.py", "--steps", decoder_steps), codec_is_complete),
+        Job(
+            "pitch",
+            python("pitch.py", "--shards", PITCH_SHARDS),
+            lambda: all(shards(voice) for voice in VOICES),
+            lambda: not have("pitch", with_pitch(), ".npz"),
+        ),
+        Job(
+            "decoder",
+            python("train_decoder.py", "--steps", decoder_steps),
+            lambda: (
+                all(shards(voice) for voice in VOICES)
+                and have("codes", with_pitch(), ".npz")
+                and have("pitch", with_pitch(), ".npz")
+            ),
+        ),
         Job(
             "language_model",
             learn,
@@ -208,7 +228,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
     parser.add_argument("--hours", type=float, default=40.0, help="of speech to learn from")
     parser.add_argument("--codec-steps", type=int, default=8000)
-    parser.add_argument("--decoder-steps", type=int, default=6000)
+    parser.add_argument("--decoder-steps", type=int, default=4000)
     parser.add_argument("--language-model-steps", type=int, default=60000)
     options = parser.parse_args()
     folder: Path = options.folder

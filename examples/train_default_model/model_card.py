@@ -30,8 +30,8 @@ class Training:
     Attributes:
         hours: of speech, by voice.
         sentences: of training, by their source.
-        codec_steps, decoder_steps, steps: of the codec's training, of its decoder's against a
-            discriminator, and of the language model's.
+        codec_steps, decoder_steps, steps: of the codec's training, of the decoder's that filters a
+            source, and of the language model's.
         parameters: of the language model.
         layers, width: of the language model.
         codec_parameters: of the codec.
@@ -176,10 +176,12 @@ def _what_it_is(training: Training) -> list[str]:
 def _training(training: Training) -> list[str]:
     hours = {name: f"`{name}`, {value:.1f} hours" for name, value in training.hours.items()}
     sentences = {name: f"{count:,}" for name, count in training.sentences.items()}
+    decoder = ""
+    if training.decoder_steps:
+        decoder = f"the decoder that filters a source for {training.decoder_steps:,} on its codes, "
     steps = (
-        f"The codec was trained for {training.codec_steps:,} steps, its decoder alone for "
-        f"{training.decoder_steps:,} more against a discriminator, the language model for "
-        f"{training.steps:,}."
+        f"The codec was trained for {training.codec_steps:,} steps, {decoder}the language model "
+        f"for {training.steps:,}."
     )
     return [
         "## Training",

@@ -109,6 +109,10 @@ class PackedUtterances:
         }
         self.all = self._sets["train"]
 
+    def draw(self, rng: np.random.Generator) -> Encoded:
+        """Any of them."""
+        return self.all[int(rng.integers(len(self.all)))]
+
     def look_for_more(self) -> None:
         """There are none."""
 

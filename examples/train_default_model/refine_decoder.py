@@ -24,6 +24,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from train_codec import CHECKPOINT_SECONDS, ClipBatches, MelDistance
+from train_decoder import voiced
 
 from vllm.unison.codecs.spectral_codec import SpectralCodecModel
 
@@ -40,7 +41,7 @@ CURVES = ["mel", "feature", "adversarial", "discriminator"]
 def refined(folder: Path) -> Path:
     """The codec of a training with its best decoder so far."""
     best = folder / "refined_codec"
-    return best if (best / "config.json").exists() else folder / "codec"
+    return best if (best / "config.json").exists() else voiced(folder)
 
 
 def refine_decoder(
@@ -49,7 +50,7 @@ def refine_decoder(
     """Train, or go on where an interrupted run stopped.
 
     Args:
-        folder: of the training, with a complete ``codec``.
+        folder: of the training, with a complete ``codec``, and ``voiced_codec`` if it is wanted.
         steps: of BATCH clips, times the scale; the learning rate ends with them.
         place: where to compute.
         seed: of everything random.
@@ -57,7 +58,7 @@ def refine_decoder(
     """
     torch.manual_seed(seed)
     device = torch.device(place.device)
-    codec = SpectralCodecModel.load(folder / "codec").to(device).requires_grad_(False)
+    codec = SpectralCodecModel.load(voiced(folder)).to(device).requires_grad_(False)
     decoder = codec.decoder.requires_grad_(True)
     judge = Discriminator().to(device)
     learn = torch.optim.AdamW(decoder.parameters(), DECODER_RATE, (0.8, 0.99), fused=True)
@@ -89,9 +90,9 @@ def refine_decoder(
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
             latents = codec.encoder(heard)
         with torch.no_grad():
-            vectors = codec.quantizer.decode(codec.quantizer.encode(latents.float()))
+            codes = codec.quantizer.encode(latents.float())
         with torch.autocast(device.type, torch.bfloat16):
-            decoded = decoder(vectors)
+            decoded = codec.decode(codes)
             shown = {"discriminator": discriminator_loss(judge(clean), judge(decoded.detach()))}
         learn_to_judge.zero_grad(set_to_none=True)
         shown["discriminator"].backward()

@@ -138,7 +138,7 @@ def training_of(folder: Path, checkpoint: Path, took: str) -> Training:
         hours=hours,
         sentences=dict(Counter(line.split("\t", 1)[0] for line in lines).most_common()),
         codec_steps=_last_step(folder / "codec_loss.jsonl"),
-        decoder_steps=_last_step(folder / "decoder_loss.jsonl"),
+        decoder_steps=_last_step(folder / "voiced_decoder_loss.jsonl"),
         steps=step_of(checkpoint),
         parameters=_parameters(checkpoint / "model.safetensors"),
         layers=config["backbone_config"]["num_hidden_layers"],

@@ -20,12 +20,14 @@ from pathlib import Path
 import torch
 from encode import encode
 from export import export
+from pitch import find_pitch
 from place import add_arguments, place_of
 from progress import replace_text
 from refine_decoder import refine_decoder
 from synthesize import synthesize
 from texts import write_texts
 from train_codec import train_codec
+from train_decoder import train_decoder
 from train_language_model import train_language_model
 
 
@@ -60,7 +62,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
     parser.add_argument("--hours", type=float, default=40.0, help="of speech to learn from")
     parser.add_argument("--codec-steps", type=int, default=8000)
-    parser.add_argument("--decoder-steps", type=int, default=6000, help="against a discriminator")
+    parser.add_argument("--pitch-shards", type=int, default=16, help="of each voice, at most")
+    parser.add_argument("--decoder-steps", type=int, default=4000)
+    parser.add_argument("--refining-steps", type=int, default=0, help="against a discriminator")
     parser.add_argument("--language-model-steps", type=int, default=60000)
     parser.add_argument("--language-model-seconds", type=float, default=math.inf)
     parser.add_argument("--processes", type=int, default=2, help="that speak")
@@ -73,8 +77,10 @@ def main() -> None:
     watch.run("texts", lambda: write_texts(folder / "texts"))
     watch.run("speech", lambda: synthesize(folder, options.hours, options.processes))
     watch.run("codec", lambda: train_codec(folder, options.codec_steps, place))
-    watch.run("decoder", lambda: refine_decoder(folder, options.decoder_steps, place))
     watch.run("codes", lambda: encode(folder, place))
+    watch.run("pitch", lambda: find_pitch(folder, options.pitch_shards))
+    watch.run("decoder", lambda: train_decoder(folder, options.decoder_steps, place))
+    watch.run("refining", lambda: refine_decoder(folder, options.refining_steps, place))
     watch.run(
         "language model",
         lambda: train_language_model(

@@ -28,6 +28,7 @@ from pack import PackedUtterances
 from phones import PAUSE, phone_index
 from place import CPU, Place, add_arguments, place_of
 from progress import LossLog, save_atomically
+from sketches import Sketches
 from synthesize import HELD_OUT_SETS, VOICES
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -63,10 +64,15 @@ VALIDATION_SECONDS, VALIDATION_STEPS = 900, 100
 """Both have passed since the last validation: on a busy machine it would take all the time."""
 
 
+SKETCHED = 0.35
+"""Part of the examples that are of sentences that nobody spoke."""
+
+
 class Corpus(Protocol):
     """Utterances to learn from, and those that are kept from it."""
 
-    all: list[Encoded]
+    def draw(self, rng: np.random.Generator) -> Encoded:
+        """One to learn from."""
 
     def look_for_more(self) -> None:
         """Add those that were made meanwhile."""
@@ -89,8 +95,23 @@ class Utterances:
         self._aligner = make_aligner(folder)
         self._shards: dict[str, list[Encoded]] = {}
         self._sketched: set[str] = set()
+        self._sketches = self._make_sketches()
         self.all: list[Encoded] = []
         self.look_for_more()
+
+    def draw(self, rng: np.random.Generator) -> Encoded:
+        """An utterance, or a sketch of what nobody said."""
+        if self._sketches is not None and rng.random() < SKETCHED:
+            return self._sketches.draw(rng)
+        return self.all[int(rng.integers(len(self.all)))]
+
+    def _make_sketches(self) -> Sketches | None:
+        if not (self._folder / "texts" / "train.txt").exists():
+            return None
+        # Who says the phones is a teacher's package.
+        from teachers import pronounce
+
+        return Sketches(self._folder, self._aligner, pronounce())
 
     def look_for_more(self) -> None:
         """Read shards that were spoken meanwhile, and codes of those that were sketches."""
@@ -173,7 +194,7 @@ def example(utterance: Encoded, rng: np.random.Generator) -> Example:
         if rng.random() < CONDITION_DROPOUT:
             return layout.speech_example(utterance.codes, [], None)
         return speech_example(utterance, rng.random() >= OPEN_VOICE)
-    if task < SPEECH + TRANSCRIPTION or not speaks:
+    if task < SPEECH + TRANSCRIPTION or not speaks or (utterance.codes[:, 1] < 0).all():
         return transcription_example(utterance, rng.random() < HEARD, rng)
     count = len(utterance.codes)
     return layout.continuation_example(utterance.codes, int(rng.integers(count // 4, count - 4)))
@@ -202,8 +223,8 @@ def collate(examples: list[Example]) -> Batch:
 def batches(data: Corpus, rng: np.random.Generator, positions: int) -> Iterator[Batch]:
     """Endless batches of about so many positions, of examples of like length."""
     while True:
-        chosen = rng.integers(len(data.all), size=max(1024, positions // 6))
-        pending = [example(data.all[int(i)], rng) for i in chosen]
+        count = max(1024, positions // 6)
+        pending = [example(data.draw(rng), rng) for _ in range(count)]
         pending = sorted(
             (item for item in pending if len(item.steps) <= LONGEST), key=lambda e: len(e.steps)
         )

@@ -112,12 +112,12 @@ def test_stages_follow_from_the_files_that_there_are(tmp_path: Path):
             for suffix in ("jsonl", "int16")
         )
     )
-    assert ready() == {"speech", "codec"}
+    assert ready() == {"speech", "codec", "pitch"}
     assert not stages["speech"].wanted()
     make(*(f"speech/heart/{i:05d}.jsonl" for i in range(1, 6)))
-    assert ready() == {"speech", "codec", "language_model"}
+    assert ready() == {"speech", "codec", "pitch", "language_model"}
     make("codec/config.json")
-    assert ready() == {"speech", "codec", "language_model", "codes", "decoder"}
+    assert ready() == {"speech", "codec", "pitch", "language_model", "codes"}
     assert not stages["codec"].wanted() and stages["codes"].wanted()
     make(
         *(
@@ -131,3 +131,9 @@ def test_stages_follow_from_the_files_that_there_are(tmp_path: Path):
     assert stages["codes"].wanted()
     make("codes/heart/00005.npz")
     assert not stages["codes"].wanted()
+    assert stages["pitch"].wanted()
+    make(*(f"pitch/{voice}/00000.npz" for voice in ("joe", "many")))
+    make(*(f"pitch/heart/{i:05d}.npz" for i in range(5)))
+    assert "decoder" not in ready() and stages["pitch"].wanted()
+    make("pitch/heart/00005.npz")
+    assert "decoder" in ready() and not stages["pitch"].wanted()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -13,14 +14,17 @@ import torch
 from safetensors.torch import load_file
 
 from tests.default_model.training_modules import training_modules
+from vllm.unison.codecs.spectral_codec import SpectralCodec
 
-corpus, codec, decoder, discriminator, encode, place, training = training_modules(
+corpus, codec, decoder, discriminator, encode, pitch, place, voiced, training = training_modules(
     "corpus",
     "train_codec",
     "refine_decoder",
     "discriminator",
     "encode",
+    "pitch",
     "place",
+    "train_decoder",
     "train_language_model",
 )
 
@@ -108,6 +112,86 @@ def test_a_decoder_is_refined_and_the_codes_stay(trained, monkeypatch):
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if name.startswith("decoder.")}
+
+
+def test_a_decoder_learns_to_filter_a_source_and_the_codes_stay(trained, monkeypatch):
+    monkeypatch.setattr(voiced, "BATCH", 2)
+    monkeypatch.setattr(voiced, "FRAMES", 20)
+    monkeypatch.setattr(voiced, "PITCH_STEPS", 3)
+    encode.encode(trained)
+    pitch.find_pitch(trained, shards=1)
+    assert voiced.voiced(trained) == trained / "codec"
+    voiced.train_decoder(trained, 100, seconds=1e-9)
+    voiced.train_decoder(trained, 2, place.Place(workers=1))
+    assert torch.load(trained / "voiced_decoder_checkpoint.pt")["step"] == 2
+    lines = (trained / "voiced_decoder_loss.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1]
+    assert voiced.voiced(trained) == trained / "voiced_codec"
+    made = SpectralCodec.from_pretrained(str(trained / "voiced_codec"))
+    assert made.model.config.source_filter is not None
+    samples = torch.randn(16000)
+    codes = SpectralCodec.from_pretrained(str(trained / "codec")).encode(samples)
+    assert torch.equal(made.encode(samples), codes)
+    assert made.decode(codes).isfinite().all()
+    # One that filters a source is refined like another.
+    monkeypatch.setattr(decoder, "BATCH", 2)
+    for left in ("decoder_checkpoint.pt", "decoder_loss.jsonl"):
+        (trained / left).unlink(missing_ok=True)
+    decoder.refine_decoder(trained, 1)
+    refined = SpectralCodec.from_pretrained(str(trained / "refined_codec"))
+    assert refined.model.config == made.model.config
+    shutil.rmtree(trained / "voiced_codec")
+
+
+def test_parts_of_utterances_are_frames_samples_and_pitches_of_one_time(trained, monkeypatch):
+    monkeypatch.setattr(voiced, "FRAMES", 20)
+    encode.encode(trained)
+    pitch.find_pitch(trained, shards=1)
+    samples, (codes, hertz, heard) = next(iter(voiced.Parts(voiced.read_known(trained), [3], 4)))
+    assert codes.shape == (4, 20, 8) and samples.shape == (4, 20 * 640)
+    assert hertz.shape == heard.shape == (4, 80)
+    known = [
+        (item, shard.samples(i))
+        for voice in ("heart", "joe", "many")
+        for shard in [corpus.Shard(trained / "speech" / voice / "00000")]
+        for i, item in enumerate(
+            encode.read_encoded(
+                trained / "speech" / voice / "00000", trained / "codes" / voice / "00000.npz", voice
+            )
+        )
+    ]
+    for row in range(4):
+        found = [
+            (item, whole, start)
+            for item, whole in known
+            for start in range(len(item.codes) - 19)
+            if np.array_equal(item.codes[start : start + 20], codes[row])
+        ]
+        assert any(
+            np.array_equal(samples[row][: len(piece)], piece)
+            for _, whole, start in found
+            for piece in [whole[start * 640 : (start + 20) * 640]]
+        )
+
+
+@pytest.mark.parametrize("hertz", [71.0, 118.0, 240.0, 410.0])
+def test_the_pitch_of_a_voice_is_found(hertz):
+    """Pulses of a gliding pitch through a resonance, in noise, with silence around."""
+    rng = np.random.default_rng(int(hertz))
+    course = hertz * 2 ** (0.2 * np.linspace(-1, 1, 16000))
+    phase = np.cumsum(course / 16000)
+    pulses = (np.diff(np.floor(phase), prepend=0) > 0).astype(float)
+    times = np.arange(400) / 16000
+    voice = np.convolve(pulses, np.exp(-times * 400) * np.cos(2 * np.pi * 900 * times))[:16000]
+    samples = np.concatenate([np.zeros(8000), 0.2 * voice, np.zeros(8000)])
+    samples += 0.002 * rng.standard_normal(len(samples))
+    found, heard = pitch.track_pitch(samples.astype(np.float32), 16000, 160)
+    assert len(found) == len(heard) == 200
+    inside = slice(56, 144)
+    expected = course[(np.arange(200)[inside] + 1) * 160 - 8000]
+    assert heard[inside].mean() > 0.95 and heard[:45].mean() < 0.1
+    assert np.median(np.abs(np.log2(found[inside] / expected))) < 0.01
+    assert (np.abs(np.log2(found[inside] / expected)) < 0.05).mean() > 0.95
 
 
 def test_real_speech_is_told_from_decoded():
