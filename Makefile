@@ -47,7 +47,8 @@ $(VENV)/.overlay-linked: $(VENV)/.fork-installed $(shell find vllm -type d -not 
 	@$(bin)/python -m compileall -qq -j 0 build/development/vllm || true
 	@touch $@
 
-demo: sentence := please open blue door
+# What the demonstrations say; make demo sentence="..." says another.
+sentence := He was standing near the door.
 demo: build
 	@$(bin)/vllm speak "$(sentence)" --output demo.wav
 	@$(bin)/vllm transcribe demo.wav
@@ -58,7 +59,6 @@ wheel: $(VENV)/.torch-installed
 	@ls dist/*.whl
 
 # As somebody would who has the wheel alone: in a new environment, and outside of the repository.
-wheel-demo: sentence := please open blue door
 wheel-demo: wheel
 	@rm -rf build/wheel-demo
 	@$(PYTHON) -m venv build/wheel-demo

@@ -60,7 +60,7 @@ EARLY, LATE = 0.75, 1.25
 """Lengths, of the original's, at which an utterance stops too early or too late."""
 
 SAMPLES = {
-    "train": "The train leaves Leeds at half past nine.",
+    "door": "He was standing near the door.",
     "price": "That comes to forty two pounds, please.",
     "question": "Have you heard anything from your sister lately?",
     "weather": "Tomorrow it will rain in the north, and the south stays dry.",
@@ -449,7 +449,7 @@ def main() -> None:
         **evaluate(model, spoken, strangers, sorted(options.scales), clips, options.threads),
     }
     best = result["round_trip"]["guidance_scale"]
-    result["samples"] = make_samples(model, best, clips)
+    result["samples"] = make_samples(model, model.defaults["guidance_scale"], clips)
     print(json.dumps(result, indent=2))
     if options.output_json:
         options.output_json.parent.mkdir(parents=True, exist_ok=True)

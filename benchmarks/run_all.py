@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import numerics_report
+from benchmarks import default_model_report, numerics_report
 from benchmarks import report_plots as plots
 from benchmarks import report_tables as tables
 from benchmarks.report import (
@@ -58,10 +58,6 @@ are medians and bands are ranges."""
 
 def _count(value: float) -> str:
     return f"{value:g}"
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:.1f} points"
 
 
 SECTIONS = (
@@ -359,46 +355,16 @@ SECTIONS = (
         name="default_model",
         title="The default model",
         text="What the packaged model says and hears, on sentences held out from its training, "
-        "evaluated by a recognizer that knows nothing of it (pocketsphinx). Its "
-        "[page](default_model.md) says how it was made.",
+        "judged by models that know nothing of it. Its [page](default_model.md) says how it was "
+        "made.",
         script=(
-            "examples/train_default_model/version_1/evaluate.py",
+            "benchmarks/evaluate_default_model.py",
             *("--output-plot", f"{IMAGES}/default_model_guidance.png"),
             *("--output-spectrograms", f"{IMAGES}/default_model_spectrograms.png"),
         ),
         result="default_model.json",
-        body=tables.default_model,
-        targets=(
-            Target(
-                "word errors after the codec above the originals'",
-                0.05,
-                True,
-                tables.codec_errors,
-                _points,
-            ),
-            Target(
-                "word errors of speech at the best scale above the originals'",
-                0.1,
-                True,
-                tables.speech_errors,
-                _points,
-            ),
-            Target(
-                "distance of speech's length from the originals'",
-                0.2,
-                True,
-                tables.duration_errors,
-                percent,
-            ),
-            Target("utterances that do not stop by themselves", 0, True, tables.runaways, _count),
-            Target(
-                "word errors of recognition, known voices",
-                0.1,
-                True,
-                tables.recognition_errors,
-                percent,
-            ),
-        ),
+        body=default_model_report.body,
+        targets=default_model_report.TARGETS,
     ),
 )
 

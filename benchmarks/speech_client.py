@@ -14,16 +14,16 @@ from typing import Any, Protocol, TypeVar
 import httpx
 
 SENTENCES = (
-    "please open green door",
-    "record message",
-    "repeat seven three nine tomorrow morning",
-    "play music louder tonight",
-    "start left",
-    "stop",
-    "find silver table yellow window kitchen",
-    "number eight hundred forty two november thirty",
+    "Stop!",
+    "Call me again.",
+    "There is no milk left.",
+    "Please open the green door.",
+    "Nobody knew where the money had gone.",
+    "The train leaves Leeds at half past nine.",
+    "The old man walked slowly along the river.",
+    "Tomorrow it will rain in the north of the country.",
 )
-"""Of one to eight words that the default model knows."""
+"""Short and long ones."""
 BYTES_PER_SAMPLE = 2
 
 Answer = TypeVar("Answer", covariant=True)

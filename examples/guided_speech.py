@@ -16,7 +16,7 @@ from vllm import LLM, SamplingParams
 GUIDANCE: dict[str, dict[str, Any]] = {
     "plain.wav": {},
     "guided.wav": {"guidance_scale": 1.5},
-    "negative.wav": {"guidance_scale": 1.5, "negative_prompt": "please open red door"},
+    "negative.wav": {"guidance_scale": 1.5, "negative_prompt": "The bus to York is late."},
 }
 
 
@@ -24,7 +24,7 @@ def main() -> None:
     llm = LLM("unison-default", enforce_eager=True)
     common: dict[str, Any] = {"temperature": 0.6, "top_k": 20, "seed": 1, "max_tokens": 500}
     params = [SamplingParams(**common, **guidance) for guidance in GUIDANCE.values()]
-    outputs = llm.generate(["please open blue door"] * len(params), params)
+    outputs = llm.generate(["He was standing near the door."] * len(params), params)
     for name, output in zip(GUIDANCE, outputs, strict=True):
         audio = output.outputs[0].audio
         assert audio is not None

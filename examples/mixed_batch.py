@@ -13,13 +13,16 @@ from vllm.inputs import TextPrompt
 
 def main() -> None:
     llm = LLM("unison-default", enforce_eager=True)
-    first = llm.generate("please open blue door")[0].outputs[0].audio
+    first = llm.generate("He was standing near the door.")[0].outputs[0].audio
     assert first is not None
     heard, said, again = llm.generate(
         [
             TextPrompt(prompt="", multi_modal_data={"audio": first}),
-            TextPrompt(prompt="seven november stop", mm_processor_kwargs={"voice": "slt"}),
-            TextPrompt(prompt="please open blue door"),
+            TextPrompt(
+                prompt="The horse was tired after the long day.",
+                mm_processor_kwargs={"voice": "joe"},
+            ),
+            TextPrompt(prompt="He was standing near the door."),
         ],
         [
             SamplingParams(temperature=0, max_tokens=100),
@@ -29,9 +32,8 @@ def main() -> None:
     )
     print(f"heard: {heard.outputs[0].text}")
     for output in (said, again):
-        audio = output.outputs[0].audio
-        assert audio is not None
-        print(f"said: {output.prompt}, {audio.seconds:.2f} s")
+        if audio := output.outputs[0].audio:
+            print(f"said: {output.prompt}, {audio.seconds:.2f} s")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 
     python examples/offline_speech.py
 
-writes door.wav and stop.wav. Without `SamplingParams` a request gets the model's own temperature,
-guidance scale and length for its task.
+writes door.wav and horse.wav. Without `SamplingParams` a request gets the model's own
+temperature, guidance scale and length for its task.
 """
 
 import soundfile
@@ -13,8 +13,8 @@ from vllm import LLM
 from vllm.inputs import TextPrompt
 
 SENTENCES = {
-    "door.wav": ("please open blue door", "rms"),
-    "stop.wav": ("seven november stop", "slt"),
+    "door.wav": ("He was standing near the door.", "heart"),
+    "horse.wav": ("The horse was tired after the long day.", "joe"),
 }
 
 

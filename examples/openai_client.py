@@ -18,8 +18,8 @@ def main(url: str) -> None:
     client = OpenAI(base_url=f"{url}/v1", api_key=os.environ.get("OPENAI_API_KEY", "none"))
     request = client.audio.speech.with_streaming_response.create(
         model="unison-default",
-        voice="rms",
-        input="please open blue door",
+        voice="heart",
+        input="He was standing near the door.",
         response_format="pcm",  # 16-bit samples: a player could have each piece at once
         extra_body={"guidance_scale": 1.5, "seed": 1},
     )

@@ -33,6 +33,7 @@ from synthesize import VOICES  # noqa: E402
 from texts import NearbySentences  # noqa: E402
 
 from benchmarks.default_model_report import missed, plot_learning  # noqa: E402
+from benchmarks.run_all import render  # noqa: E402
 
 EVALUATE = ROOT / "benchmarks" / "evaluate_default_model.py"
 MAX_BYTES = 45_000_000
@@ -224,6 +225,7 @@ def ship(folder: Path, checkpoint: Path, report: dict[str, Any], root: Path, too
     results.mkdir(parents=True, exist_ok=True)
     (results / "default_model.json").write_text(json.dumps(report, indent=2) + "\n")
     page.write_text(changed)
+    render(root)
 
 
 def main() -> None:

@@ -51,8 +51,8 @@ def report() -> dict[str, Any]:
             {
                 "name": "train",
                 "voice": "heart",
-                "text": "The train leaves Leeds at half past nine.",
-                "whisper": "The train leaves Leeds at half past nine.",
+                "text": "He was standing near the door.",
+                "whisper": "He was standing near the door.",
                 "model": "the train leaves Leeds at half past nine",
             }
         ],

@@ -11,17 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import benchmark_numerics as numerics
 from benchmarks.numerics_variant import PROCESSORS
 from benchmarks.transformers_speech_lm import TransformersSpeechLM
 from benchmarks.variant_process import VariantProcess
-from tests.default_model.training_modules import training_modules
 from vllm.unison.packaged_model import DEFAULT_MODEL, packaged_model
 
 ROOT = Path(__file__).parents[2]
-training_modules("layout")
-sys.path.append(str(ROOT / "examples" / "train_default_model" / "version_1"))
-
-from benchmarks import benchmark_numerics as numerics  # noqa: E402
 
 
 def test_sentences_are_compared_frame_by_frame():

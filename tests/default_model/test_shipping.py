@@ -67,6 +67,7 @@ def test_all_of_a_model_is_written(trained, root):
     assert sorted(files_of(root)) == [
         "benchmarks/results/default_model.json",
         "docs/audio/train.wav",
+        "docs/benchmarks.md",
         "docs/default_model.md",
         "docs/images/default_model_guidance.png",
         "docs/images/default_model_loss.png",
@@ -130,8 +131,8 @@ def test_too_much_is_refused_and_nothing_is_written(trained, root, monkeypatch, 
 def test_a_sentence_that_was_learned_is_refused(trained, root):
     before = files_of(root)
     with (trained / "texts" / "train.txt").open("a") as texts:
-        texts.write("everyday\tThe train leaves York at half past nine.\n")
-    with pytest.raises(ValueError, match="within two words of training's 'The train leaves York"):
+        texts.write("everyday\tHe was standing by the door.\n")
+    with pytest.raises(ValueError, match="within two words of training's 'He was standing by"):
         ship.ship(trained, trained / "unison-default", samples.report(), root, "")
     assert files_of(root) == before
 

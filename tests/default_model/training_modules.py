@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 FOLDER = Path(__file__).parents[2] / "examples" / "train_default_model"
-_NAMES = {file.stem for file in [*FOLDER.glob("*.py"), *FOLDER.glob("version_1/*.py")]}
+_NAMES = {file.stem for file in FOLDER.glob("*.py")}
 
 
 def training_modules(*names: str) -> list[ModuleType]:

@@ -51,7 +51,7 @@ def server(
 ) -> Iterator[Server]:
     """The server; every test leaves it serving."""
     folder = tmp_path_factory.mktemp("server")
-    voiced = ("--voice-alias", "alloy=rms", "--voices", str(voices))
+    voiced = ("--voice-alias", "alloy=joe", "--voices", str(voices))
     traced = ("--otlp-traces-endpoint", collector.address)
     with running_server(served_model, folder, *voiced, *traced) as running:
         yield running

@@ -33,7 +33,7 @@ MODEL_NAME = "speech"
 API_KEY = "a-secret"
 MAX_MODEL_LEN = 1024
 MAX_QUEUED = 12
-VOICES = {"slt": [6], "rms": [7, 8], "awb": [9]}
+VOICES = {"heart": [6], "joe": [7, 8], "kate": [9]}
 GUIDANCE_SCALE = 2.0
 DEFAULT_TOKENS = 12
 SAMPLE_RATE = 16000
@@ -67,7 +67,7 @@ def write_model(folder: Path) -> Path:
         more={
             "tasks": tasks,
             "voices": VOICES,
-            "default_voice": "slt",
+            "default_voice": "heart",
             "languages": ["en"],
             "generation_defaults": {
                 "text_to_speech": defaults,

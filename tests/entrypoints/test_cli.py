@@ -99,9 +99,9 @@ def test_a_file_s_name_says_its_format(local: list[str], tmp_path: Path) -> None
             assert soundfile.info(tmp_path / "speech.flac").frames == 20 * SAMPLES_PER_FRAME
         if suffix == ".raw":
             assert len(data) == 2 * 20 * SAMPLES_PER_FRAME
-    other = speak_to(tmp_path / "speech", *local, "--format", "flac", "--voice", "rms")
+    other = speak_to(tmp_path / "speech", *local, "--format", "flac", "--voice", "joe")
     assert other.startswith(b"fLaC")
-    assert other != speak_to(tmp_path / "other", *local, "--format", "flac", "--voice", "awb")
+    assert other != speak_to(tmp_path / "other", *local, "--format", "flac", "--voice", "kate")
 
 
 def test_standard_output_holds_the_audio_alone(
@@ -117,7 +117,7 @@ def test_standard_output_holds_the_audio_alone(
 def test_standard_input_becomes_one_file_the_same_from_both(
     local: list[str], remote: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options = ["--seed", "1", "--max-tokens", "20", "--voice", "rms"]
+    options = ["--seed", "1", "--max-tokens", "20", "--voice", "joe"]
     said = ["Hello there.", "What a day", "and a night"]
     files = []
     for name, place in (("here", local), ("there", remote)):
@@ -246,7 +246,7 @@ def test_errors_are_a_line(
         (["speak", "hi", "-o", out, "--ref-audio", str(text), *remote], "ref_audio must be a comp"),
         (["speak", "hi", "-o", out, "--ref-text", "hi", *local], "--ref-text must be given besid"),
         (
-            ["speak", "hi", "-o", out, "--ref-audio", str(text), "--voice", "slt", *local],
+            ["speak", "hi", "-o", out, "--ref-audio", str(text), "--voice", "heart", *local],
             "--voice does not go with --ref-audio",
         ),
         (["speak", "hi", "-o", out, "--voices", "none", *local], "No such file"),

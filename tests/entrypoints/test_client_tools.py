@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from tests.entrypoints.server import RECORDED, Server
+from tests.support.demonstration import SENTENCE
 from vllm.entrypoints.speech.encoding import encode_whole
 from vllm.unison.packaged_model import DEFAULT_MODEL
 
@@ -81,7 +82,8 @@ def vllm(
 def clip(packaged: Server) -> bytes:
     """A sentence of the model's own."""
     status, data = packaged.request(
-        "/v1/audio/speech", b'{"input": "please open blue door", "response_format": "pcm"}'
+        "/v1/audio/speech",
+        json.dumps({"input": SENTENCE, "response_format": "pcm"}).encode(),
     )
     assert status == 200
     samples = np.frombuffer(data, "<i2").astype(np.float32) / np.float32(32768)
@@ -106,7 +108,11 @@ def bench(
 
 
 def test_bench_serve_counts_speech(packaged: Server, tmp_path: Path) -> None:
-    lines = [{"prompt": "please open blue door"}, {"prompt": "stop"}, {"prompt": "one two three"}]
+    lines = [
+        {"prompt": SENTENCE},
+        {"prompt": "stop"},
+        {"prompt": "one two three"},
+    ]
     result = bench("openai-speech", "/v1/audio/speech", lines, packaged, tmp_path)
     assert (result["completed"], result["failed"]) == (3, 0)
     seconds = result["audio_seconds"]
@@ -130,7 +136,7 @@ def test_bench_serve_transcribes(packaged: Server, clip: bytes, tmp_path: Path) 
     lines = [{"prompt": "", "audio": str(tmp_path / "clip.wav")}] * 2
     result = bench("openai-audio", "/v1/audio/transcriptions", lines, packaged, tmp_path)
     assert (result["completed"], result["failed"]) == (2, 0), result["errors"]
-    assert result["generated_texts"] == ["please open blue door"] * 2
+    assert result["generated_texts"] == [SENTENCE] * 2
     assert all(4 <= length <= 12 for length in result["output_lens"])
     assert all(ttft > 0 for ttft in result["ttfts"]) and result["rtfx"] > 0
 
@@ -142,7 +148,7 @@ def test_bench_serve_chats_with_audio(packaged: Server, clip: bytes, tmp_path: P
     more = "--enable-multimodal-chat"
     result = bench("openai-chat", "/v1/chat/completions", lines, packaged, tmp_path, more)
     assert (result["completed"], result["failed"]) == (2, 0), result["errors"]
-    assert result["generated_texts"] == ["please open blue door"] * 2
+    assert result["generated_texts"] == [SENTENCE] * 2
 
 
 def test_bench_serve_tells_what_is_refused(packaged: Server, tmp_path: Path) -> None:
@@ -175,7 +181,10 @@ def test_run_batch_answers_on_four_routes(clip: bytes, tmp_path: Path) -> None:
     message = {"role": "user", "content": [audio]}
     url = f"data:audio/wav;base64,{data}"
     bodies: list[tuple[str, Any]] = [
-        ("audio/speech", {"input": "please open blue door", "voice": "rms"}),
+        (
+            "audio/speech",
+            {"input": SENTENCE, "voice": "joe"},
+        ),
         ("audio/speech", {"input": "stop", "response_format": "flac"}),
         ("audio/transcriptions", {"file_url": url, "model": DEFAULT_MODEL, "temperature": 0}),
         ("audio/transcriptions", {"file_url": url, "response_format": "text"}),
@@ -208,8 +217,8 @@ def test_run_batch_answers_on_four_routes(clip: bytes, tmp_path: Path) -> None:
     assert base64.b64decode(flac["data"]).startswith(b"fLaC")
     with wave.open(BytesIO(base64.b64decode(spoken["data"]))) as file:
         assert 0.5 < file.getnframes() / file.getframerate() < 10
-    assert heard["text"] == plain["text"] == "please open blue door"
-    assert chat["choices"][0]["message"]["content"] == "please open blue door"
+    assert heard["text"] == plain["text"] == SENTENCE
+    assert chat["choices"][0]["message"]["content"] == SENTENCE
     params = [a["error"]["error"]["param"] for a in answers[6:]]
     speech, rest = ["voice", "stream_format", "ref_audio"], ["file_url", "file_url", "url"]
     assert params == [*speech, *rest, "custom_id", None]

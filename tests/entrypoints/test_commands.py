@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.demonstration import SENTENCE
 from vllm.entrypoints.speech.encoding import encode_whole
 
 COMMAND = (sys.executable, "-m", "vllm.entrypoints.cli.main")
@@ -89,13 +90,16 @@ def test_a_command_imports_what_it_needs_alone(odd: str, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_command_prints_its_result_and_nothing_else(tmp_path: Path) -> None:
-    spoken = vllm("speak", "please open blue door", "-o", "door.wav", cwd=tmp_path)
+    spoken = vllm("speak", SENTENCE, "-o", "door.wav", cwd=tmp_path)
     assert (spoken.returncode, spoken.stdout, spoken.stderr) == (0, "wrote door.wav\n", "")
     with wave.open(str(tmp_path / "door.wav")) as file:
         assert file.getnframes() * 2 + 44 == (tmp_path / "door.wav").stat().st_size
         assert file.getnframes() > file.getframerate() // 2
     heard = vllm("transcribe", "door.wav", "-v", cwd=tmp_path)
-    assert (heard.returncode, heard.stdout) == (0, "please open blue door\n")
+    assert (heard.returncode, heard.stdout) == (
+        0,
+        f"{SENTENCE}\n",
+    )
     assert "INFO" in heard.stderr
 
 

@@ -12,6 +12,7 @@ import soundfile
 
 from tests.entrypoints.server import Server
 from tests.examples.snippets import ALL, ROOT, plain_environment
+from tests.support.demonstration import SENTENCE
 
 
 def run(command: list[str], folder: Path) -> str:
@@ -34,7 +35,7 @@ def test_the_readme_s_server_and_client(packaged: Server, tmp_path: Path) -> Non
     assert soundfile.info(tmp_path / "door.wav").frames >= 20 * 320
     (tmp_path / "door.wav").unlink()
     (tmp_path / "client.py").write_text(client, encoding="utf-8")
-    assert run([sys.executable, "client.py"], tmp_path) == "please open blue door\n"
+    assert run([sys.executable, "client.py"], tmp_path) == f"{SENTENCE}\n"
     shown = run([sys.executable, str(ROOT / "examples/openai_client.py"), url], tmp_path)
     assert len(shown.splitlines()) >= 2
-    assert shown.splitlines()[-1] == "heard: please open blue door"
+    assert shown.splitlines()[-1] == f"heard: {SENTENCE}"

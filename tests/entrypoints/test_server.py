@@ -51,7 +51,7 @@ pytestmark = pytest.mark.slow
 TEXT = "hello there"
 BLOCK_SIZE = ENGINE_OPTIONS["block_size"]
 RECORDING = base64.b64encode(recording()).decode()
-SPEECH: dict[str, Any] = {"model": MODEL_NAME, "input": TEXT, "voice": "rms"}
+SPEECH: dict[str, Any] = {"model": MODEL_NAME, "input": TEXT, "voice": "joe"}
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_the_voices_are_listed(server: Server) -> None:
     assert status == 200
     voices = json.loads(body)["data"]
     assert {voice["id"]: voice["default"] for voice in voices} == {
-        name: name == "slt" for name in (*VOICES, RECORDED, "alloy")
+        name: name == "heart" for name in (*VOICES, RECORDED, "alloy")
     }
     assert voices[-2] == {
         "id": RECORDED,
@@ -128,18 +128,18 @@ def test_the_voices_are_listed(server: Server) -> None:
         "default": False,
         "language": "en",
     }
-    assert voices[-1]["name"] == "rms"
+    assert voices[-1]["name"] == "joe"
 
 
 def test_speech_is_what_the_engine_makes(client: openai.OpenAI, offline: Offline) -> None:
     fields = {"seed": 5, "temperature": 0.9, "top_k": 20, "top_p": 0.95, "max_tokens": 40}
     pcm = speech(client, response_format="pcm", guidance_scale=3.0, **fields)
-    made = offline(voiced("rms"), guidance_scale=3.0, **fields)
+    made = offline(voiced("joe"), guidance_scale=3.0, **fields)
     assert len(made.audio.codes) == 40
     assert_same_audio(pcm, made.audio.samples)
     negative = speech(client, response_format="pcm", negative_prompt="no", **fields)
     guided = {"guidance_scale": GUIDANCE_SCALE, "negative_prompt": "no"}
-    assert_same_audio(negative, offline(voiced("rms"), **guided, **fields).audio.samples)
+    assert_same_audio(negative, offline(voiced("joe"), **guided, **fields).audio.samples)
     assert negative != pcm
 
 
@@ -204,7 +204,7 @@ def test_requests_share_the_rows_of_a_recording(client: openai.OpenAI, server: S
     [
         ({"ref_audio": "no base64!"}, "ref_audio", "must be base64"),
         ({"ref_audio": base64.b64encode(b"no audio").decode()}, "ref_audio", "audio file"),
-        ({"ref_audio": RECORDING, "voice": "rms"}, "ref_audio", "beside the name of a voice"),
+        ({"ref_audio": RECORDING, "voice": "joe"}, "ref_audio", "beside the name of a voice"),
         ({"ref_audio": RECORDING, "task": "speech_to_text"}, "task", "needs audio"),
         ({"ref_audio": RECORDING, "ref_text": "\n"}, "ref_text", "more than spaces"),
         ({"ref_text": SAID}, "ref_text", "beside ref_audio"),
@@ -225,11 +225,11 @@ def test_the_model_s_defaults_hold_for_what_is_left_out(
 ) -> None:
     pcm = speech(client, response_format="pcm", seed=1)
     defaults = {"guidance_scale": GUIDANCE_SCALE, "max_tokens": DEFAULT_TOKENS}
-    assert_same_audio(pcm, offline(voiced("rms"), seed=1, **defaults).audio.samples)
-    # "default" is the model's own, here "slt"; both ways to name a voice are one.
+    assert_same_audio(pcm, offline(voiced("joe"), seed=1, **defaults).audio.samples)
+    # "default" is the model's own, here "heart"; both ways to name a voice are one.
     default = speech(client, response_format="pcm", seed=1, voice="default")
-    assert_same_audio(default, offline(voiced("slt"), seed=1, **defaults).audio.samples)
-    assert speech(client, response_format="pcm", seed=1, voice={"id": "slt"}) == default
+    assert_same_audio(default, offline(voiced("heart"), seed=1, **defaults).audio.samples)
+    assert speech(client, response_format="pcm", seed=1, voice={"id": "heart"}) == default
     assert default != pcm
 
 
@@ -246,7 +246,7 @@ def test_wav_is_streamed_in_chunks_after_a_header_of_unknown_length(
     with wave.open(io.BytesIO(data)) as file:
         assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
         assert file.getframerate() == SAMPLE_RATE
-    assert_same_audio(data[44:], offline(voiced("rms"), seed=2, max_tokens=60).audio.samples)
+    assert_same_audio(data[44:], offline(voiced("joe"), seed=2, max_tokens=60).audio.samples)
     assert len(chunks) > 1
 
 
@@ -386,7 +386,7 @@ def test_chat_answers_with_audio(client: openai.OpenAI) -> None:
         "seed": 6,
         "max_completion_tokens": 30,
     }
-    answer = client.chat.completions.create(**fields, audio={"voice": "rms", "format": "wav"})
+    answer = client.chat.completions.create(**fields, audio={"voice": "joe", "format": "wav"})
     message = answer.choices[0].message
     assert message.content is None and message.audio is not None
     assert message.audio.transcript == ""
@@ -402,7 +402,7 @@ def test_chat_answers_with_audio(client: openai.OpenAI) -> None:
     assert usage.total_tokens == usage.prompt_tokens + 33
     stream = client.chat.completions.create(
         **fields,
-        audio={"voice": "rms", "format": "pcm16"},
+        audio={"voice": "joe", "format": "pcm16"},
         stream=True,
         stream_options={"include_usage": True},
     )

@@ -85,7 +85,7 @@ def _test_of(page: str, language: str, code: str) -> str:
     if language == "python":
         # Most readers' first one, and an engine that cannot be in the tests' process.
         return "alone" if page == "README.md" or "AsyncLLM" in code else "here"
-    return "model" if "open blue door" in code and "transcribe" in code else ""
+    return "model" if "vllm speak" in code and "vllm transcribe" in code else ""
 
 
 ALL = [snippet for page in PAGES for snippet in snippets(page)]

@@ -8,7 +8,7 @@ DEFAULT_MODEL = "unison-default"
 """The name that stands for the packaged model, unless a folder of this name is at hand."""
 
 KV_CACHE_BYTES = 2**30
-"""For the packaged model's KV cache unless the user says something about memory: room for 145
+"""For the packaged model's KV cache unless the user says something about memory: room for 87
 requests of 600 steps in float32. Upstream's default takes nine tenths of the machine."""
 
 CPU_DTYPE = "float32"

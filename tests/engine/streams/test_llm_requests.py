@@ -100,7 +100,7 @@ def test_a_prompt_of_ids_goes_on_to_the_end_of_the_context(llm: LLM) -> None:
             "task",
             "needs text and audio, but the request gives audio",
         ),
-        (CLIP | {"mm_processor_kwargs": {"voice": "slt"}}, "voice", "has no place for one"),
+        (CLIP | {"mm_processor_kwargs": {"voice": "joe"}}, "voice", "has no place for one"),
         ({"prompt": "a", "mm_processor_kwargs": {"task": ""}}, "task", "must be one of"),
     ],
 )

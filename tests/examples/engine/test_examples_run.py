@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 import soundfile
 
+from tests.support.demonstration import SECOND, SENTENCE
+
 FOLDER = Path(__file__).parents[3] / "examples"
 SAMPLES_PER_FRAME = 640
 
@@ -69,17 +71,17 @@ def spoken(run: Run) -> str:
 
 def test_offline_speech(spoken: str) -> None:
     found = re.findall(r"^(\w+\.wav): [\d.]+ s, (\d+) frames$", spoken, re.MULTILINE)
-    assert [name for name, _ in found] == ["door.wav", "stop.wav"]
+    assert [name for name, _ in found] == ["door.wav", "horse.wav"]
     for name, frames in found:
         assert soundfile.info(name).frames == int(frames) * SAMPLES_PER_FRAME >= 16000 // 2
 
 
 @pytest.mark.usefixtures("spoken")
 def test_offline_transcription(run: Run) -> None:
-    door, stop = run("offline_transcription.py", "door.wav", "stop.wav").splitlines()
-    assert door == "door.wav: please open blue door"
-    assert stop.startswith("stop.wav: seven november")
-    assert run("offline_transcription.py") == "door.wav: please open blue door"
+    door, horse = run("offline_transcription.py", "door.wav", "horse.wav").splitlines()
+    assert door == f"door.wav: {SENTENCE}"
+    assert horse == f"horse.wav: {SECOND}"
+    assert run("offline_transcription.py") == f"door.wav: {SENTENCE}"
 
 
 @pytest.mark.usefixtures("spoken")
@@ -99,10 +101,10 @@ def test_guidance_makes_a_difference(run: Run) -> None:
 
 def test_a_mixed_batch(run: Run) -> None:
     heard, *said = run("mixed_batch.py").splitlines()
-    assert heard == "heard: please open blue door"
+    assert heard == f"heard: {SENTENCE}"
     assert [line.split(",")[0] for line in said] == [
-        "said: seven november stop",
-        "said: please open blue door",
+        f"said: {SECOND}",
+        f"said: {SENTENCE}",
     ]
 
 

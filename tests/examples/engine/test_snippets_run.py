@@ -23,6 +23,7 @@ import soundfile
 
 from tests.examples.snippets import ALL, Snippet, plain_environment
 from tests.support.ahead import StartedAhead, selected
+from tests.support.demonstration import SENTENCE
 
 pytestmark = pytest.mark.slow
 
@@ -157,4 +158,4 @@ def test_a_snippet_runs_as_its_reader_runs_it(
         samples, rate = soundfile.read(folder / "out.wav")
         assert rate == 16000 and len(samples) >= 20 * 320
     if alone.page == "README.md" or alone.test == "model":
-        assert printed.rstrip().endswith("please open blue door")
+        assert printed.rstrip().endswith(SENTENCE)

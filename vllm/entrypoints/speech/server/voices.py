@@ -25,7 +25,7 @@ def add_voice_arguments(parser: ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VOICE",
-        help="A name that requests may give for one of the voices, such as alloy=slt; once for "
+        help="A name that requests may give for one of the voices, such as alloy=heart; once for "
         "each name.",
     )
     group.add_argument(
