@@ -891,6 +891,3 @@ def speech_soak(report: Report, cuda: Report | None) -> str:
             ("open files and sockets, first and second half", f"{first:g} and {second:g}"),
         ],
     )
-
-
-# The default model

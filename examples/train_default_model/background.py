@@ -172,6 +172,9 @@ def jobs_of(
     def speech_is_complete() -> bool:
         return have("speech", held_out, ".jsonl") and seconds_of(folder) >= hours * 3600
 
+    def all_speak() -> bool:
+        return all(shards(voice) for voice in VOICES)
+
     def with_pitch() -> list[str]:
         return [name for voice in VOICES for name in shards(voice)[:PITCH_SHARDS]]
 
@@ -189,7 +192,7 @@ def jobs_of(
         Job(
             "codec",
             python("train_codec.py", "--steps", codec_steps),
-            lambda: all(shards(voice) for voice in VOICES),
+            all_speak,
             lambda: not codec_is_complete(),
         ),
         Job(
@@ -201,14 +204,14 @@ def jobs_of(
         Job(
             "pitch",
             python("pitch.py", "--shards", PITCH_SHARDS),
-            lambda: all(shards(voice) for voice in VOICES),
+            all_speak,
             lambda: not have("pitch", with_pitch(), ".npz"),
         ),
         Job(
             "decoder",
             python("train_decoder.py", "--steps", decoder_steps),
             lambda: (
-                all(shards(voice) for voice in VOICES)
+                all_speak()
                 and have("codes", with_pitch(), ".npz")
                 and have("pitch", with_pitch(), ".npz")
             ),

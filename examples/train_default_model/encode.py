@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,20 +165,35 @@ def read_encoded(stem: Path, file: Path, voice: str) -> list[Encoded]:
     return [Encoded(t, voice, c, h, p) for t, c, h, p in zip(texts, *parts, strict=True)]
 
 
+Mishear = Callable[[NDArray[np.int16], np.random.Generator], NDArray[np.int16]]
+"""From labels to those that are heard in their place."""
+
+
+def mishear_some(labels: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.int16]:
+    """One label in twenty is any other."""
+    heard = labels.copy()
+    wrong = rng.random(len(labels)) < 0.05
+    heard[wrong] = rng.integers(NUM_LABELS, size=int(wrong.sum()))
+    return heard
+
+
 def sketch(
-    utterance: Utterance, voice: str, aligner: LetterAligner, rng: np.random.Generator
+    utterance: Utterance,
+    voice: str,
+    aligner: LetterAligner,
+    rng: np.random.Generator,
+    mishear: Mishear = mishear_some,
 ) -> Encoded:
     """What can be told of an utterance without a codec: semantic codes, the other ones are -1.
 
-    The disturbed version has another pace, and one label in twenty is wrong.
+    The disturbed version has another pace, and labels are heard wrongly.
     """
     count = -(-utterance.num_samples // FRAME)
     codes = np.full((count, CONFIG.num_codebooks), -1, np.int16)
     codes[:, 0] = frame_labels(utterance.phones, count, FRAME_SECONDS)
     length = max(2, round(count * rng.uniform(0.88, 1.14)))
     heard = codes[np.linspace(0, count - 1, length).round().astype(int)]
-    wrong = rng.random(length) < 0.05
-    heard[wrong, 0] = rng.integers(NUM_LABELS, size=int(wrong.sum()))
+    heard[:, 0] = mishear(heard[:, 0], rng)
     return Encoded(utterance.text, voice, codes, heard, letter_places(utterance, count, aligner))
 
 

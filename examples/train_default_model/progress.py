@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from torch import nn
 
 
 def save_atomically(state: dict[str, Any], file: Path) -> None:
@@ -20,6 +23,22 @@ def save_atomically(state: dict[str, Any], file: Path) -> None:
     partial = file.with_suffix(".partial")
     torch.save(state, partial)
     partial.replace(file)
+
+
+@contextmanager
+def with_weights(module: nn.Module, weights: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Give a module other weights for a while.
+
+    Args:
+        module: has its own again afterwards.
+        weights: the others; what they lack stays as it is.
+    """
+    own = {name: weight.clone() for name, weight in module.state_dict().items()}
+    module.load_state_dict(own | dict(weights))
+    try:
+        yield
+    finally:
+        module.load_state_dict(own)
 
 
 def replace_text(file: Path, text: str) -> None:

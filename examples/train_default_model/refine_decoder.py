@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from discriminator import Discriminator, adversarial_loss, discriminator_loss, feature_distance
 from place import CPU, Place, add_arguments, place_of
-from progress import LossLog, save_atomically
+from progress import LossLog, save_atomically, with_weights
 from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -125,18 +125,12 @@ def refine_decoder(
         if over or time.monotonic() - saved > CHECKPOINT_SECONDS:
             state = {name: part.state_dict() for name, part in parts.items()}
             save_atomically(state | {"mean": mean, "step": step + 1}, checkpoint)
-            _save(codec, mean, folder / "refined_codec")
+            with with_weights(decoder, mean):
+                codec.save(folder / "refined_codec", torch.float32)
             log.plot(CURVES)
             saved = time.monotonic()
         if over:
             break
-
-
-def _save(codec: SpectralCodecModel, mean: dict[str, torch.Tensor], folder: Path) -> None:
-    current = {name: weight.clone() for name, weight in codec.decoder.state_dict().items()}
-    codec.decoder.load_state_dict(mean)
-    codec.save(folder, torch.float32)
-    codec.decoder.load_state_dict(current)
 
 
 def main() -> None:

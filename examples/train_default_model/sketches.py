@@ -15,12 +15,11 @@ from pathlib import Path
 
 import numpy as np
 from corpus import SAMPLE_RATE, Shard, Utterance, all_shards, read_texts
-from encode import FRAME, FRAME_SECONDS, Encoded, letter_places, read_encoded
+from encode import FRAME_SECONDS, Encoded, read_encoded, sketch
 from layout import SPEAKERS
 from letters import LetterAligner
 from numpy.typing import NDArray
 from phones import NUM_LABELS, PAUSE, PHONES, PUNCTUATION, STRESS, frame_labels, phone_index
-from train_codec import CONFIG
 
 ROWS_OF_WORDS = 0.5
 """Part of the sketches that are rows of random words."""
@@ -146,11 +145,9 @@ class Sketches:
         ends = np.cumsum(self._durations[voice].draw(phones, rng))
         timed = [(phone, float(end)) for phone, end in zip(phones, ends, strict=True)]
         utterance = Utterance(text, round(float(ends[-1]) * SAMPLE_RATE), timed)
-        count = -(-utterance.num_samples // FRAME)
-        codes = np.full((count, CONFIG.num_codebooks), -1, np.int16)
-        codes[:, 0] = frame_labels(timed, count, FRAME_SECONDS)
-        length = max(2, round(count * rng.uniform(0.88, 1.14)))
-        heard = codes[np.linspace(0, count - 1, length).round().astype(int)]
-        limits = self._confused[heard[:, 0]]
-        heard[:, 0] = (rng.random((length, 1)) > limits).sum(1).clip(0, NUM_LABELS - 1)
-        return Encoded(text, voice, codes, heard, letter_places(utterance, count, self._aligner))
+        return sketch(utterance, voice, self._aligner, rng, self._mishear)
+
+    def _mishear(self, labels: NDArray[np.int16], rng: np.random.Generator) -> NDArray[np.int16]:
+        """Labels that the codec may take these for."""
+        limits = self._confused[labels]
+        return (rng.random((len(labels), 1)) > limits).sum(1).clip(0, NUM_LABELS - 1)

@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from corpus import SAMPLE_RATE, Shard
-from encode import read_encoded
+from corpus import Shard
+from encode import FRAME, read_encoded
 from numpy.typing import NDArray
 from pitch import HOP, read_pitch
 from place import CPU, Place, add_arguments, place_of
-from progress import LossLog, save_atomically
+from progress import LossLog, save_atomically, with_weights
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
@@ -53,7 +53,6 @@ PitchBatch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Known = tuple[Shard, int, NDArray[np.int16], tuple[NDArray[np.float16], NDArray[np.bool_]]]
 """Shard, place in it, codes, and pitch, of an utterance."""
 
-FRAME = SAMPLE_RATE // 25
 STEPS = FRAME // HOP
 
 
@@ -264,7 +263,8 @@ def train_decoder(
         if over or time.monotonic() - saved > CHECKPOINT_SECONDS:
             state = {"decoder": decoder.state_dict(), "learn": learn.state_dict()}
             save_atomically(state | {"mean": mean, "step": step + 1}, checkpoint)
-            _save(codec, mean, folder / "voiced_codec")
+            with with_weights(decoder, mean):
+                codec.save(folder / "voiced_codec", torch.float32)
             log.plot(CURVES)
             saved = time.monotonic()
         if over:
@@ -286,13 +286,6 @@ def _give_pitch(
     batches = pitch_batches(known, 2, device)
     train_pitch(decoder.pitch, quantizer, batches, PITCH_STEPS, LossLog(folder / "pitch_loss"))
     save_atomically(decoder.pitch.state_dict(), file)
-
-
-def _save(codec: SpectralCodecModel, mean: dict[str, torch.Tensor], folder: Path) -> None:
-    current = {name: weight.clone() for name, weight in codec.decoder.state_dict().items()}
-    codec.decoder.load_state_dict(mean, strict=False)
-    codec.save(folder, torch.float32)
-    codec.decoder.load_state_dict(current)
 
 
 def main() -> None:

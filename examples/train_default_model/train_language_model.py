@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pack import PackedUtterances
 from phones import PAUSE, phone_index
 from place import CPU, Place, add_arguments, place_of
-from progress import LossLog, save_atomically
+from progress import LossLog, save_atomically, with_weights
 from sketches import Sketches
 from synthesize import HELD_OUT_SETS, VOICES
 from torch import nn
@@ -411,10 +411,8 @@ def train_language_model(
         over = now - started > seconds or step + 1 == steps
         due = now - validated > VALIDATION_SECONDS and step - validated_at >= VALIDATION_STEPS
         if due or over:
-            current = {name: weight.clone() for name, weight in model.state_dict().items()}
-            model.load_state_dict(mean)
-            shown |= validate(model, held_out)
-            model.load_state_dict(current)
+            with with_weights(model, mean):
+                shown |= validate(model, held_out)
             tqdm.write(f"{step + 1}: { ({k: round(v, 3) for k, v in shown.items()}) }")
             validated, validated_at = time.monotonic(), step
         log.add(step, shown)

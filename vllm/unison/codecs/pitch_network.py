@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from vllm.unison.codecs.receptive_field import Context, Convolution, receptive_field
+from vllm.unison.codecs.receptive_field import Context, looking_ahead, receptive_field
 
 LOWEST_PITCH, HIGHEST_PITCH = 50.0, 600.0
 """Hz; a pitch outside is moved to the nearer one."""
@@ -42,9 +42,7 @@ class PitchNetwork(nn.Module):
     @staticmethod
     def context() -> Context:
         """The frames around a frame that its pitch depends on."""
-        return receptive_field(
-            [Convolution(_KERNEL, padding=_KERNEL - 1 - ahead) for ahead in _LOOKAHEAD], 1
-        )
+        return receptive_field(looking_ahead(_KERNEL, _LOOKAHEAD), 1)
 
     def course(self, codes: torch.Tensor) -> torch.Tensor:
         """Pitch before it is rounded, with gradients.

@@ -55,6 +55,11 @@ class Convolution:
         return low - padding, high - padding + span
 
 
+def looking_ahead(kernel: int, lookahead: Sequence[int]) -> list[Convolution]:
+    """Convolutions of one kernel, each of which looks ahead so many positions and back the rest."""
+    return [Convolution(kernel, padding=kernel - 1 - ahead) for ahead in lookahead]
+
+
 @dataclass(frozen=True)
 class TransposedConvolution:
     """A transposed convolution; also the overlapping windows of an inverse STFT.

@@ -19,9 +19,8 @@ from vllm.unison.codecs.overlap_add import overlap_add
 from vllm.unison.codecs.pitch_network import PitchNetwork
 from vllm.unison.codecs.receptive_field import (
     Context,
-    Convolution,
-    Layer,
     TransposedConvolution,
+    looking_ahead,
     receptive_field,
 )
 from vllm.unison.codecs.voice_source import SourceStage, framed, make_noise
@@ -118,18 +117,15 @@ class SourceFilterDecoder(nn.Module):
     def contexts(self) -> tuple[Context, Context]:
         """The frames around a frame that its plan, and its filtered samples, depend on."""
         config, own = self._config, self._own
-
-        def convolutions(lookahead: tuple[int, ...]) -> list[Layer]:
-            kernel = config.kernel_size
-            return [Convolution(kernel, padding=kernel - 1 - ahead) for ahead in lookahead]
-
         coarse = config.steps_per_frame
-        blocks = receptive_field(convolutions(config.decoder_lookahead), coarse, coarse)
+        blocks = receptive_field(
+            looking_ahead(config.kernel_size, config.decoder_lookahead), coarse, coarse
+        )
         pitch = self.pitch.context()
         margin = (own.window_length - own.hop_length) // 2
         transform = TransposedConvolution(own.window_length, own.hop_length, margin)
         filtered = receptive_field(
-            [*convolutions(own.lookahead), transform],
+            [*looking_ahead(config.kernel_size, own.lookahead), transform],
             config.samples_per_frame,
             self.steps_per_frame,
         )

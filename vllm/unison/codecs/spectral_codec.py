@@ -26,8 +26,8 @@ from vllm.unison.codecs.convnext import ConvNeXtBlock
 from vllm.unison.codecs.overlap_add import overlap_add
 from vllm.unison.codecs.receptive_field import (
     Context,
-    Convolution,
     TransposedConvolution,
+    looking_ahead,
     receptive_field,
 )
 from vllm.unison.codecs.source_filter_decoder import SourceFilterConfig, SourceFilterDecoder
@@ -373,10 +373,7 @@ class SpectralCodec(Codec):
         config = self.model.config
         if config.source_filter is not None:
             return None
-        kernel = config.kernel_size
-        convolutions = [
-            Convolution(kernel, padding=kernel - 1 - ahead) for ahead in config.decoder_lookahead
-        ]
+        convolutions = looking_ahead(config.kernel_size, config.decoder_lookahead)
         margin = (config.window_length - config.hop_length) // 2
         transform = TransposedConvolution(config.window_length, config.hop_length, margin)
         return receptive_field(
