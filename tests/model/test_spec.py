@@ -14,7 +14,13 @@ from vllm.transformers_utils.configs.speech_lm import SpeechLMConfig
 from vllm.unison.model import spec as spec_module
 from vllm.unison.model.layout import LayoutError
 from vllm.unison.model.phases import PhaseTable
-from vllm.unison.model.spec import CodecSource, SpeechSpec, TaskPrompt, multistream_spec
+from vllm.unison.model.spec import (
+    CodecSource,
+    SpeechSpec,
+    TaskPrompt,
+    TextFrontendSpec,
+    multistream_spec,
+)
 
 
 def config(**changes: Any) -> SpeechLMConfig:
@@ -48,10 +54,12 @@ def test_voices_and_defaults_are_read() -> None:
             voices={"slt": [2, 3], "rms": [4]},
             default_voice="rms",
             languages=["en", "de"],
+            text_frontend={"language": "en", "lexicon": "words.gz"},
             generation_defaults={"speak": {"temperature": 0.7, "guidance_scale": 2.0}},
         )
     )
     assert spec.languages == ("en", "de")
+    assert spec.text_frontend == TextFrontendSpec("en", "words.gz")
     assert spec.voices == {"slt": (2, 3), "rms": (4,)} and spec.default_voice == "rms"
     assert [task.takes_voice for task in spec.tasks] == [True, False]
     assert [task.needs for task in spec.tasks] == [{"text"}, {"audio"}]
@@ -117,6 +125,16 @@ def test_defaults() -> None:
             r"languages\[0\] must be a code of ISO 639, such as 'en', not 'English'",
         ),
         ({"languages": "en"}, "languages must be a list"),
+        (
+            {"text_frontend": {"language": "de"}},
+            r"text_frontend\.language must be one of \['en'\], not 'de'",
+        ),
+        (
+            {"text_frontend": {"language": "en", "lexicon": 5}},
+            r"text_frontend\.lexicon must be null or a file's name, not 5",
+        ),
+        ({"text_frontend": {"words": 5}}, r"text_frontend has unknown keys \['words'\]"),
+        ({"text_frontend": "en"}, "text_frontend must be an object"),
         ({"languages": ["en", 5]}, r"languages\[1\] must be a code of ISO 639"),
         (
             {"voices": {"a": [1]}, "default_voice": "b"},

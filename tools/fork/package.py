@@ -33,6 +33,7 @@ DROPPED_REQUIREMENTS = frozenset({"torchvision", "torchaudio", "torchcodec"})
 FORK_REQUIREMENTS = (
     "av>=14",
     "httpx2>=2",
+    "kitten-text-processing>=0.1,<0.2",
     "sentence-stream>=1.3",
     "soundfile>=0.12",
     "soxr>=0.5",

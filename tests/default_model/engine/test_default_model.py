@@ -98,6 +98,17 @@ def test_an_independent_recognizer_understands_what_it_says(spoken, evaluator):
     assert errors(evaluator, [c.audio.samples for c in spoken]) <= MAX_ERRORS
 
 
+def test_figures_and_signs_are_read_as_words(engine):
+    texts = ["Dr. Gray paid $5 – at 9:30.", "Doctor Gray paid five dollars, at nine thirty."]
+    params = SamplingParams(temperature=0, max_tokens=60)
+    prompts: list[Any] = [{"prompt": text} for text in texts]
+    written, read = engine.generate(prompts, params, use_tqdm=False)
+    assert written.prompt_token_ids == read.prompt_token_ids
+    assert written.prompt == texts[0]
+    assert len(written.outputs[0].audio.codes) > 10
+    np.testing.assert_array_equal(written.outputs[0].audio.codes, read.outputs[0].audio.codes)
+
+
 def test_the_demonstrations_sentence_is_understood(engine, evaluator):
     spec = multistream_spec(engine.model_config)
     assert spec is not None

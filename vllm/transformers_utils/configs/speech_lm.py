@@ -41,6 +41,8 @@ class SpeechLMConfig(PreTrainedConfig):
         default_voice: the voice of a request that names none, or None.
         generation_defaults: by task, sampling parameters for what a request leaves out, or None.
         languages: codes of the languages that the model understands and speaks, or None.
+        text_frontend: `language` and `lexicon` of what texts become before they are tokens, or
+            None.
     """
 
     model_type = "speech_lm"
@@ -58,6 +60,7 @@ class SpeechLMConfig(PreTrainedConfig):
         default_voice: str | None = None,
         generation_defaults: dict[str, dict[str, Any]] | None = None,
         languages: list[str] | None = None,
+        text_frontend: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         own = inspect.signature(SpeechLMConfig.__init__).parameters.keys() - {"self", "kwargs"}
@@ -74,6 +77,7 @@ class SpeechLMConfig(PreTrainedConfig):
         self.default_voice = default_voice
         self.generation_defaults = generation_defaults
         self.languages = languages
+        self.text_frontend = text_frontend
         super().__init__(**kwargs)
 
     def get_text_config(self, decoder: Any = None, encoder: Any = None) -> PreTrainedConfig:

@@ -228,6 +228,24 @@ class AudioEncoderSpec:
     chunk: int
 
 
+TEXT_FRONTENDS = ("en",)
+"""Languages whose figures and abbreviations can be written out."""
+
+
+@dataclass(frozen=True)
+class TextFrontendSpec:
+    """What the texts of requests become before they are tokens.
+
+    Attributes:
+        language: in which figures, dates, money and abbreviations are written out as words.
+        lexicon: file of how words are said, see `frontend.lexicon`; a relative one lies in the
+            model's folder. None: words keep their letters.
+    """
+
+    language: str
+    lexicon: str | None = None
+
+
 @dataclass(frozen=True)
 class SpeechSpec:
     """Stream layout, embedding rule, heads, codec and task prompts of a model.
@@ -265,6 +283,7 @@ class SpeechSpec:
         dialogue: how conversations are laid into a prompt; None: the model has none.
         audio_encoder: of a model whose prompts hold its states; None for other models.
         text_substitutes: ids that stand for ids of a text in prompts, by the latter.
+        text_frontend: what texts become before they are tokens; None: they stay as they are.
     """
 
     layout: StreamLayout
@@ -290,6 +309,7 @@ class SpeechSpec:
     dialogue: Dialogue | None = None
     audio_encoder: AudioEncoderSpec | None = None
     text_substitutes: Mapping[int, int] = field(default_factory=dict)
+    text_frontend: TextFrontendSpec | None = None
 
     def __post_init__(self) -> None:
         takes = {ENCODER_TEXT in task.all_parts for task in self.tasks}
@@ -380,6 +400,7 @@ class SpeechSpec:
                 getattr(config, "generation_defaults", None), tasks
             ),
             languages=_languages(getattr(config, "languages", None)),
+            text_frontend=_text_frontend(getattr(config, "text_frontend", None)),
             primary_skip_ids=tuple(embedding.get("primary_skip_ids", ())),
             auxiliary_skip_ids=tuple(embedding.get("auxiliary_skip_ids", ())),
             has_head_offsets=bool(config.head_offsets),
@@ -472,6 +493,20 @@ def _languages(data: Any) -> tuple[str, ...]:
                 f"languages[{index}] must be a code of ISO 639, such as 'en', not {code!r}"
             )
     return tuple(data)
+
+
+def _text_frontend(data: Any) -> TextFrontendSpec | None:
+    if data is None:
+        return None
+    _refuse_unknown("text_frontend", data, {"language", "lexicon"})
+    language, lexicon = data.get("language"), data.get("lexicon")
+    if language not in TEXT_FRONTENDS:
+        raise LayoutError(
+            f"text_frontend.language must be one of {list(TEXT_FRONTENDS)}, not {language!r}"
+        )
+    if lexicon is not None and not (isinstance(lexicon, str) and lexicon):
+        raise LayoutError(f"text_frontend.lexicon must be null or a file's name, not {lexicon!r}")
+    return TextFrontendSpec(language, lexicon)
 
 
 def _generation_defaults(data: Any, tasks: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
