@@ -32,6 +32,8 @@ from benchmarks.hardware import describe_machine  # noqa: E402
 from benchmarks.numerics_variant import PROCESSORS  # noqa: E402
 from benchmarks.transformers_speech_lm import TransformersSpeechLM  # noqa: E402
 from benchmarks.variant_process import VariantProcess  # noqa: E402
+from vllm.unison.frontend.text_frontend import TextFrontend  # noqa: E402
+from vllm.unison.model.spec import TextFrontendSpec  # noqa: E402
 from vllm.unison.packaged_model import folder_of  # noqa: E402
 
 SENTENCES = (
@@ -173,6 +175,7 @@ def margins(folder: Path, said: dict[str, Any], voices: Sequence[str]) -> dict[s
 
     config = json.loads((folder / "config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    frontend = TextFrontend(TextFrontendSpec(**config["text_frontend"]), str(folder))
     scale = config["generation_defaults"]["text_to_speech"]["guidance_scale"]
     task = config["tasks"]["text_to_speech"]
     found, changed, otherwise = [], [], []
@@ -180,7 +183,7 @@ def margins(folder: Path, said: dict[str, Any], voices: Sequence[str]) -> dict[s
     for number, (text, frames) in enumerate(zip(SENTENCES, said["codes"], strict=True)):
         parts = {
             "voice": config["voices"][voices[number % len(voices)]],
-            "text": tokenizer.encode(text, add_special_tokens=False),
+            "text": tokenizer.encode(frontend.read(text), add_special_tokens=False),
         }
         prompt = [i for part in task for i in ([part] if isinstance(part, int) else parts[part])]
         codes = np.array(frames)

@@ -23,12 +23,18 @@ from pathlib import Path
 from types import FrameType
 
 from corpus import all_shards
+from layout import SPEAKERS
+from progress import last_step
+from pronunciation import write_lexicon
 from synthesize import HELD_OUT_SETS, VOICES, seconds_of
 from texts import write_texts
 
 SCRIPTS = Path(__file__).parent
 ENOUGH_SHARDS = 8
 """Shards of speech with which the language model begins."""
+
+ADAPTING_STEPS = 2500
+"""Further steps of the decoder, on codes that the language model predicts too."""
 
 PITCH_SHARDS = 16
 """Shards of each voice whose pitch is found, and that the decoder learns from."""
@@ -181,6 +187,12 @@ def jobs_of(
     def codec_is_complete() -> bool:
         return (folder / "codec" / "config.json").exists()
 
+    def has_learned() -> bool:
+        return last_step(folder / "language_model_loss.jsonl") >= steps
+
+    def spoken_with() -> list[str]:
+        return [name for name in with_pitch() if name.split("/")[0] in SPEAKERS]
+
     learn = python("train_language_model.py", "--steps", steps, "--cooldown", steps // 10)
     return [
         Job(
@@ -222,6 +234,16 @@ def jobs_of(
             lambda: len(spoken()) >= ENOUGH_SHARDS and have("speech", held_out, ".jsonl"),
             threads=os.cpu_count() or 1,
         ),
+        Job(
+            "predictions",
+            python("predict.py", "--shards", PITCH_SHARDS),
+            has_learned,
+        ),
+        Job(
+            "adapted_decoder",
+            python("train_decoder.py", "--steps", decoder_steps + ADAPTING_STEPS),
+            lambda: has_learned() and have("predicted", spoken_with(), ".npz"),
+        ),
     ]
 
 
@@ -243,6 +265,7 @@ def main() -> None:
             sys.exit(f"the default model is being made in {folder} already")
         give_way()
         write_texts(folder / "texts")
+        write_lexicon(folder)
         steps = (options.codec_steps, options.decoder_steps, options.language_model_steps)
         jobs = Jobs(jobs_of(folder, options.hours, *steps), folder)
         signal.signal(signal.SIGTERM, _leave)

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 
 import layout
 import torch
 from model import CONFIG, num_layers
+from pronunciation import lexicon_file
 from refine_decoder import refined
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerFast
@@ -32,7 +34,7 @@ GENERATION_DEFAULTS = {
 
 
 def export(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
-    """Write config, weights in half the bytes, tokenizer, codec and generation defaults.
+    """Write config, weights in half the bytes, tokenizer, lexicon, codec and generation defaults.
 
     Args:
         folder: of the training.
@@ -67,10 +69,12 @@ def export(folder: Path, dtype: torch.dtype = torch.bfloat16) -> Path:
         "voices": {speaker: [index] for speaker, index in layout.SPEAKER_IDS.items()},
         "default_voice": layout.SPEAKERS[0],
         "languages": ["en"],
+        "text_frontend": {"language": "en", "lexicon": lexicon_file(folder).name},
         "generation_defaults": GENERATION_DEFAULTS,
         "guidance": {"null_prompt": layout.NULL_PROMPT, "audio_only": False},
     }
     _write(target / "config.json", config)
+    shutil.copyfile(lexicon_file(folder), target / lexicon_file(folder).name)
     named = {"max_new_tokens" if k == "max_tokens" else k: v for k, v in SPEECH_DEFAULTS.items()}
     _write(target / "generation_config.json", {"do_sample": True, **named})
     PreTrainedTokenizerFast(

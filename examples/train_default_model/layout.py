@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from phones import PHONES, STRESS
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from train_codec import CONFIG as CODEC
 
@@ -25,7 +26,11 @@ FIRST_CODE = 80
 NUM_STREAMS = CODEC.num_codebooks
 DELAYS = tuple(range(NUM_STREAMS))
 MAX_DELAY = max(DELAYS)
-VOCABULARY_SIZE = FIRST_CODE + NUM_STREAMS * CODEC.codebook_size
+SOUNDS = tuple(map(chr, range(0xE000, 0xE000 + len(PHONES) - 1 + len(STRESS))))
+"""Signs, of Unicode's private use, for all phones but the pause, then for the marks of stress."""
+
+FIRST_SOUND = FIRST_CODE + NUM_STREAMS * CODEC.codebook_size
+VOCABULARY_SIZE = FIRST_SOUND + 48
 SPEAKER_IDS = {speaker: FIRST_SPEAKER + index for index, speaker in enumerate(SPEAKERS)}
 NULL_PROMPT = [SPEAK, BEGIN_AUDIO]
 """What a guidance lane holds: asked to speak, but not told what."""
@@ -34,6 +39,8 @@ IGNORE = -100
 NOWHERE = -1.0
 """Where a step has no place to look at."""
 
+_IDS = {character: FIRST_TEXT + index for index, character in enumerate(CHARACTERS)}
+_IDS |= {sign: FIRST_SOUND + index for index, sign in enumerate(SOUNDS)}
 _SPECIALS = str.split("<pad> <end> <audio> <text> <speak> <transcribe> <continue>")
 
 
@@ -69,7 +76,7 @@ def tasks() -> dict[str, list[int | str]]:
 
 
 def make_tokenizer() -> Tokenizer:
-    """A tokenizer whose tokens are characters and whose ids are the model's."""
+    """A tokenizer with the model's ids, whose tokens are characters and signs of sounds."""
     specials = list(_SPECIALS)
     specials += [f"<reserved_{i}>" for i in range(len(specials), FIRST_SPEAKER)]
     specials += [f"<{speaker}>" for speaker in SPEAKERS]
@@ -77,6 +84,7 @@ def make_tokenizer() -> Tokenizer:
     names = specials + list(CHARACTERS)
     names += [f"<reserved_{i}>" for i in range(len(names), FIRST_CODE)]
     vocabulary = {name: index for index, name in enumerate(names)}
+    vocabulary |= {sign: FIRST_SOUND + index for index, sign in enumerate(SOUNDS)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=" "))
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -84,7 +92,7 @@ def make_tokenizer() -> Tokenizer:
             normalizers.StripAccents(),
             normalizers.Replace("’", "'"),
             normalizers.Replace(Regex("[–—]"), "-"),
-            normalizers.Replace(Regex(f"[^{CHARACTERS}]"), " "),
+            normalizers.Replace(Regex(f"[^{SOUNDS[0]}-{SOUNDS[-1]}{CHARACTERS}]"), " "),
             normalizers.Replace(Regex(" +"), " "),
             normalizers.Strip(),
         ]
@@ -96,8 +104,8 @@ def make_tokenizer() -> Tokenizer:
 
 
 def text_ids(text: str) -> list[int]:
-    """What the tokenizer makes of a text that `spoken_text` made."""
-    return [FIRST_TEXT + CHARACTERS.index(character) for character in text]
+    """What the tokenizer makes of a text that `spoken_text` and perhaps a lexicon made."""
+    return [_IDS[character] for character in text]
 
 
 @dataclass(frozen=True)

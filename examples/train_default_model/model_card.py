@@ -36,6 +36,7 @@ class Training:
         layers, width: of the language model.
         codec_parameters: of the codec.
         kilobits: a second that the codec makes.
+        lexicon: words whose sounds are known.
         bytes: of all files.
         took: time and machine, in words; "" says nothing of them.
     """
@@ -50,6 +51,7 @@ class Training:
     width: int
     codec_parameters: int
     kilobits: float
+    lexicon: int
     bytes: int
     took: str = ""
 
@@ -166,8 +168,10 @@ def _what_it_is(training: Training) -> list[str]:
         "is semantic: its code tells the phone. See docs/codecs.md of the repository.",
         "**Tasks**: `text_to_speech` (voices `heart` and `joe`; default `heart`), "
         "`speech_to_text`, `speech_continuation`.",
-        "**Text** is letters and `, . ? ! ; : ' -`; numbers, dates, money and abbreviations are "
-        "written out first.",
+        "**Text** that is to be spoken is English with the punctuation `, . ? ! ; : ' -`; numbers, "
+        f"dates, money and abbreviations are written out first. {training.lexicon:,} words that "
+        "have one pronunciation are told as their sounds (`lexicon.tsv.gz`, made with hibari-tts; "
+        "Apache-2.0), all others by their letters. What the model hears it writes in letters.",
         f"All files together have {training.bytes / 1e6:.1f} MB.",
     ]
     return ["## What it is", "\n".join(_paragraph(f"- {point}") for point in points)]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from encode import FRAME_SECONDS, Encoded
 from numpy.typing import NDArray
 from synthesize import VOICES
 from train_codec import CONFIG
+
+from vllm.unison.frontend.lexicon import Lexicon
 
 _CODE_BITS = (CONFIG.codebook_size - 1).bit_length()
 _VOICE_NAMES = list(VOICES)
@@ -92,6 +94,21 @@ def unpack(arrays: dict[str, NDArray]) -> list[Encoded]:
     return [Encoded(*fields) for fields in zip(texts, voices, *parts, places, strict=True)]
 
 
+def write(file: Path, sets: Mapping[str, dict[str, NDArray]], lexicon: Lexicon) -> None:
+    """Write what `PackedUtterances` reads.
+
+    Args:
+        file: its path.
+        sets: arrays of `pack`, by the name of the set.
+        lexicon: of the training.
+    """
+    arrays: dict[str, Any] = {
+        f"{name}/{key}": array for name, part in sets.items() for key, array in part.items()
+    }
+    arrays["lexicon"] = np.frombuffer(lexicon.to_bytes(), np.uint8)
+    np.savez_compressed(file, **arrays)
+
+
 class PackedUtterances:
     """The utterances of a file that this script wrote; no others come later.
 
@@ -108,6 +125,7 @@ class PackedUtterances:
             for name in _SETS
         }
         self.all = self._sets["train"]
+        self.lexicon = Lexicon.from_bytes(stored["lexicon"].tobytes())
 
     def draw(self, rng: np.random.Generator) -> Encoded:
         """Any of them."""
@@ -141,10 +159,7 @@ def main() -> None:
         seconds += len(item.codes) * FRAME_SECONDS
     sets = {"train": pack(chosen), "validation": pack(data.held_out("validation"))}
     file = options.file or options.folder / "corpus.npz"
-    arrays: dict[str, Any] = {
-        f"{name}/{key}": a for name, part in sets.items() for key, a in part.items()
-    }
-    np.savez_compressed(file, **arrays)
+    write(file, sets, data.lexicon)
     print(
         f"{file}: {len(chosen)} utterances, {seconds / 3600:.1f} hours, {file.stat().st_size} bytes"
     )

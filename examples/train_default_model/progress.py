@@ -48,6 +48,12 @@ def replace_text(file: Path, text: str) -> None:
     partial.replace(file)
 
 
+def last_step(curve: Path) -> int:
+    """Steps that a `LossLog` has; none of a training that has not begun."""
+    lines = curve.read_text().splitlines() if curve.exists() else []
+    return int(json.loads(lines[-1])["step"]) + 1 if lines else 0
+
+
 class LossLog:
     """Values by step.
 

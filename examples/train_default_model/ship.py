@@ -28,12 +28,14 @@ sys.path.append(str(ROOT))
 from corpus import SAMPLE_RATE, read_texts  # noqa: E402
 from export import export  # noqa: E402
 from model_card import Training, card, page_part  # noqa: E402
+from progress import last_step  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from synthesize import VOICES  # noqa: E402
 from texts import NearbySentences  # noqa: E402
 
 from benchmarks.default_model_report import missed, plot_learning  # noqa: E402
 from benchmarks.run_all import render  # noqa: E402
+from vllm.unison.frontend.lexicon import Lexicon  # noqa: E402
 
 EVALUATE = ROOT / "benchmarks" / "evaluate_default_model.py"
 MAX_BYTES = 45_000_000
@@ -138,23 +140,18 @@ def training_of(folder: Path, checkpoint: Path, took: str) -> Training:
     return Training(
         hours=hours,
         sentences=dict(Counter(line.split("\t", 1)[0] for line in lines).most_common()),
-        codec_steps=_last_step(folder / "codec_loss.jsonl"),
-        decoder_steps=_last_step(folder / "voiced_decoder_loss.jsonl"),
+        codec_steps=last_step(folder / "codec_loss.jsonl"),
+        decoder_steps=last_step(folder / "voiced_decoder_loss.jsonl"),
         steps=step_of(checkpoint),
         parameters=_parameters(checkpoint / "model.safetensors"),
         layers=config["backbone_config"]["num_hidden_layers"],
         width=config["backbone_config"]["hidden_size"],
         codec_parameters=_parameters(checkpoint / "codec" / "model.safetensors"),
         kilobits=frames * bits / 1000,
+        lexicon=len(Lexicon.load(checkpoint / config["text_frontend"]["lexicon"])),
         bytes=sum(file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()),
         took=took,
     )
-
-
-def _last_step(curve: Path) -> int:
-    """Steps of a stage by its losses; none of a stage that was left out."""
-    lines = curve.read_text().splitlines() if curve.exists() else []
-    return int(json.loads(lines[-1])["step"]) + 1 if lines else 0
 
 
 def _parameters(file: Path) -> int:

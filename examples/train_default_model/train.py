@@ -22,7 +22,9 @@ from encode import encode
 from export import export
 from pitch import find_pitch
 from place import add_arguments, place_of
+from predict import predict_all
 from progress import replace_text
+from pronunciation import write_lexicon
 from refine_decoder import refine_decoder
 from synthesize import synthesize
 from texts import write_texts
@@ -64,6 +66,9 @@ def main() -> None:
     parser.add_argument("--codec-steps", type=int, default=8000)
     parser.add_argument("--pitch-shards", type=int, default=16, help="of each voice, at most")
     parser.add_argument("--decoder-steps", type=int, default=4000)
+    parser.add_argument(
+        "--adapting-steps", type=int, default=2500, help="of the decoder, on predicted codes too"
+    )
     parser.add_argument("--refining-steps", type=int, default=0, help="against a discriminator")
     parser.add_argument("--language-model-steps", type=int, default=60000)
     parser.add_argument("--language-model-seconds", type=float, default=math.inf)
@@ -75,18 +80,22 @@ def main() -> None:
     watch = Stopwatch(folder / "time.json")
     place, steps = place_of(options), options.language_model_steps
     watch.run("texts", lambda: write_texts(folder / "texts"))
+    watch.run("lexicon", lambda: write_lexicon(folder))
     watch.run("speech", lambda: synthesize(folder, options.hours, options.processes))
     watch.run("codec", lambda: train_codec(folder, options.codec_steps, place))
     watch.run("codes", lambda: encode(folder, place))
     watch.run("pitch", lambda: find_pitch(folder, options.pitch_shards))
     watch.run("decoder", lambda: train_decoder(folder, options.decoder_steps, place))
-    watch.run("refining", lambda: refine_decoder(folder, options.refining_steps, place))
     watch.run(
         "language model",
         lambda: train_language_model(
             folder, steps, steps // 10, place=place, seconds=options.language_model_seconds
         ),
     )
+    adapted = options.decoder_steps + options.adapting_steps
+    watch.run("predictions", lambda: predict_all(folder, options.pitch_shards, place))
+    watch.run("adapting", lambda: train_decoder(folder, adapted, place))
+    watch.run("refining", lambda: refine_decoder(folder, options.refining_steps, place))
     print(f"wrote {export(folder)}: {json.dumps(watch.seconds)} seconds")
 
 

@@ -4,9 +4,10 @@
     python examples/train_default_model/train_decoder.py --folder build/default_model
 
 It learns from codes and the samples they are of, so it may be trained before, after or beside the
-language model. The harmonics it filters have the pitch that the speech has; a small network of its
-own learns to tell the pitch. Goes on where an interrupted run stopped; `voiced_codec/` holds the
-running mean of the weights at the last checkpoint.
+language model; after it, also from the codes that the model would choose (`predict.py`). The
+harmonics it filters have the pitch that the speech has; a small network of its own learns to tell
+the pitch. Goes on where an interrupted run stopped; `voiced_codec/` holds the running mean of the
+weights at the last checkpoint.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from encode import FRAME, read_encoded
 from numpy.typing import NDArray
 from pitch import HOP, read_pitch
 from place import CPU, Place, add_arguments, place_of
+from predict import read_predicted
 from progress import LossLog, save_atomically, with_weights
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -63,7 +65,10 @@ def voiced(folder: Path) -> Path:
 
 
 def read_known(folder: Path) -> dict[str, list[Known]]:
-    """By voice, the utterances whose codes and pitch are known, and that are long enough."""
+    """By voice, the utterances whose codes and pitch are known, and that are long enough.
+
+    One is there a second time with the codes that the language model predicts, if they are known.
+    """
     return {voice: _read_voice(folder, voice) for voice in VOICE_SHARE}
 
 
@@ -76,9 +81,12 @@ def _read_voice(folder: Path, voice: str) -> list[Known]:
             continue
         shard = Shard(stem)
         encoded = read_encoded(stem, codes, voice)
-        for i, (utterance, pitch) in enumerate(zip(encoded, read_pitch(file), strict=True)):
-            if len(utterance.codes) >= FRAMES:
-                found.append((shard, i, utterance.codes, pitch))
+        ways = [[utterance.codes for utterance in encoded]]
+        predicted = folder / "predicted" / voice / file.name
+        if predicted.exists():
+            ways.append(read_predicted(predicted, encoded))
+        for i, (*codes_of, pitch) in enumerate(zip(*ways, read_pitch(file), strict=True)):
+            found += [(shard, i, its, pitch) for its in codes_of if len(its) >= FRAMES]
     return found
 
 

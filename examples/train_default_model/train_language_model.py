@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -28,11 +28,14 @@ from pack import PackedUtterances
 from phones import PAUSE, phone_index
 from place import CPU, Place, add_arguments, place_of
 from progress import LossLog, save_atomically, with_weights
+from pronunciation import lexicon_file
 from sketches import Sketches
 from synthesize import HELD_OUT_SETS, VOICES
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
+
+from vllm.unison.frontend.lexicon import Lexicon
 
 POSITIONS = 4000
 """Positions of a batch, padding included, times the scale of the place."""
@@ -40,8 +43,11 @@ POSITIONS = 4000
 LONGEST = 420
 """Steps of the longest example."""
 
-SPEECH, TRANSCRIPTION = 0.55, 0.4
+SPEECH, TRANSCRIPTION = 0.35, 0.6
 """Shares of the tasks; the rest is continuation."""
+
+IN_LETTERS = 0.1
+"""Part of the words to be spoken that keep their letters, though the lexicon has them."""
 
 CONDITION_DROPOUT = 0.1
 """Part of the speech examples that are not told what to say, so that guidance has a null prompt."""
@@ -69,7 +75,13 @@ SKETCHED = 0.35
 
 
 class Corpus(Protocol):
-    """Utterances to learn from, and those that are kept from it."""
+    """Utterances to learn from, and those that are kept from it.
+
+    Attributes:
+        lexicon: how words are said.
+    """
+
+    lexicon: Lexicon
 
     def draw(self, rng: np.random.Generator) -> Encoded:
         """One to learn from."""
@@ -96,6 +108,7 @@ class Utterances:
         self._shards: dict[str, list[Encoded]] = {}
         self._sketched: set[str] = set()
         self._sketches = self._make_sketches()
+        self.lexicon = Lexicon.load(lexicon_file(folder))
         self.all: list[Encoded] = []
         self.look_for_more()
 
@@ -147,10 +160,44 @@ class Utterances:
         ]
 
 
-def speech_example(utterance: Encoded, voice: bool = True) -> Example:
-    """Text to speech of an utterance, with the place in the text of each frame."""
-    places = np.where(utterance.places == UNKNOWN, layout.NOWHERE, utterance.places.astype(float))
-    ids = layout.text_ids(utterance.text)
+def respell(
+    text: str, lexicon: Lexicon, rng: np.random.Generator | None = None
+) -> tuple[str, Callable[[NDArray], NDArray]]:
+    """A text as it is told to the model, and where in it the letters of the text have gone.
+
+    Args:
+        text: to be spoken.
+        lexicon: how words are said.
+        rng: lets some words keep their letters; None for none that the lexicon has.
+    """
+    pieces = []
+    for written, said in lexicon.parts(text):
+        keeps = said is None or (rng is not None and rng.random() < IN_LETTERS)
+        pieces.append((written, written if keeps or said is None else said))
+    before, after = (np.cumsum([0, *map(len, part)]) for part in zip(*pieces, strict=True))
+
+    def moved(places: NDArray) -> NDArray:
+        return np.maximum(0, np.interp(places + 0.5, before, after) - 0.5)
+
+    return "".join(said for _, said in pieces), moved
+
+
+def speech_example(
+    utterance: Encoded,
+    lexicon: Lexicon,
+    rng: np.random.Generator | None = None,
+    voice: bool = True,
+) -> Example:
+    """Text to speech of an utterance, with the place in the text of each frame.
+
+    Args:
+        utterance: to be spoken.
+        lexicon, rng: see `respell`.
+        voice: whether it is told who speaks.
+    """
+    told, moved = respell(utterance.text, lexicon, rng)
+    places = np.where(utterance.places == UNKNOWN, layout.NOWHERE, moved(utterance.places))
+    ids = layout.text_ids(told)
     return layout.speech_example(utterance.codes, ids, utterance.voice if voice else None, places)
 
 
@@ -186,14 +233,14 @@ def transcription_example(
     return layout.transcription_example(codes, ids, frames)
 
 
-def example(utterance: Encoded, rng: np.random.Generator) -> Example:
+def example(utterance: Encoded, lexicon: Lexicon, rng: np.random.Generator) -> Example:
     """An example of a random task from an utterance."""
     task = rng.random()
     speaks = utterance.voice in layout.SPEAKERS
     if task < SPEECH and speaks:
         if rng.random() < CONDITION_DROPOUT:
             return layout.speech_example(utterance.codes, [], None)
-        return speech_example(utterance, rng.random() >= OPEN_VOICE)
+        return speech_example(utterance, lexicon, rng, rng.random() >= OPEN_VOICE)
     if task < SPEECH + TRANSCRIPTION or not speaks or (utterance.codes[:, 1] < 0).all():
         return transcription_example(utterance, rng.random() < HEARD, rng)
     count = len(utterance.codes)
@@ -224,7 +271,7 @@ def batches(data: Corpus, rng: np.random.Generator, positions: int) -> Iterator[
     """Endless batches of about so many positions, of examples of like length."""
     while True:
         count = max(1024, positions // 6)
-        pending = [example(data.draw(rng), rng) for _ in range(count)]
+        pending = [example(data.draw(rng), data.lexicon, rng) for _ in range(count)]
         pending = sorted(
             (item for item in pending if len(item.steps) <= LONGEST), key=lambda e: len(e.steps)
         )
@@ -277,12 +324,12 @@ def scores(sums: dict[str, torch.Tensor], prefix: str = "") -> dict[str, float]:
 
 
 @torch.no_grad()
-def validate(model: nn.Module, data: list[Encoded]) -> dict[str, float]:
+def validate(model: nn.Module, data: list[Encoded], lexicon: Lexicon) -> dict[str, float]:
     """Losses and accuracies, teacher-forced, on sentences that training never sees."""
     result: dict[str, float] = {}
     device = next(model.parameters()).device
     kinds = {
-        "speech": [speech_example(utterance) for utterance in data],
+        "speech": [speech_example(utterance, lexicon) for utterance in data],
         "transcription": [transcription_example(utterance, True) for utterance in data],
     }
     for kind, examples in kinds.items():
@@ -412,7 +459,7 @@ def train_language_model(
         due = now - validated > VALIDATION_SECONDS and step - validated_at >= VALIDATION_STEPS
         if due or over:
             with with_weights(model, mean):
-                shown |= validate(model, held_out)
+                shown |= validate(model, held_out, data.lexicon)
             tqdm.write(f"{step + 1}: { ({k: round(v, 3) for k, v in shown.items()}) }")
             validated, validated_at = time.monotonic(), step
         log.add(step, shown)

@@ -276,6 +276,10 @@ def test_tokenizer_reads_and_writes_text():
     assert tokenizer.encode("café “now”", add_special_tokens=False).ids == layout.text_ids(
         "cafe now"
     )
+    sounds = "".join(layout.SOUNDS)
+    ids = tokenizer.encode(f"the {sounds}.", add_special_tokens=False).ids
+    assert ids == layout.text_ids(f"the {sounds}.")
+    assert len(set(ids)) == len(sounds) + 5 and max(ids) < layout.VOCABULARY_SIZE
 
 
 def test_network_is_a_llama():

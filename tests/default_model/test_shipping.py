@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from tests.benchmarks import default_model_samples as samples
 from tests.default_model.training_modules import training_modules
+from vllm.unison.frontend.lexicon import Lexicon
 
 ship, model_card = training_modules("ship", "model_card")
 
@@ -26,7 +27,10 @@ def trained(tmp_path: Path) -> Path:
     checkpoint = folder / "unison-default"
     (checkpoint / "codec").mkdir(parents=True)
     backbone = {"num_hidden_layers": 3, "hidden_size": 48}
-    (checkpoint / "config.json").write_text(json.dumps({"backbone_config": backbone}))
+    frontend = {"language": "en", "lexicon": "lexicon.tsv.gz"}
+    config = {"backbone_config": backbone, "text_frontend": frontend}
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    Lexicon({f"word{i}": "x" for i in range(1234)}).save(checkpoint / "lexicon.tsv.gz")
     codec = {"hop_length": 320, "steps_per_frame": 2, "num_codebooks": 8, "codebook_size": 512}
     (checkpoint / "codec" / "config.json").write_text(json.dumps(codec))
     weights = {"a": torch.zeros(3, 100)}
@@ -75,13 +79,22 @@ def test_all_of_a_model_is_written(trained, root):
         "vllm/unison/default_model/codec/config.json",
         "vllm/unison/default_model/codec/model.safetensors",
         "vllm/unison/default_model/config.json",
+        "vllm/unison/default_model/lexicon.tsv.gz",
         "vllm/unison/default_model/model.safetensors",
     ]
     page = (root / "docs" / "default_model.md").read_text()
     assert page.startswith("# Model\n") and page.endswith("The end.\n")
     assert "old numbers" not in page and "(audio/train.wav)" in page
     card = (root / "vllm" / "unison" / "default_model" / "README.md").read_text()
-    for said in ("CC0", "Apache-2.0", "WordNet licence", "6,000 steps", "1,000", "It took a day."):
+    for said in (
+        "CC0",
+        "Apache-2.0",
+        "WordNet licence",
+        "6,000 steps",
+        "1,000",
+        "1,234",
+        "It took a day.",
+    ):
         assert said in card
     assert (
         "- `joe`, 0.1 hours: male" in card and "1.8 kbit/s" in card and "3 layers, 48 wide" in card

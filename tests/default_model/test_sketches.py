@@ -13,11 +13,19 @@ import pytest
 
 from tests.default_model.training_modules import training_modules
 
-corpus, encode, phones, sketches, training = training_modules(
-    "corpus", "encode", "phones", "sketches", "train_language_model"
+corpus, encode, phones, pronunciation, sketches, training = training_modules(
+    "corpus", "encode", "phones", "pronunciation", "sketches", "train_language_model"
 )
 
-SAID = {"a": "ɐ", "cat": "kˈæt", "sat": "sˈæt", "on": "ˈɑn", "mat": "mˈæt"}
+SAID = {
+    "a": "ɐ",
+    "to": "tə",
+    "they": "ðA",
+    "cat": "kˈæt",
+    "sat": "sˈæt",
+    "on": "ˈɑn",
+    "mat": "mˈæt",
+}
 SENTENCES = ["A cat sat on a mat.", "A mat, a cat."]
 
 
@@ -45,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         utterance = corpus.Utterance(SENTENCES[0], round(float(ends[-1]) * 16000), timed)
         stem.with_suffix(".jsonl").write_text(json.dumps(asdict(utterance)) + "\n")
         stem.with_suffix(".int16").write_bytes(bytes(2 * utterance.num_samples))
+    pronunciation.make_lexicon(SENTENCES, [], pronounce).save(pronunciation.lexicon_file(folder))
     return folder
 
 
@@ -129,7 +138,8 @@ def test_a_part_of_what_is_learned_are_sketches(folder: Path, monkeypatch):
 
 
 def test_without_texts_there_are_no_sketches(folder: Path, tmp_path: Path):
-    (tmp_path / "speech").symlink_to(folder / "speech")
+    for name in ("speech", pronunciation.lexicon_file(folder).name):
+        (tmp_path / name).symlink_to(folder / name)
     data = training.Utterances(tmp_path)
     drawn = [data.draw(np.random.default_rng(seed)) for seed in range(20)]
     assert {id(item) for item in drawn} <= {id(item) for item in data.all}

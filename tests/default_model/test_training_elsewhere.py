@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from tests.default_model.training_modules import training_modules
+from vllm.unison.frontend.lexicon import Lexicon
 
 encode, layout, model, pack, parts, training = training_modules(
     "encode", "layout", "model", "pack", "parts", "train_language_model"
 )
 
+LEXICON = Lexicon({"open": layout.SOUNDS[3] * 2, "called": layout.SOUNDS[9]})
 TEXTS = ["Open the door.", "It's late, isn't it?", "Who called?"]
 
 
@@ -44,6 +46,11 @@ def test_what_is_packed_is_unpacked():
             assert found.dtype == getattr(theirs, name).dtype
 
 
+def test_the_lexicon_comes_with_what_is_packed(packed_file):
+    found = pack.PackedUtterances(packed_file).lexicon
+    assert found.respell(TEXTS[0]) == LEXICON.respell(TEXTS[0]) != TEXTS[0]
+
+
 def test_packed_codes_take_nine_bits():
     given = utterances()
     frames = sum(len(item.codes) for item in given)
@@ -61,9 +68,7 @@ def test_sketches_are_not_packed():
 def packed_file(tmp_path_factory):
     sets = {"train": pack.pack(utterances(0)), "validation": pack.pack(utterances(1)[:2])}
     file = tmp_path_factory.mktemp("packed") / "corpus.npz"
-    np.savez_compressed(
-        file, **{f"{n}/{k}": a for n, part in sets.items() for k, a in part.items()}
-    )
+    pack.write(file, sets, LEXICON)
     return file
 
 
@@ -103,7 +108,7 @@ def test_scores_leave_out_what_no_example_has():
     # Validation has both kinds: what one lacks is the other's.
     torch.manual_seed(0)
     small = model.StreamLanguageModel(5)
-    found = training.validate(small, utterances()[:2])
+    found = training.validate(small, utterances()[:2], LEXICON)
     assert 5.5 < found["held_out_acoustic"] < 7 and 3 < found["held_out_text"] < 6
 
 

@@ -15,17 +15,23 @@ from safetensors.torch import load_file
 
 from tests.default_model.training_modules import training_modules
 from vllm.unison.codecs.spectral_codec import SpectralCodec
+from vllm.unison.frontend.lexicon import Lexicon
 
-corpus, codec, decoder, discriminator, encode, pitch, place, voiced, training = training_modules(
-    "corpus",
-    "train_codec",
-    "refine_decoder",
-    "discriminator",
-    "encode",
-    "pitch",
-    "place",
-    "train_decoder",
-    "train_language_model",
+corpus, codec, decoder, discriminator, encode, layout, pitch, place, pronunciation = (
+    training_modules(
+        "corpus",
+        "train_codec",
+        "refine_decoder",
+        "discriminator",
+        "encode",
+        "layout",
+        "pitch",
+        "place",
+        "pronunciation",
+    )
+)
+model, predict, voiced, training = training_modules(
+    "model", "predict", "train_decoder", "train_language_model"
 )
 
 PHONES = [("_", 0.1), ("k", 0.3), ("æ", 0.5), ("t", 0.7), ("_", 0.9), ("s", 1.1), ("_", 1.2)]
@@ -49,6 +55,7 @@ def folder(tmp_path_factory) -> Path:
     for part in ("validation", "evaluation"):
         for voice in ("heart", "joe"):
             write_shard(folder / "speech" / part / voice, 7)
+    Lexicon({"cat": layout.SOUNDS[0]}).save(pronunciation.lexicon_file(folder))
     return folder
 
 
@@ -141,6 +148,42 @@ def test_a_decoder_learns_to_filter_a_source_and_the_codes_stay(trained, monkeyp
     refined = SpectralCodec.from_pretrained(str(trained / "refined_codec"))
     assert refined.model.config == made.model.config
     shutil.rmtree(trained / "voiced_codec")
+
+
+def test_a_decoder_learns_from_what_the_language_model_would_say(trained, monkeypatch):
+    monkeypatch.setattr(voiced, "FRAMES", 20)
+    encode.encode(trained)
+    pitch.find_pitch(trained, shards=1)
+    assert [len(known) for known in voiced.read_known(trained).values()] == [3, 3, 3]
+    torch.manual_seed(3)
+    network = model.StreamLanguageModel(5)
+    torch.save({"mean": network.state_dict()}, trained / "language_model_checkpoint.pt")
+    predict.predict_all(trained, 1)
+    known = voiced.read_known(trained)
+    assert [len(known[voice]) for voice in ("heart", "joe", "many")] == [6, 6, 3]
+    lexicon = Lexicon.load(pronunciation.lexicon_file(trained))
+    stem = trained / "speech" / "joe" / "00000"
+    for index, item in enumerate(
+        encode.read_encoded(stem, trained / "codes" / "joe" / "00000.npz", "joe")
+    ):
+        real, told = known["joe"][2 * index : 2 * index + 2]
+        np.testing.assert_array_equal(real[2], item.codes)
+        assert real[0] is told[0] and real[1] == told[1] == index
+        np.testing.assert_array_equal(told[2][:, 0], item.codes[:, 0])
+        # One utterance by itself, and one code after the other.
+        example = training.speech_example(item, lexicon)
+        ids = torch.from_numpy(example.steps)[None].long()
+        first = int((example.targets[:, 0] != layout.IGNORE).argmax())
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            hidden, _ = network.backbone.model(network.embed(ids))
+            for frame, codes in enumerate(told[2]):
+                for stream in range(1, layout.NUM_STREAMS):
+                    # A stream runs behind by its number.
+                    state = hidden[0, first + frame + stream]
+                    chosen = int(codes[stream])
+                    logits = network.logits(state, stream)
+                    assert logits[chosen] >= logits.max() - 0.03
+    shutil.rmtree(trained / "predicted")
 
 
 def test_parts_of_utterances_are_frames_samples_and_pitches_of_one_time(trained, monkeypatch):
