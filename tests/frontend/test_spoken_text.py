@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from vllm.unison.frontend import spoken_text as spoken_text_module
 from vllm.unison.frontend.spoken_text import spoken_text
 
 READ = {
@@ -24,6 +25,9 @@ READ = {
     "the dogs' bones": "the dogs bones",
     "united.by confidence": "united. by confidence",
     "BBC": "BBC",
+    "Mr. Smith, Ph.D., lives at 12 St. John St.": (
+        "Mister Smith, PHD, lives at twelve St. John St."
+    ),
     "": "",
     "...": "",
 }
@@ -37,6 +41,28 @@ def test_reading(written: str) -> None:
 @pytest.mark.parametrize("written", READ)
 def test_reading_twice_changes_nothing(written: str) -> None:
     assert spoken_text(READ[written]) == READ[written]
+
+
+@pytest.mark.parametrize("written", [written for written in READ if READ[written]])
+def test_a_text_around_changes_no_reading(written: str) -> None:
+    """Only the words around a figure are read with it."""
+    words = "the quick brown dog and all the others"
+    read = spoken_text(f"{words} so they say: {written} And {words}")
+    assert read.lower() == f"{words} so they say: {READ[written]} and {words}".lower()
+
+
+@pytest.mark.parametrize("part", ["1 2 3 ", "7", "In 1999 there were 1,234 people. ", "£5,"])
+def test_a_long_text_takes_no_more_than_its_length(part: str, monkeypatch) -> None:
+    """The grammars' time grows with the square of what they see."""
+    seen: list[str] = []
+
+    def read(words: str) -> str:
+        seen.append(words)
+        return words
+
+    monkeypatch.setattr(spoken_text_module, "_read", read)
+    spoken_text(part * (800 // len(part)))
+    assert max(map(len, seen)) <= 410 and sum(map(len, seen)) <= 1000
 
 
 @pytest.mark.parametrize(

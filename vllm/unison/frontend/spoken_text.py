@@ -6,14 +6,18 @@ A model that reads letters is trained on what this makes of its texts, and is as
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 import unicodedata
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from kitten_text_processing import Normalizer
+if TYPE_CHECKING:
+    from kitten_text_processing import Normalizer
 
 _PLAIN = re.compile(r"[A-Za-z ,.?!;:'-]*")
-_ABBREVIATION = re.compile(r"\b(?:[A-Za-z]\.){2,}|\b[A-Z]?[a-z]{1,4}\. |\betc\.|\b[A-Z]\. ")
+_ABBREVIATION = re.compile(r"[A-Za-z]\.[A-Z]\b|\b[A-Z]?[a-z]{1,4}\. |\betc\.|\b[A-Z]\. ")
 _REPLACEMENTS = (
     (re.compile("[‘’ʼ`]"), "'"),
     (re.compile('[“”„«»"]|\\*|_'), ""),
@@ -38,7 +42,14 @@ _CAPITALIZED = re.compile(
     r"\b(?:january|february|april|june|july|august|september|october|november|december|"
     r"(?:mon|tues|wednes|thurs|fri|satur|sun)day)\b|(?<=of )(?:march|may)\b"
 )
-_normalizer: Normalizer | None = None
+_BEFORE, _AFTER = 1, 2
+"""Words around a figure that may belong to it: a month, a unit."""
+
+_TOGETHER = 10
+"""Words that are read together, at most."""
+
+_WORD_PARTS = re.compile(r".{1,40}")
+"""What is longer is no word."""
 
 
 def spoken_text(text: str) -> str:
@@ -55,7 +66,7 @@ def spoken_text(text: str) -> str:
     for pattern, replacement in _REPLACEMENTS:
         text = pattern.sub(replacement, text)
     if not _PLAIN.fullmatch(text) or _ABBREVIATION.search(text):
-        text = " ".join(_read(part) for part in _sentences(text))
+        text = " ".join(_written_out(part) for part in _sentences(text))
     text = unicodedata.normalize("NFKD", text)
     text = "".join(c for c in text if not unicodedata.combining(c))
     for pattern, replacement in _TIDY:
@@ -65,14 +76,43 @@ def spoken_text(text: str) -> str:
 
 
 def _sentences(text: str) -> Iterator[str]:
-    """The sentences of a text: the grammars' time grows with the length."""
     yield from (part for part in re.split(r"(?<=[a-z\d][.?!;])\s+(?=[A-Z])", text) if part.strip())
 
 
-def _read(sentence: str) -> str:
-    global _normalizer
-    if _normalizer is None:
-        _normalizer = Normalizer(input_case="cased", lang="en")
-    read = _normalizer.normalize(sentence, punct_post_process=True)
+def _written_out(sentence: str) -> str:
+    """A sentence with all words, those read that are none yet, with the words around them.
+
+    The grammars' time grows faster than the length, so they see no more than a few words at once.
+    """
+    words = [part for word in sentence.split() for part in _WORD_PARTS.findall(word)]
+    read = [False] * len(words)
+    for i, word in enumerate(words):
+        if not _PLAIN.fullmatch(word) or _ABBREVIATION.search(f"{word} "):
+            around = slice(max(0, i - _BEFORE), i + 1 + _AFTER)
+            read[around] = [True] * len(read[around])
+    pieces: list[str] = []
+    start = 0
+    for is_read, run in itertools.groupby(read):
+        end = start + len(list(run))
+        if is_read:
+            for at in range(start, end, _TOGETHER):
+                pieces.append(_read(" ".join(words[at : min(end, at + _TOGETHER)])))
+        else:
+            pieces += words[start:end]
+        start = end
+    return " ".join(pieces)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read(words: str) -> str:
+    read = _normalizer().normalize(words, punct_post_process=True)
     # The grammars write months and weekdays in lower case.
     return _CAPITALIZED.sub(lambda match: match[0].capitalize(), read)
+
+
+@functools.cache
+def _normalizer() -> Normalizer:
+    # Imported here: few texts need it.
+    from kitten_text_processing import Normalizer
+
+    return Normalizer(input_case="cased", lang="en")
