@@ -48,7 +48,7 @@ $(VENV)/.overlay-linked: $(VENV)/.fork-installed $(shell find vllm -type d -not 
 	@touch $@
 
 # What the demonstrations say; make demo sentence="..." says another.
-sentence := He was standing near the door.
+sentence := The road to the village was closed by the snow.
 demo: build
 	@$(bin)/vllm speak "$(sentence)" --output demo.wav
 	@$(bin)/vllm transcribe demo.wav

@@ -60,7 +60,7 @@ EARLY, LATE = 0.75, 1.25
 """Lengths, of the original's, at which an utterance stops too early or too late."""
 
 SAMPLES = {
-    "door": "He was standing near the door.",
+    "road": "The road to the village was closed by the snow.",
     "price": "That comes to forty two pounds, please.",
     "question": "Have you heard anything from your sister lately?",
     "weather": "Tomorrow it will rain in the north, and the south stays dry.",

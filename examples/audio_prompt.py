@@ -2,7 +2,7 @@
 """A recording as the prompt: the model goes on speaking where it ends, in its voice.
 
     python examples/offline_speech.py
-    python examples/audio_prompt.py door.wav
+    python examples/audio_prompt.py road.wav
 
 writes continued.wav, the recording and what follows. The model's task `speech_continuation` takes
 audio alone; a model with a task of text and audio (a voice prompt) takes both, as
@@ -34,4 +34,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["door.wav"]))
+    main(*(sys.argv[1:] or ["road.wav"]))

@@ -24,7 +24,9 @@ def main() -> None:
     llm = LLM("unison-default", enforce_eager=True)
     common: dict[str, Any] = {"temperature": 0.6, "top_k": 20, "seed": 1, "max_tokens": 500}
     params = [SamplingParams(**common, **guidance) for guidance in GUIDANCE.values()]
-    outputs = llm.generate(["He was standing near the door."] * len(params), params)
+    outputs = llm.generate(
+        ["The road to the village was closed by the snow."] * len(params), params
+    )
     for name, output in zip(GUIDANCE, outputs, strict=True):
         audio = output.outputs[0].audio
         assert audio is not None

@@ -13,16 +13,16 @@ from vllm.inputs import TextPrompt
 
 def main() -> None:
     llm = LLM("unison-default", enforce_eager=True)
-    first = llm.generate("He was standing near the door.")[0].outputs[0].audio
+    first = llm.generate("The road to the village was closed by the snow.")[0].outputs[0].audio
     assert first is not None
     heard, said, again = llm.generate(
         [
             TextPrompt(prompt="", multi_modal_data={"audio": first}),
             TextPrompt(
-                prompt="The horse was tired after the long day.",
+                prompt="My mother has a small shop in the town.",
                 mm_processor_kwargs={"voice": "joe"},
             ),
-            TextPrompt(prompt="He was standing near the door."),
+            TextPrompt(prompt="The road to the village was closed by the snow."),
         ],
         [
             SamplingParams(temperature=0, max_tokens=100),

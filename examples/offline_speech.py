@@ -3,7 +3,7 @@
 
     python examples/offline_speech.py
 
-writes door.wav and horse.wav. Without `SamplingParams` a request gets the model's own
+writes road.wav and shop.wav. Without `SamplingParams` a request gets the model's own
 temperature, guidance scale and length for its task.
 """
 
@@ -13,8 +13,8 @@ from vllm import LLM
 from vllm.inputs import TextPrompt
 
 SENTENCES = {
-    "door.wav": ("He was standing near the door.", "heart"),
-    "horse.wav": ("The horse was tired after the long day.", "joe"),
+    "road.wav": ("The road to the village was closed by the snow.", "heart"),
+    "shop.wav": ("My mother has a small shop in the town.", "joe"),
 }
 
 

@@ -2,7 +2,7 @@
 """Speech to text without a server: audio files, in one batch.
 
     python examples/offline_speech.py
-    python examples/offline_transcription.py door.wav horse.wav
+    python examples/offline_transcription.py road.wav shop.wav
 
 Any sample rate and number of channels will do: audio is mixed to mono and resampled. Clips
 longer than the model's context are cut by `vllm transcribe` and by the server, not here.
@@ -25,4 +25,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["door.wav"])
+    main(sys.argv[1:] or ["road.wav"])

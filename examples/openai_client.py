@@ -19,7 +19,7 @@ def main(url: str) -> None:
     request = client.audio.speech.with_streaming_response.create(
         model="unison-default",
         voice="heart",
-        input="He was standing near the door.",
+        input="The road to the village was closed by the snow.",
         response_format="pcm",  # 16-bit samples: a player could have each piece at once
         extra_body={"guidance_scale": 1.5, "seed": 1},
     )

@@ -51,8 +51,8 @@ def report() -> dict[str, Any]:
             {
                 "name": "train",
                 "voice": "heart",
-                "text": "He was standing near the door.",
-                "whisper": "He was standing near the door.",
+                "text": "The road to the village was closed by the snow.",
+                "whisper": "The road to the village was closed by the snow.",
                 "model": "the train leaves Leeds at half past nine",
             }
         ],

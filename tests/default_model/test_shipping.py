@@ -144,8 +144,8 @@ def test_too_much_is_refused_and_nothing_is_written(trained, root, monkeypatch, 
 def test_a_sentence_that_was_learned_is_refused(trained, root):
     before = files_of(root)
     with (trained / "texts" / "train.txt").open("a") as texts:
-        texts.write("everyday\tHe was standing by the door.\n")
-    with pytest.raises(ValueError, match="within two words of training's 'He was standing by"):
+        texts.write("everyday\tThe road to the village was closed by the storm.\n")
+    with pytest.raises(ValueError, match="within two words of training's 'The road to"):
         ship.ship(trained, trained / "unison-default", samples.report(), root, "")
     assert files_of(root) == before
 

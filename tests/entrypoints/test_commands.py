@@ -90,12 +90,12 @@ def test_a_command_imports_what_it_needs_alone(odd: str, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_a_command_prints_its_result_and_nothing_else(tmp_path: Path) -> None:
-    spoken = vllm("speak", SENTENCE, "-o", "door.wav", cwd=tmp_path)
-    assert (spoken.returncode, spoken.stdout, spoken.stderr) == (0, "wrote door.wav\n", "")
-    with wave.open(str(tmp_path / "door.wav")) as file:
-        assert file.getnframes() * 2 + 44 == (tmp_path / "door.wav").stat().st_size
+    spoken = vllm("speak", SENTENCE, "-o", "road.wav", cwd=tmp_path)
+    assert (spoken.returncode, spoken.stdout, spoken.stderr) == (0, "wrote road.wav\n", "")
+    with wave.open(str(tmp_path / "road.wav")) as file:
+        assert file.getnframes() * 2 + 44 == (tmp_path / "road.wav").stat().st_size
         assert file.getnframes() > file.getframerate() // 2
-    heard = vllm("transcribe", "door.wav", "-v", cwd=tmp_path)
+    heard = vllm("transcribe", "road.wav", "-v", cwd=tmp_path)
     assert (heard.returncode, heard.stdout) == (
         0,
         f"{SENTENCE}\n",

@@ -32,8 +32,8 @@ def test_the_readme_s_server_and_client(packaged: Server, tmp_path: Path) -> Non
     _, curl = shell.split("\n", 1)
     assert curl.startswith("curl ")
     run(["bash", "-euc", curl], tmp_path)
-    assert soundfile.info(tmp_path / "door.wav").frames >= 20 * 320
-    (tmp_path / "door.wav").unlink()
+    assert soundfile.info(tmp_path / "road.wav").frames >= 20 * 320
+    (tmp_path / "road.wav").unlink()
     (tmp_path / "client.py").write_text(client, encoding="utf-8")
     assert run([sys.executable, "client.py"], tmp_path) == f"{SENTENCE}\n"
     shown = run([sys.executable, str(ROOT / "examples/openai_client.py"), url], tmp_path)

@@ -71,23 +71,23 @@ def spoken(run: Run) -> str:
 
 def test_offline_speech(spoken: str) -> None:
     found = re.findall(r"^(\w+\.wav): [\d.]+ s, (\d+) frames$", spoken, re.MULTILINE)
-    assert [name for name, _ in found] == ["door.wav", "horse.wav"]
+    assert [name for name, _ in found] == ["road.wav", "shop.wav"]
     for name, frames in found:
         assert soundfile.info(name).frames == int(frames) * SAMPLES_PER_FRAME >= 16000 // 2
 
 
 @pytest.mark.usefixtures("spoken")
 def test_offline_transcription(run: Run) -> None:
-    door, horse = run("offline_transcription.py", "door.wav", "horse.wav").splitlines()
-    assert door == f"door.wav: {SENTENCE}"
-    assert horse == f"horse.wav: {SECOND}"
-    assert run("offline_transcription.py") == f"door.wav: {SENTENCE}"
+    door, horse = run("offline_transcription.py", "road.wav", "shop.wav").splitlines()
+    assert door == f"road.wav: {SENTENCE}"
+    assert horse == f"shop.wav: {SECOND}"
+    assert run("offline_transcription.py") == f"road.wav: {SENTENCE}"
 
 
 @pytest.mark.usefixtures("spoken")
 def test_an_audio_prompt_is_continued(run: Run) -> None:
-    run("audio_prompt.py", "door.wav")
-    door, _ = soundfile.read("door.wav")
+    run("audio_prompt.py", "road.wav")
+    door, _ = soundfile.read("road.wav")
     continued, _ = soundfile.read("continued.wav")
     assert abs(continued[: len(door)] - door).max() < 1e-4
     assert len(continued) - len(door) >= 25 * SAMPLES_PER_FRAME
