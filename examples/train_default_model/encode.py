@@ -23,6 +23,7 @@ from letters import LetterAligner
 from numpy.typing import NDArray
 from phones import NUM_LABELS, frame_ends, frame_labels
 from place import CPU, Place, add_arguments, place_of
+from progress import save_arrays
 from synthesize import HELD_OUT_SETS, VOICES
 from torch.nn import functional
 from tqdm import tqdm
@@ -139,17 +140,14 @@ def encode_shard(
         letter_places(utterance, len(part), aligner)
         for utterance, part in zip(shard.utterances, codes, strict=True)
     ]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial.npz")
-    np.savez(
-        partial,
+    save_arrays(
+        file,
         lengths=np.array([len(part) for part in codes]),
         heard_lengths=np.array([len(part) for part in others]),
         codes=np.concatenate(codes),
         heard=np.concatenate(others),
         places=np.concatenate(places),
     )
-    partial.rename(file)
 
 
 def read_encoded(stem: Path, file: Path, voice: str) -> list[Encoded]:

@@ -31,6 +31,8 @@ SOUNDS = tuple(map(chr, range(0xE000, 0xE000 + len(PHONES) - 1 + len(STRESS))))
 
 FIRST_SOUND = FIRST_CODE + NUM_STREAMS * CODEC.codebook_size
 VOCABULARY_SIZE = FIRST_SOUND + 48
+"""With some rows to spare after the sounds."""
+
 SPEAKER_IDS = {speaker: FIRST_SPEAKER + index for index, speaker in enumerate(SPEAKERS)}
 NULL_PROMPT = [SPEAK, BEGIN_AUDIO]
 """What a guidance lane holds: asked to speak, but not told what."""

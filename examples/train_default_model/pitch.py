@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from corpus import SAMPLE_RATE, Shard, all_shards
 from numpy.typing import NDArray
+from progress import save_arrays
 from synthesize import VOICES
 from tqdm import tqdm
 
@@ -105,15 +106,12 @@ def write_pitch(stem: Path, file: Path) -> None:
         return
     shard = Shard(stem)
     pairs = [track_pitch(shard.samples(i), SAMPLE_RATE, HOP) for i in range(len(shard.utterances))]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial.npz")
-    np.savez(
-        partial,
+    save_arrays(
+        file,
         lengths=np.array([len(pitch) for pitch, _ in pairs]),
         pitch=np.concatenate([pitch for pitch, _ in pairs]).astype(np.float16),
         voiced=np.concatenate([voiced for _, voiced in pairs]),
     )
-    partial.rename(file)
 
 
 def read_pitch(file: Path) -> list[tuple[NDArray[np.float16], NDArray[np.bool_]]]:

@@ -24,13 +24,12 @@ from layout import NUM_STREAMS, SPEAKERS
 from model import StreamLanguageModel, num_layers
 from numpy.typing import NDArray
 from place import CPU, Place, add_arguments, place_of
+from progress import save_arrays
 from pronunciation import lexicon_file
 from tqdm import tqdm
-from train_language_model import collate, speech_example
+from train_language_model import POSITIONS, collate, speech_example
 
 from vllm.unison.frontend.lexicon import Lexicon
-
-_POSITIONS = 4000
 
 
 @torch.no_grad()
@@ -51,7 +50,7 @@ def predict(
     order = sorted(range(len(examples)), key=lambda i: len(examples[i].steps))
     while order:
         longest = len(examples[order[-1]].steps)
-        batch = [order.pop() for _ in range(max(1, min(len(order), _POSITIONS // longest)))]
+        batch = [order.pop() for _ in range(max(1, min(len(order), POSITIONS // longest)))]
         ids, targets, *_ = (part.to(device) for part in collate([examples[i] for i in batch]))
         with torch.autocast(device.type, torch.bfloat16):
             hidden, _ = model.backbone.model(model.embed(ids))
@@ -81,10 +80,7 @@ def predict_all(folder: Path, shards: int, place: Place = CPU) -> None:
         utterances = read_encoded(stem, folder / "codes" / voice / f"{stem.name}.npz", voice)
         codes = predict(model, utterances, lexicon)
         file = folder / "predicted" / voice / f"{stem.name}.npz"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial.npz")
-        np.savez(partial, codes=np.concatenate(codes))
-        partial.rename(file)
+        save_arrays(file, codes=np.concatenate(codes))
 
 
 def read_predicted(file: Path, encoded: Sequence[Encoded]) -> list[NDArray[np.int16]]:

@@ -15,6 +15,7 @@ import torch
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 
@@ -22,6 +23,19 @@ def save_atomically(state: dict[str, Any], file: Path) -> None:
     """`torch.save` that leaves either the old file or the new one, whenever it is interrupted."""
     partial = file.with_suffix(".partial")
     torch.save(state, partial)
+    partial.replace(file)
+
+
+def save_arrays(file: Path, **arrays: NDArray) -> None:
+    """`numpy.savez` that leaves the whole file or none, whenever it is interrupted.
+
+    Args:
+        file: .npz; its folder is made if missing.
+        arrays: by name.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial.npz")
+    np.savez(partial, **arrays)  # type: ignore[arg-type]
     partial.replace(file)
 
 

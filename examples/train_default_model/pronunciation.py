@@ -21,7 +21,7 @@ from phones import PAUSE, PHONES, PUNCTUATION, STRESS, phone_index
 from texts import wordnet_words
 from tqdm import tqdm
 
-from vllm.unison.frontend.lexicon import Lexicon
+from vllm.unison.frontend.lexicon import WORD, Lexicon
 
 CERTAIN = 0.97
 """Part of a word's uses that have the same phones, at least, stress aside."""
@@ -60,7 +60,7 @@ def words_as_said(sentence: str, pronounced: str) -> list[tuple[str, str]]:
         return []
     pairs = zip(written, said, strict=True)
     stripped = ((w.strip(",.?!;:").lower(), spelling(s)) for w, s in pairs)
-    return [(w, s) for w, s in stripped if s and re.fullmatch("[a-z]+(?:'[a-z]+)*", w)]
+    return [(w, s) for w, s in stripped if s and re.fullmatch(WORD, w)]
 
 
 def make_lexicon(
@@ -102,7 +102,7 @@ def write_lexicon(folder: Path) -> None:
 
     texts = read_texts(folder / "texts" / "train.txt")
     words = {word for part in wordnet_words().values() for word in part}
-    words |= {w for text in texts for w in re.findall("[a-z]+(?:'[a-z]+)*", text.lower())}
+    words |= {w for text in texts for w in re.findall(WORD, text.lower())}
     made = make_lexicon(texts[:SENTENCES], words, pronounce())
     made.save(lexicon_file(folder))
     print(f"{len(made)} words have one pronunciation")

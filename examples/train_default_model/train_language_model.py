@@ -172,8 +172,9 @@ def respell(
     """
     pieces = []
     for written, said in lexicon.parts(text):
-        keeps = said is None or (rng is not None and rng.random() < IN_LETTERS)
-        pieces.append((written, written if keeps or said is None else said))
+        if said is None or (rng is not None and rng.random() < IN_LETTERS):
+            said = written
+        pieces.append((written, said))
     before, after = (np.cumsum([0, *map(len, part)]) for part in zip(*pieces, strict=True))
 
     def moved(places: NDArray) -> NDArray:

@@ -53,7 +53,7 @@ def report() -> dict[str, Any]:
                 "voice": "heart",
                 "text": "The road to the village was closed by the snow.",
                 "whisper": "The road to the village was closed by the snow.",
-                "model": "the train leaves Leeds at half past nine",
+                "model": "the road to the village was closed by the snow",
             }
         ],
     }

@@ -17,7 +17,7 @@ from vllm.unison.frontend.lexicon import Lexicon
 from vllm.unison.frontend.prompts import PromptBuilder
 from vllm.unison.frontend.text_frontend import TextFrontend
 from vllm.unison.model.layout import StreamLayout
-from vllm.unison.model.spec import SpeechSpec, TaskPrompt, TextFrontendSpec
+from vllm.unison.model.spec import CodecSource, SpeechSpec, TaskPrompt, TextFrontendSpec
 
 LEXICON = Lexicon({"five": "FAJV", "dollars": "DAL", "don't": "DONT"})
 WORDS = st.from_regex(r"[a-zA-Z]{1,3}('[a-z])?", fullmatch=True)
@@ -54,11 +54,15 @@ def test_a_line_that_is_none_is_named(line: str) -> None:
 
 
 def builder(folder: Path, lexicon: str | None) -> PromptBuilder:
-    """Of a model whose ids are the characters', from 7 on; 40 of them."""
-    tasks = (TaskPrompt("speak", (1, "text", 5)), TaskPrompt("voice", (8, "reference_text", 5)))
+    """Of a model whose tokens are words."""
+    tasks = (
+        TaskPrompt("speak", (1, "text", 5)),
+        TaskPrompt("voice", (8, "reference_text", "voice", "text", 5)),
+    )
     spec = SpeechSpec(
         StreamLayout.from_dict(example()),
         tasks=tasks,
+        codec=CodecSource("codec"),
         model_path=str(folder),
         text_frontend=TextFrontendSpec("en", lexicon),
     )
@@ -77,6 +81,18 @@ def test_a_text_is_tokenized_as_it_is_read(tmp_path: Path, lexicon: str | None) 
     built = builder(tmp_path, lexicon).build({"prompt": "$5", "prompt_token_ids": ids_of("$5")})
     assert built["prompt_token_ids"] == [1, *ids_of(read), 5]
     assert built["prompt"] == "$5"
+
+
+def test_the_text_of_a_recording_is_read_too(tmp_path: Path) -> None:
+    given = {
+        "prompt": "$5",
+        "prompt_token_ids": ids_of("$5"),
+        "multi_modal_data": {"voice": {"codes": [[0, 1, 2]]}},
+        "mm_processor_kwargs": {"reference_text": "Don't pay $5!"},
+    }
+    built = builder(tmp_path, None).build(given)
+    said = ids_of("Don't pay five dollars!")
+    assert built["prompt_token_ids"][: 1 + len(said)] == [8, *said]
 
 
 def test_ids_are_taken_as_they_are(tmp_path: Path) -> None:

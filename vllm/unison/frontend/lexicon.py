@@ -8,7 +8,10 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-_PARTS = re.compile(r"[A-Za-z]+(?:'[A-Za-z]+)*|[^A-Za-z]+")
+WORD = "[A-Za-z]+(?:'[A-Za-z]+)*"
+"""Pattern of what may have a spelling."""
+
+_PARTS = re.compile(f"{WORD}|[^A-Za-z]+")
 
 
 class Lexicon:

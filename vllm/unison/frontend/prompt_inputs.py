@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from vllm.unison.conditioning.mel_features import MelFeatures, num_states
 from vllm.unison.frontend.clip_encoder import AudioEncoder, ClipEncoder, is_given_as_codes
 from vllm.unison.frontend.prompt_ids import checked_codes, checked_tokens
 from vllm.unison.frontend.prompt_layout import Piece, frames_of_codes, frames_of_tokens
+from vllm.unison.frontend.text_frontend import TextFrontend
 from vllm.unison.model.spec import SpeechSpec
 
 Heard = tuple[NDArray[Any], int, int]
@@ -38,13 +39,19 @@ class PromptInputs:
         tokenize: ids of a text, without special tokens around it; None: there is no tokenizer.
 
     Attributes:
-        tokenize: the same.
+        tokenize: the same, of a text as the model's front end reads it.
         encoder: of clips.
+
+    Raises:
+        ValueError: naming what the model's text front end lacks.
     """
 
     def __init__(self, spec: SpeechSpec, tokenize: Callable[[str], list[int]] | None) -> None:
         self._spec = spec
         self.tokenize = tokenize
+        if spec.text_frontend is not None and tokenize is not None:
+            read = TextFrontend(spec.text_frontend, spec.model_path).read
+            self.tokenize = lambda text: tokenize(read(text))
         self.encoder = ClipEncoder(self._load_encoder)
 
     def _load_encoder(self) -> AudioEncoder:
@@ -54,6 +61,12 @@ class PromptInputs:
         if spec.melody is not None:
             return ChromaExtractor(spec.melody)
         return frame_encoder_of(spec, codec_of)
+
+    def as_read(self, prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The prompt, with the ids of its text as the model's front end reads it, if it has one."""
+        if self._spec.text_frontend is None or self.tokenize is None or not prompt.get("prompt"):
+            return prompt
+        return {**prompt, "prompt_token_ids": self.tokenize(prompt["prompt"])}
 
     def ids_of_text(self, text: str, what: str, otherwise: str = "prompt_token_ids") -> list[int]:
         """The tokenizer's ids of a text.

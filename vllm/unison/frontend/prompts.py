@@ -36,7 +36,6 @@ from vllm.unison.frontend.prompt_ids import (
 from vllm.unison.frontend.prompt_inputs import GivenCodes, Heard, PromptInputs
 from vllm.unison.frontend.prompt_layout import Piece, lay_out
 from vllm.unison.frontend.task_prompts import TaskPrompts
-from vllm.unison.frontend.text_frontend import TextFrontend
 from vllm.unison.model.spec import REFERENCE_TEXT, SpeechSpec, multistream_spec
 
 _OPTIONS = ("task", "voice", REFERENCE_TEXT, "auxiliary_token_ids")
@@ -74,10 +73,6 @@ class PromptBuilder:
     ) -> None:
         self._spec = spec
         self._max_model_len = max_model_len
-        self._read_ids: Callable[[str], list[int]] | None = None
-        if spec.text_frontend is not None and tokenize is not None:
-            frontend = TextFrontend(spec.text_frontend, spec.model_path)
-            tokenize = self._read_ids = _reading(frontend, tokenize)
         self.inputs = PromptInputs(spec, tokenize)
         self._tasks = TaskPrompts(spec, self.inputs, max_model_len)
         self._conversations = ConversationPrompts(spec, self.inputs)
@@ -124,8 +119,7 @@ class PromptBuilder:
     @reports_invalid_request
     def _build(self, prompt: Mapping[str, Any]) -> TokensInput:
         encoder = self._spec.text_encoder
-        if self._read_ids is not None and prompt.get("prompt"):
-            prompt = {**prompt, "prompt_token_ids": self._read_ids(prompt["prompt"])}
+        prompt = self.inputs.as_read(prompt)
         options = prompt.get("mm_processor_kwargs") or {}
         known = _OPTIONS if encoder is None else _ENCODER_OPTIONS
         if self._spec.grammar is not None:
@@ -263,13 +257,6 @@ def stream_prompt_builder(renderer: Any) -> PromptBuilder | None:
             renderer._stream_prompt_builder = PromptBuilder(spec, max_model_len, tokenize)
     builder: PromptBuilder | None = renderer._stream_prompt_builder
     return builder
-
-
-def _reading(
-    frontend: TextFrontend, tokenize: Callable[[str], list[int]]
-) -> Callable[[str], list[int]]:
-    """`tokenize` of what the front end reads."""
-    return lambda text: tokenize(frontend.read(text))
 
 
 def _ids_of(tokenizer: Any, text: str) -> list[int]:
