@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from websockets.sync.client import ClientConnection
 from websockets.sync.server import Server, ServerConnection, serve
 
 from vllm.entrypoints.speech.cli import remote_session as module
@@ -100,8 +101,18 @@ def test_failures_are_told_in_a_line() -> None:
         start(connection)
         connection.close(1012)
 
+    def leaves(connection: ServerConnection) -> None:
+        connection.recv()  # and closes with 1000, as after all is spoken
+
     def is_another(connection: ServerConnection) -> None:
         connection.send("hello")
+
+    def sends_sound_first(connection: ServerConnection) -> None:
+        connection.send(b"ab")
+
+    def ends_what_nobody_began(connection: ServerConnection) -> None:
+        connection.send('{"type": "session.done"}')
+        connection.send('{"type": "session.done"}')
 
     def turns_away(connection: ServerConnection, request: Any) -> Any:
         return connection.respond(401, "no")
@@ -109,7 +120,10 @@ def test_failures_are_told_in_a_line() -> None:
     for answer, words in (
         (refuses, r"^voice must be one of \['slt'\]$"),
         (breaks_off, "broke off.*1012"),
+        (leaves, "broke off.*1000"),
         (is_another, "did not answer as a server of speech"),
+        (sends_sound_first, "did not answer as a server of speech"),
+        (ends_what_nobody_began, "did not answer as a server of speech"),
     ):
         with serving(answer) as url, pytest.raises(RemoteError, match=words):
             speak(url, ["hi"])
@@ -121,6 +135,21 @@ def test_failures_are_told_in_a_line() -> None:
     for url in ("ws://127.0.0.1:1", "nowhere"):
         with pytest.raises(RemoteError, match=url):
             speak(url, ["hi"])
+
+
+def test_what_a_server_says_before_it_closes_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    send = module._send
+
+    def send_too_late(connection: ClientConnection, kind: str, **fields: Any) -> None:
+        connection.recv_events_thread.join()  # ends when the connection is closed
+        send(connection, kind, **fields)
+
+    def refuses(connection: ServerConnection) -> None:
+        connection.send(json.dumps({"type": "error", "message": "the server is full"}))
+
+    monkeypatch.setattr(module, "_send", send_too_late)
+    with serving(refuses) as url, pytest.raises(RemoteError, match=r"^the server is full$"):
+        speak(url, ["hi"])
 
 
 def test_no_more_text_is_sent_than_the_server_takes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,7 @@ class RemoteSession:
         self._headers = authorization(api_key)
         self._unspoken: deque[int] = deque([0])
         self._changed = threading.Condition()
+        self._has_sent_all = False
         self._failure: Exception | None = None
         self._num_channels = 1
 
@@ -91,16 +92,17 @@ class RemoteSession:
         pieces: Iterable[str],
         make_encoder: MakeEncoder,
     ) -> Iterator[bytes]:
-        _send(connection, "session.config", **config, response_format="pcm", stream_audio=True)
         # It may wait for text when all is over: the process does not wait for it.
-        threading.Thread(target=self._send_text, args=(connection, pieces), daemon=True).start()
+        threading.Thread(
+            target=self._send_all, args=(connection, config, pieces), daemon=True
+        ).start()
         encoder: Encoder | None = None
-        is_complete = False
         try:
             while True:
                 message = connection.recv()
                 if isinstance(message, bytes):
-                    assert encoder is not None
+                    if encoder is None:
+                        raise ValueError("sound came before audio.start")
                     yield encoder.encode(_samples(message, self._num_channels))
                     continue
                 event = json.loads(message)
@@ -112,19 +114,26 @@ class RemoteSession:
                 if event["type"] == "session.done":
                     self._note_spoken()
         except ConnectionClosed as error:
-            is_complete = error.rcvd is not None and error.rcvd.code == 1000
-            if self._failure is None and not is_complete:
+            ends_well = error.rcvd is not None and error.rcvd.code == 1000
+            if self._failure is None and not (ends_well and self._is_all_spoken()):
                 raise RemoteError(f"{self._url}: the session broke off ({error})") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, LookupError, TypeError) as error:
             raise RemoteError(f"{self._url} did not answer as a server of speech") from error
         if self._failure is not None:
             raise self._failure
         if encoder is not None:
             yield encoder.finish()
 
-    def _send_text(self, connection: ClientConnection, pieces: Iterable[str]) -> None:
-        """Send the text, never more than the server takes. Runs beside `speak`."""
+    def _send_all(
+        self, connection: ClientConnection, config: Mapping[str, Any], pieces: Iterable[str]
+    ) -> None:
+        """Send the text, never more than the server takes. Runs beside `speak`.
+
+        A server may close the connection before anything is sent; `speak` reads what it said
+        until then.
+        """
         try:
+            _send(connection, "session.config", **config, response_format="pcm", stream_audio=True)
             for line, ends_line in lines(pieces):
                 for begin in range(0, len(line), _TEXT_CHARACTERS):
                     text = line[begin : begin + _TEXT_CHARACTERS]
@@ -132,6 +141,7 @@ class RemoteSession:
                     _send(connection, "input.text", text=text)
                 if ends_line and self._end_utterance():
                     _send(connection, "input.done")
+            self._has_sent_all = True
             _send(connection, "session.close")
         except ConnectionClosed:
             pass  # `speak` sees it as well
@@ -157,8 +167,14 @@ class RemoteSession:
             self._unspoken.append(0)
             return True
 
+    def _is_all_spoken(self) -> bool:
+        with self._changed:
+            return self._has_sent_all and not any(self._unspoken)
+
     def _note_spoken(self) -> None:
         with self._changed:
+            if len(self._unspoken) == 1 and not self._has_sent_all:
+                raise ValueError("session.done came before input.done")
             self._unspoken.popleft()
             self._changed.notify()
 
