@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from corpus import SAMPLE_RATE, Utterance, read_texts
+from texts import write_texts
 from tqdm import tqdm
 
 SHARD = 250
@@ -132,12 +133,13 @@ def synthesize(folder: Path, hours: float, processes: int = 2) -> None:
 
 
 def main() -> None:
-    """Synthesize what is missing."""
+    """Write the texts and synthesize what is missing of them."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
     parser.add_argument("--hours", type=float, default=40.0)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
+    write_texts(options.folder / "texts")
     synthesize(options.folder, options.hours, options.processes)
 
 

@@ -27,6 +27,9 @@ MIN_WORDS, MAX_WORDS, MAX_LETTERS = 3, 15, 90
 CASUAL = 0.12
 """Part of the sentences that are written without capitals and without a full stop."""
 
+EVALUATION = Path(__file__).with_name("evaluation.txt")
+"""What every model is measured on, whatever else its texts are: a source and a sentence a line."""
+
 _PARTS = ("noun", "verb", "adj", "adv")
 _AUSTEN = """
 for (book in c("emma", "mansfieldpark", "northangerabbey", "persuasion", "prideprejudice",
@@ -170,6 +173,11 @@ class NearbySentences:
         )
 
 
+def _pair(line: str) -> tuple[str, str]:
+    source, sentence = line.split("\t")
+    return source, sentence
+
+
 COUNTS = {"example": 45000, "definition": 12000, "austen": 8000, "everyday": 12000, "words": 4000}
 """At most so many sentences of each source."""
 
@@ -188,7 +196,7 @@ def _sources(seed: int) -> dict[str, Iterable[str]]:
     }
 
 
-def write_texts(folder: Path, seed: int = 1, evaluation: int = 300, validation: int = 300) -> None:
+def write_texts(folder: Path, seed: int = 1, validation: int = 300) -> None:
     """Write train.txt, validation.txt and evaluation.txt; does nothing if they exist.
 
     A line is a source and a sentence, separated by a tabulator. No sentence of training is within
@@ -197,7 +205,7 @@ def write_texts(folder: Path, seed: int = 1, evaluation: int = 300, validation: 
     Args:
         folder: made if missing.
         seed: same seed, same texts.
-        evaluation, validation: how many sentences of each.
+        validation: how many sentences of it.
     """
     if (folder / "train.txt").exists():
         return
@@ -215,11 +223,10 @@ def write_texts(folder: Path, seed: int = 1, evaluation: int = 300, validation: 
     rng.shuffle(kept)
     rng.shuffle(held_out)
     ordinary = [pair for pair in held_out if pair[0] in ("example", "everyday", "austen")]
-    parts = {
-        "evaluation": [pair for pair in ordinary if pair[1][0].isupper()][:evaluation],
-    }
-    used = set(parts["evaluation"])
-    parts["validation"] = [pair for pair in ordinary if pair not in used][:validation]
+    evaluation = [_pair(line) for line in EVALUATION.read_text().splitlines()]
+    used = {words_of(sentence) for _, sentence in evaluation}
+    parts = {"evaluation": evaluation}
+    parts["validation"] = [pair for pair in ordinary if words_of(pair[1]) not in used][:validation]
     index = NearbySentences(sentence for part in parts.values() for _, sentence in part)
     parts["train"] = [
         pair for pair in tqdm(kept, desc="comparing with held-out") if not index.near(pair[1])

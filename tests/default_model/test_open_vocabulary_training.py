@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ from vllm.unison.frontend.prompts import PromptBuilder
 from vllm.unison.model.spec import SpeechSpec
 from vllm.unison.packaged_model import packaged_model
 
-encode, layout, letters, model, phones, templates, texts, training = training_modules(
+corpus, encode, layout, letters, model, phones, templates, texts, training = training_modules(
+    "corpus",
     "encode",
     "layout",
     "letters",
@@ -29,6 +31,8 @@ encode, layout, letters, model, phones, templates, texts, training = training_mo
     "texts",
     "train_language_model",
 )
+
+NOUNS = [f"{a}{b}" for a in ("foot", "basket", "snow", "hand") for b in ("ball", "balls", "man")]
 
 
 def test_words_are_compared_without_case_and_punctuation():
@@ -73,6 +77,33 @@ def test_held_out_sentences_do_not_depend_on_how_they_are_written():
     kept = [s for s in sentences if texts.is_held_out(s)]
     assert 2 <= len(kept) <= 25
     assert all(texts.is_held_out(s.lower().replace(",", "") + ".") for s in kept)
+
+
+def test_the_evaluation_is_kept_from_training():
+    evaluation = corpus.read_texts(texts.EVALUATION)
+    assert len({texts.words_of(sentence) for sentence in evaluation}) == 300
+    assert all(texts.is_held_out(sentence) for sentence in evaluation)
+
+
+def test_nothing_near_the_evaluation_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    lines = texts.EVALUATION.read_text().splitlines(keepends=True)[:30]
+    (tmp_path / "fixed.txt").write_text("".join(lines))
+    evaluation = corpus.read_texts(tmp_path / "fixed.txt")
+    near = [f"Well, {sentence.removesuffix('.')} then." for sentence in evaluation]
+    rng = random.Random(3)
+    learned = [" ".join(["All", *rng.choices(NOUNS, k=6)]) + "." for _ in range(200)]
+    everyday = [*near, *evaluation, *learned]
+    monkeypatch.setattr(texts, "EVALUATION", tmp_path / "fixed.txt")
+    monkeypatch.setattr(texts, "_sources", lambda seed: {"everyday": everyday})
+    texts.write_texts(tmp_path, validation=4)
+    assert (tmp_path / "evaluation.txt").read_text() == "".join(lines)
+    train, validation = (
+        corpus.read_texts(tmp_path / f"{name}.txt") for name in ("train", "validation")
+    )
+    assert len(validation) == 4
+    assert len(train) > 100
+    index = texts.NearbySentences([*evaluation, *validation])
+    assert not any(map(index.near, train))
 
 
 def test_everyday_sentences_are_repeatable_and_read():
