@@ -88,10 +88,12 @@ def new_session(model: onnx.ModelProto | Path | bytes) -> onnxruntime.InferenceS
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    source = model
+    source: str | bytes
     if isinstance(model, Path):
         source = str(model)
-    elif not isinstance(model, bytes):
+    elif isinstance(model, bytes):
+        source = model
+    else:
         source = model.SerializeToString()
     return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
 
