@@ -28,13 +28,12 @@ from progress import last_step
 from pronunciation import write_lexicon
 from synthesize import HELD_OUT_SETS, VOICES, seconds_of
 from texts import write_texts
+from train_decoder import ADAPTING_STEPS
+from train_decoder import LOSS as DECODER_LOSS
 
 SCRIPTS = Path(__file__).parent
 ENOUGH_SHARDS = 8
 """Shards of speech with which the language model begins."""
-
-ADAPTING_STEPS = 2500
-"""Further steps of the decoder, on codes that the language model predicts too."""
 
 PITCH_SHARDS = 16
 """Shards of each voice whose pitch is found, and that the decoder learns from."""
@@ -190,6 +189,9 @@ def jobs_of(
     def has_learned() -> bool:
         return last_step(folder / "language_model_loss.jsonl") >= steps
 
+    def has_filtered() -> bool:
+        return last_step(folder / f"{DECODER_LOSS}.jsonl") >= decoder_steps
+
     def spoken_with() -> list[str]:
         return [name for name in with_pitch() if name.split("/")[0] in SPEAKERS]
 
@@ -242,7 +244,8 @@ def jobs_of(
         Job(
             "adapted_decoder",
             python("train_decoder.py", "--steps", decoder_steps + ADAPTING_STEPS),
-            lambda: has_learned() and have("predicted", spoken_with(), ".npz"),
+            # Both write the same files: not beside the decoder's first training.
+            lambda: has_filtered() and has_learned() and have("predicted", spoken_with(), ".npz"),
         ),
     ]
 

@@ -32,6 +32,7 @@ from progress import last_step  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from synthesize import VOICES  # noqa: E402
 from texts import NearbySentences  # noqa: E402
+from train_decoder import LOSS as DECODER_LOSS  # noqa: E402
 
 from benchmarks.default_model_report import missed, plot_learning  # noqa: E402
 from benchmarks.run_all import render  # noqa: E402
@@ -141,7 +142,7 @@ def training_of(folder: Path, checkpoint: Path, took: str) -> Training:
         hours=hours,
         sentences=dict(Counter(line.split("\t", 1)[0] for line in lines).most_common()),
         codec_steps=last_step(folder / "codec_loss.jsonl"),
-        decoder_steps=last_step(folder / "voiced_decoder_loss.jsonl"),
+        decoder_steps=last_step(folder / f"{DECODER_LOSS}.jsonl"),
         steps=step_of(checkpoint),
         parameters=_parameters(checkpoint / "model.safetensors"),
         layers=config["backbone_config"]["num_hidden_layers"],

@@ -29,7 +29,7 @@ from refine_decoder import refine_decoder
 from synthesize import synthesize
 from texts import write_texts
 from train_codec import train_codec
-from train_decoder import train_decoder
+from train_decoder import ADAPTING_STEPS, train_decoder
 from train_language_model import train_language_model
 
 
@@ -67,7 +67,10 @@ def main() -> None:
     parser.add_argument("--pitch-shards", type=int, default=16, help="of each voice, at most")
     parser.add_argument("--decoder-steps", type=int, default=4000)
     parser.add_argument(
-        "--adapting-steps", type=int, default=2500, help="of the decoder, on predicted codes too"
+        "--adapting-steps",
+        type=int,
+        default=ADAPTING_STEPS,
+        help="of the decoder, on predicted codes too",
     )
     parser.add_argument("--refining-steps", type=int, default=0, help="against a discriminator")
     parser.add_argument("--language-model-steps", type=int, default=60000)

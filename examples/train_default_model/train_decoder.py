@@ -43,6 +43,12 @@ LOOKAHEAD = (3, 1, 0, 0, 0, 0)
 BATCH, FRAMES = 10, 40
 RATE = 1e-3
 WARM_STEPS = 100
+ADAPTING_STEPS = 2500
+"""Further steps, on codes that the language model predicts too."""
+
+LOSS = "voiced_decoder_loss"
+"""The curve's files, in the folder of the training, without suffix."""
+
 PITCH_STEPS, PITCH_BATCH = 6000, 64
 DETAIL_WEIGHT = 0.5
 MEAN_DECAY = 0.995
@@ -217,7 +223,7 @@ def train_decoder(
     )
     learned = {n: weight for n, weight in decoder.named_parameters() if weight.requires_grad}
     mean = {name: weight.detach().clone() for name, weight in learned.items()}
-    log, first = LossLog(folder / "voiced_decoder_loss"), 0
+    log, first = LossLog(folder / LOSS), 0
     checkpoint = folder / "voiced_decoder_checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device)

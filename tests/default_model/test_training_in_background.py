@@ -142,4 +142,7 @@ def test_stages_follow_from_the_files_that_there_are(tmp_path: Path):
     (tmp_path / "language_model_loss.jsonl").write_text('{"step": 8}\n{"step": 9}\n')
     assert "predictions" in ready() and "adapted_decoder" not in ready()
     make("predicted/joe/00000.npz", *(f"predicted/heart/{i:05d}.npz" for i in range(6)))
+    (tmp_path / "voiced_decoder_loss.jsonl").write_text('{"step": 8}\n')
+    assert "adapted_decoder" not in ready()
+    (tmp_path / "voiced_decoder_loss.jsonl").write_text('{"step": 9}\n')
     assert "adapted_decoder" in ready()
