@@ -5,7 +5,8 @@
 
 exports the language model, evaluates it unless these very weights were evaluated, and writes what
 belongs into the repository, ready to be committed. With `--evaluate-only` nothing but the folder of
-the training is written: a milestone, which the curve of word errors over the steps shows.
+the training is written: a milestone, which the curve of word errors over the steps shows. With
+`--packaged` the package's own weights are measured again, and their numbers replaced.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ sys.path.append(str(ROOT))
 
 from corpus import SAMPLE_RATE, read_texts  # noqa: E402
 from export import export  # noqa: E402
-from model_card import Training, card, page_part  # noqa: E402
+from model_card import Training, card, measured, page_part  # noqa: E402
 from progress import last_step  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 from synthesize import VOICES  # noqa: E402
@@ -180,6 +181,19 @@ def replace_part(page: str, part: str) -> str:
     return marked.sub(lambda _: f"{PAGE_BEGIN}\n\n{part}\n\n{PAGE_END}", page)
 
 
+def replace_quality(card: str, report: dict[str, Any]) -> str:
+    """A model card with the measurements of another evaluation.
+
+    Raises:
+        ValueError: the card has no such part.
+    """
+    begin, heading, rest = card.partition("## Quality\n\n")
+    _, limits, end = rest.partition("\n\n## Limits\n")
+    if not limits:
+        raise ValueError("the model card must have the headings Quality and Limits")
+    return begin + heading + measured(report) + limits + end
+
+
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     # Contents only: files of weights are written readable by their owner alone.
@@ -199,26 +213,63 @@ def ship(folder: Path, checkpoint: Path, report: dict[str, Any], root: Path, too
     Raises:
         ValueError: the model or the clips are too large, or a sentence of the clips was learned.
     """
-    page = root / "docs" / "default_model.md"
-    changed = replace_part(page.read_text(), page_part(report))
     files = [file for file in sorted(checkpoint.rglob("*")) if file.is_file()]
     check_size(files, MAX_BYTES, "the model's files")
-    clips = [folder / "clips" / "samples" / f"{one['name']}.wav" for one in report["samples"]]
-    check_size(clips, MAX_CLIP_BYTES, "the clips")
     learned = read_texts(folder / "texts" / "train.txt")
     check_sentences((one["text"] for one in report["samples"]), learned)
-    packaged, audio = root / "vllm" / "unison" / "default_model", root / "docs" / "audio"
-    for old in (packaged, audio):
-        shutil.rmtree(old, ignore_errors=True)
+    write_measured(folder, report, root)
+    packaged = packaged_in(root)
+    shutil.rmtree(packaged, ignore_errors=True)
     for file in files:
         _copy(file, packaged / file.relative_to(checkpoint))
     (packaged / "README.md").write_text(card(report, training_of(folder, checkpoint, took)))
+    _copy(folder / "language_model_loss.png", root / "docs" / "images" / "default_model_loss.png")
+
+
+def ship_measured(folder: Path, report: dict[str, Any], root: Path) -> None:
+    """Write another evaluation of the weights that a repository has.
+
+    Args:
+        folder: with the evaluation's clips and images.
+        report: the evaluation.
+        root: of the repository.
+
+    Raises:
+        ValueError: other weights were evaluated, or the clips are too large.
+    """
+    readme = packaged_in(root) / "README.md"
+    if report["model"]["sha256"] != digest(packaged_in(root) / "model.safetensors"):
+        raise ValueError("the evaluation is of other weights than the package's")
+    changed = replace_quality(readme.read_text(), report)
+    write_measured(folder, report, root)
+    readme.write_text(changed)
+
+
+def packaged_in(root: Path) -> Path:
+    """The default model's folder in a repository."""
+    return root / "vllm" / "unison" / "default_model"
+
+
+def write_measured(folder: Path, report: dict[str, Any], root: Path) -> None:
+    """Write an evaluation's numbers, images and clips, but for the model card.
+
+    Args:
+        folder: with the evaluation's clips and images.
+        report: the evaluation.
+        root: of the repository.
+
+    Raises:
+        ValueError: the clips are too large, or the page lacks its marks; nothing is written.
+    """
+    page, audio = root / "docs" / "default_model.md", root / "docs" / "audio"
+    changed = replace_part(page.read_text(), page_part(report))
+    clips = [folder / "clips" / "samples" / f"{one['name']}.wav" for one in report["samples"]]
+    check_size(clips, MAX_CLIP_BYTES, "the clips")
+    shutil.rmtree(audio, ignore_errors=True)
     for clip in clips:
         _copy(clip, audio / clip.name)
-    images = root / "docs" / "images"
     for image in pictures(folder).glob("*.png"):
-        _copy(image, images / image.name)
-    _copy(folder / "language_model_loss.png", images / "default_model_loss.png")
+        _copy(image, root / "docs" / "images" / image.name)
     results = root / "benchmarks" / "results"
     results.mkdir(parents=True, exist_ok=True)
     (results / "default_model.json").write_text(json.dumps(report, indent=2) + "\n")
@@ -232,19 +283,26 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/default_model"))
     parser.add_argument("--root", type=Path, default=ROOT, help="of the repository")
     parser.add_argument("--as-exported", action="store_true", help="not what was trained since")
+    parser.add_argument("--packaged", action="store_true", help="only measure it, again")
     parser.add_argument("--evaluate-only", action="store_true", help="leave the repository alone")
     parser.add_argument("--took", default="", help="time and machine of the training, a sentence")
     parser.add_argument("evaluation", nargs="*", help="after --: arguments of the evaluation")
     options = parser.parse_args()
     folder: Path = options.folder
-    checkpoint = folder / "unison-default" if options.as_exported else export(folder)
+    if options.packaged:
+        checkpoint = packaged_in(options.root)
+    else:
+        checkpoint = folder / "unison-default" if options.as_exported else export(folder)
     report = evaluated(folder, checkpoint)
     if report is None:
         evaluate(folder, checkpoint, options.evaluation)
         report = evaluated(folder, checkpoint)
     assert report is not None
-    plot_learning(evaluations(folder), pictures(folder) / "default_model_learning.png")
-    if not options.evaluate_only:
+    if options.packaged:
+        ship_measured(folder, report, options.root)
+    else:
+        plot_learning(evaluations(folder), pictures(folder) / "default_model_learning.png")
+    if not (options.packaged or options.evaluate_only):
         ship(folder, checkpoint, report, options.root, options.took)
     for text in missed(report):
         print(f"missed or not measured: {text}")

@@ -126,6 +126,32 @@ def test_only_weights_that_were_evaluated_are_known(trained):
     assert ship.evaluated(trained, checkpoint) == report
 
 
+def test_the_packaged_model_is_measured_again(trained, root):
+    report = samples.report()
+    ship.ship(trained, trained / "unison-default", report, root, "It took a day.")
+    before = files_of(root)
+    again = samples.report()
+    again["utterances"] = 12345
+    again["recognition"]["known_voices"] = 0.321
+    with pytest.raises(ValueError, match="of other weights"):
+        ship.ship_measured(trained, again, root)
+    assert files_of(root) == before
+    packaged = ship.packaged_in(root)
+    again["model"]["sha256"] = ship.digest(packaged / "model.safetensors")
+    ship.ship_measured(trained, again, root)
+    after = files_of(root)
+    changed = {name for name in before | after if before.get(name) != after.get(name)}
+    assert changed == {
+        "benchmarks/results/default_model.json",
+        "docs/benchmarks.md",
+        "docs/default_model.md",
+        "vllm/unison/default_model/README.md",
+    }
+    training = ship.training_of(trained, trained / "unison-default", "It took a day.")
+    assert (packaged / "README.md").read_text() == model_card.card(again, training)
+    assert "12345 sentences" in (packaged / "README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("limit", "value", "said"),
     [
