@@ -23,6 +23,7 @@ NOT_RUN = {
     ("docs/acoustic_decoding.md", "vllm serve MODEL"): "tests/engine/audio has such engines",
     ("docs/default_model.md", "python examples/train_default_model/background"): "takes hours",
     ("docs/default_model.md", "python examples/train_default_model/ship"): "takes hours",
+    ("docs/default_model.md", "python examples/train_default_model/synthesize"): "takes hours",
     ("docs/default_model.md", "python benchmarks/benchmark_numerics.py"): "takes half an hour",
 }
 """How snippets begin that no test runs, and why; keep it short."""
