@@ -169,29 +169,22 @@ def _product(shape: Sequence[int]) -> int:
     return total
 
 
-def replace_part(page: str, part: str) -> str:
-    """A page with another text between its marks.
+def replace_part(text: str, begin: str, end: str, part: str, what: str) -> str:
+    """A text with another part between two marks.
+
+    Args:
+        text: has each mark once, in this order.
+        begin, end: the marks; they stay.
+        part: what stands between them then.
+        what: the text's name, for the error.
 
     Raises:
         ValueError: the marks are not there once each.
     """
-    marked = re.compile(f"{re.escape(PAGE_BEGIN)}.*?{re.escape(PAGE_END)}", re.DOTALL)
-    if len(marked.findall(page)) != 1:
-        raise ValueError(f"docs/default_model.md must have {PAGE_BEGIN} and {PAGE_END} once")
-    return marked.sub(lambda _: f"{PAGE_BEGIN}\n\n{part}\n\n{PAGE_END}", page)
-
-
-def replace_quality(card: str, report: dict[str, Any]) -> str:
-    """A model card with the measurements of another evaluation.
-
-    Raises:
-        ValueError: the card has no such part.
-    """
-    begin, heading, rest = card.partition("## Quality\n\n")
-    _, limits, end = rest.partition("\n\n## Limits\n")
-    if not limits:
-        raise ValueError("the model card must have the headings Quality and Limits")
-    return begin + heading + measured(report) + limits + end
+    marked = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    if len(marked.findall(text)) != 1:
+        raise ValueError(f"{what} must have {begin} and {end} once")
+    return marked.sub(lambda _: f"{begin}\n\n{part}\n\n{end}", text)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -240,7 +233,9 @@ def ship_measured(folder: Path, report: dict[str, Any], root: Path) -> None:
     readme = packaged_in(root) / "README.md"
     if report["model"]["sha256"] != digest(packaged_in(root) / "model.safetensors"):
         raise ValueError("the evaluation is of other weights than the package's")
-    changed = replace_quality(readme.read_text(), report)
+    changed = replace_part(
+        readme.read_text(), "## Quality", "## Limits", measured(report), "the model card"
+    )
     write_measured(folder, report, root)
     readme.write_text(changed)
 
@@ -262,7 +257,9 @@ def write_measured(folder: Path, report: dict[str, Any], root: Path) -> None:
         ValueError: the clips are too large, or the page lacks its marks; nothing is written.
     """
     page, audio = root / "docs" / "default_model.md", root / "docs" / "audio"
-    changed = replace_part(page.read_text(), page_part(report))
+    changed = replace_part(
+        page.read_text(), PAGE_BEGIN, PAGE_END, page_part(report), "docs/default_model.md"
+    )
     clips = [folder / "clips" / "samples" / f"{one['name']}.wav" for one in report["samples"]]
     check_size(clips, MAX_CLIP_BYTES, "the clips")
     shutil.rmtree(audio, ignore_errors=True)
@@ -302,8 +299,8 @@ def main() -> None:
         ship_measured(folder, report, options.root)
     else:
         plot_learning(evaluations(folder), pictures(folder) / "default_model_learning.png")
-    if not (options.packaged or options.evaluate_only):
-        ship(folder, checkpoint, report, options.root, options.took)
+        if not options.evaluate_only:
+            ship(folder, checkpoint, report, options.root, options.took)
     for text in missed(report):
         print(f"missed or not measured: {text}")
 

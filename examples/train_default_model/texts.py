@@ -173,11 +173,6 @@ class NearbySentences:
         )
 
 
-def _pair(line: str) -> tuple[str, str]:
-    source, sentence = line.split("\t")
-    return source, sentence
-
-
 COUNTS = {"example": 45000, "definition": 12000, "austen": 8000, "everyday": 12000, "words": 4000}
 """At most so many sentences of each source."""
 
@@ -223,7 +218,8 @@ def write_texts(folder: Path, seed: int = 1, validation: int = 300) -> None:
     rng.shuffle(kept)
     rng.shuffle(held_out)
     ordinary = [pair for pair in held_out if pair[0] in ("example", "everyday", "austen")]
-    evaluation = [_pair(line) for line in EVALUATION.read_text().splitlines()]
+    rows = (line.split("\t") for line in EVALUATION.read_text().splitlines())
+    evaluation = [(source, sentence) for source, sentence in rows]
     used = {words_of(sentence) for _, sentence in evaluation}
     parts = {"evaluation": evaluation}
     parts["validation"] = [pair for pair in ordinary if words_of(pair[1]) not in used][:validation]
